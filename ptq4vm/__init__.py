@@ -1,0 +1,3 @@
+"""Post-training quantization of video matting networks."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""The contract of a matting network: its blocks, its state, and the one time loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.types import MattingOutput, RecurrentState
+
+
+@dataclass(frozen=True)
+class Block:
+    """A functional closure: the smallest part of a network inside which a recurrent state is self-contained.
+
+    ``forward`` takes the values named in ``inputs`` (and, when ``state`` is set, that recurrent state as its last
+    argument) and returns one tensor for each name in ``outputs`` as a tuple (followed, when ``state`` is set, by the
+    new state). It must look its layers up on the network when called, so that replaced layers are used.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    forward: Callable[..., tuple[Tensor, ...]]
+    modules: tuple[str, ...] = ()
+    """Dotted names of the submodules whose layers belong to this block."""
+    state: int | None = None
+    """Index of the recurrent state that lives in this block."""
+
+
+class MattingModel(nn.Module, ABC):
+    """A matting network, written as blocks over named values.
+
+    The value ``src`` is given; the blocks must produce ``fgr`` and ``pha``, and may produce ``pha_unclamped``, alpha
+    before it is clamped to [0, 1], which lets calibration learn where the clamp would stop the gradient.
+    """
+
+    name: str
+    """The registry's name of the network, e.g. ``rvm_mobilenetv3``."""
+    downsample_ratio: float = 1.0
+    """The network's body works at this fraction of the frame's size."""
+
+    @abstractmethod
+    def blocks(self) -> tuple[Block, ...]:
+        """The network's blocks in topological order."""
+
+    @abstractmethod
+    def initial_state(self, src: Tensor) -> RecurrentState:
+        """Zeros, shaped for frames like ``src`` (B, 3, H, W); the empty tuple for a per-frame network."""
+
+    def forward_values(self, src: Tensor, state: RecurrentState) -> tuple[dict[str, Tensor], RecurrentState]:
+        """Run the blocks over one frame.
+
+        Args:
+            src: (B, 3, H, W), RGB in [0, 1].
+            state: what the last frame left behind, or :meth:`initial_state`.
+
+        Returns:
+            Every named value, and the new state.
+        """
+        values, new_state = {"src": src}, list(state)
+        for block in self.blocks():
+            arguments = [values[name] for name in block.inputs]
+            if block.state is not None:
+                *outputs, new_state[block.state] = block.forward(*arguments, state[block.state])
+            else:
+                outputs = list(block.forward(*arguments))
+            values.update(zip(block.outputs, outputs, strict=True))
+        return values, tuple(new_state)
+
+    def forward_frame(self, src: Tensor, state: RecurrentState) -> MattingOutput:
+        """One frame, (B, 3, H, W) RGB in [0, 1], and the state before it."""
+        values, state = self.forward_values(src, state)
+        return MattingOutput(values["fgr"], values["pha"], state)
+
+    def unroll(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
+        """A sequence, (B, T, 3, H, W); the state returned is the one after the last frame."""
+        state = self.initial_state(src[:, 0]) if state is None else state
+        fgr, pha = [], []
+        for frame in src.unbind(1):
+            output = self.forward_frame(frame, state)
+            state = output.state
+            fgr.append(output.fgr)
+            pha.append(output.pha)
+        return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), state)
+
+    forward = unroll
