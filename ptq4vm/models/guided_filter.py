@@ -1,0 +1,83 @@
+"""Guided filters that lift a small matte to the size of its frame (arXiv 2108.11515, section 3.3; arXiv 1803.05619)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _with_gray(src: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) and its mean over the channels: one guide for each channel of the matte, (B, 4, H, W)."""
+    return torch.cat([src, src.mean(1, keepdim=True)], 1)
+
+
+def _apply(slope: Tensor, offset: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+    """The small linear model, resized to the full guide (B, 4, H, W) and applied to it: residual and raw alpha."""
+    size = guide.shape[-2:]
+    slope = F.interpolate(slope, size, mode="bilinear", align_corners=False)
+    offset = F.interpolate(offset, size, mode="bilinear", align_corners=False)
+    matte = slope * guide + offset
+    return matte[:, :3], matte[:, 3:]
+
+
+class DeepGuidedFilter(nn.Module):
+    """The learned filter: its slope is predicted from local statistics and the decoder's features."""
+
+    def __init__(self, hidden_channels: int = 16) -> None:
+        super().__init__()
+        self.box_filter = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+        nn.init.constant_(self.box_filter.weight, 1 / 9)
+        self.conv = nn.Sequential(
+            nn.Conv2d(8 + hidden_channels, hidden_channels, 1, bias=False),
+            nn.BatchNorm2d(hidden_channels),
+            nn.ReLU(),
+            nn.Conv2d(hidden_channels, hidden_channels, 1, bias=False),
+            nn.BatchNorm2d(hidden_channels),
+            nn.ReLU(),
+            nn.Conv2d(hidden_channels, 4, 1),
+        )
+
+    def forward(
+        self, src: Tensor, src_small: Tensor, residual: Tensor, pha: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Refine.
+
+        Args:
+            src: (B, 3, H, W), RGB in [0, 1].
+            src_small: (B, 3, h, w).
+            residual: (B, 3, h, w), foreground minus src.
+            pha: (B, 1, h, w), alpha before the clamp.
+            hidden: (B, hidden_channels, h, w), the decoder's last features.
+
+        Returns:
+            residual (B, 3, H, W) and alpha before the clamp (B, 1, H, W).
+        """
+        x, y = _with_gray(src_small), torch.cat([residual, pha], 1)
+        mean_x, mean_y = self.box_filter(x), self.box_filter(y)
+        cov_xy = self.box_filter(x * y) - mean_x * mean_y
+        var_x = self.box_filter(x * x) - mean_x * mean_x
+        slope = self.conv(torch.cat([cov_xy, var_x, hidden], 1))
+        return _apply(slope, mean_y - slope * mean_x, _with_gray(src))
+
+
+class FastGuidedFilter(nn.Module):
+    """The classical filter, without parameters (arXiv 1505.00996), radius 1."""
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    @staticmethod
+    def _box(x: Tensor) -> Tensor:
+        # Zeros beyond the border count as pixels, as they do in the learned filter's convolution.
+        return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=True)
+
+    def forward(
+        self, src: Tensor, src_small: Tensor, residual: Tensor, pha: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Refine; arguments and results as in :meth:`DeepGuidedFilter.forward`, ``hidden`` is not used."""
+        x, y = _with_gray(src_small), torch.cat([residual, pha], 1)
+        mean_x, mean_y = self._box(x), self._box(y)
+        cov_xy = self._box(x * y) - mean_x * mean_y
+        var_x = self._box(x * x) - mean_x * mean_x
+        slope = cov_xy / (var_x + self.eps)
+        return _apply(slope, mean_y - slope * mean_x, _with_gray(src))

@@ -1,0 +1,220 @@
+"""Robust Video Matting (Lin et al., arXiv 2108.11515), written from the paper; loads the authors' checkpoints."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.models.guided_filter import DeepGuidedFilter, FastGuidedFilter
+from ptq4vm.models.rvm_modules import LRASPP, Decoder, MobileNetFeatures, Projection, resnet_features
+from ptq4vm.types import RecurrentState
+
+Variant = Literal["mobilenetv3", "resnet50"]
+RefinerName = Literal["deep_guided_filter", "fast_guided_filter"]
+
+
+class _Widths(NamedTuple):
+    """Channels of a variant."""
+
+    features: tuple[int, int, int, int]
+    """Encoder, at strides 2, 4, 8, 16."""
+    bottleneck: int
+    decoder: tuple[int, int, int, int]
+    """decode3 to decode0."""
+
+
+_WIDTHS = {
+    "mobilenetv3": _Widths((16, 24, 40, 960), 128, (80, 40, 32, 16)),
+    "resnet50": _Widths((64, 256, 512, 2048), 256, (128, 64, 32, 16)),
+}
+_MOBILENET_TAPS = {1: "f1", 3: "f2", 6: "f3", 16: "f4"}
+"""Which layers of MobileNetV3's features the decoder reads."""
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class RobustVideoMatting(MattingModel):
+    """The recurrent matting network.
+
+    Its state is four tensors (r1, r2, r3, r4), at 1/2, 1/4, 1/8 and 1/16 of the downsampled frame.
+
+    Args:
+        variant: the encoder, ``mobilenetv3`` (3.7 M parameters) or ``resnet50`` (26.9 M).
+        refiner: what lifts the matte to the frame's size; used only when ``downsample_ratio`` is below 1.
+        downsample_ratio: the network's body works at this fraction of the frame's size, in (0, 1].
+
+    Raises:
+        PTQ4VMError: an unknown variant or refiner, or a ratio outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        variant: Variant = "mobilenetv3",
+        refiner: RefinerName = "deep_guided_filter",
+        downsample_ratio: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _check_choice("variant", variant, get_args(Variant))
+        _check_choice("refiner", refiner, get_args(RefinerName))
+        self.name = f"rvm_{variant}"
+        self.variant = variant
+        self.downsample_ratio = downsample_ratio
+        self._widths = widths = _WIDTHS[variant]
+        self.backbone = MobileNetFeatures() if variant == "mobilenetv3" else resnet_features()
+        self.aspp = LRASPP(widths.features[3], widths.bottleneck)
+        self.decoder = Decoder(widths.features[:3], widths.bottleneck, widths.decoder)
+        self.project_mat = Projection(widths.decoder[3], 4)
+        # Served the authors' training on segmentation data; kept so that their checkpoints load strictly.
+        self.project_seg = Projection(widths.decoder[3], 1)
+        self.refiner = DeepGuidedFilter(widths.decoder[3]) if refiner == "deep_guided_filter" else FastGuidedFilter()
+        self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def downsample_ratio(self) -> float:  # type: ignore[override]
+        """The network's body works at this fraction of the frame's size."""
+        return self._downsample_ratio
+
+    @downsample_ratio.setter
+    def downsample_ratio(self, ratio: float) -> None:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise PTQ4VMError(
+                f"Expected downsample_ratio in (0, 1], got {ratio!r}. Use 1 to work at the frame's own size, "
+                "or e.g. 0.25 for HD frames."
+            )
+        self._downsample_ratio = float(ratio)
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Encoder layer by layer, ASPP, the decoder's steps with their states, the projection, the refiner."""
+        refines = self.downsample_ratio < 1
+        small = "src_small" if refines else "src"
+        residual, pha = ("residual_small", "pha_small") if refines else ("residual", "pha_unclamped")
+        encoder = self._mobilenet_blocks(small) if self.variant == "mobilenetv3" else self._resnet_blocks(small)
+        body = (
+            *encoder,
+            Block("aspp", ("f4",), ("pooled",), self._aspp, ("aspp",)),
+            Block("decode4", ("pooled",), ("hidden4",), partial(self._decode, 4), ("decoder.decode4",), 3),
+            self._decode_block(3, small),
+            self._decode_block(2, small),
+            self._decode_block(1, small),
+            Block("decode0", ("hidden1", small), ("hidden0",), self._decode0, ("decoder.decode0",)),
+            Block("project_mat", ("hidden0",), (residual, pha), self._project, ("project_mat",)),
+        )
+        compose = Block("compose", ("src", "residual", "pha_unclamped"), ("fgr", "pha"), _compose)
+        if not refines:
+            return (*body, compose)
+        refiner_inputs = ("src", "src_small", "residual_small", "pha_small", "hidden0")
+        return (
+            Block("downsample", ("src",), ("src_small",), self._downsample),
+            *body,
+            Block("refiner", refiner_inputs, ("residual", "pha_unclamped"), self._refine, ("refiner",)),
+            compose,
+        )
+
+    def initial_state(self, src: Tensor) -> RecurrentState:
+        """Zeros for frames like src (B, 3, H, W): r1, r2, r3, r4, each (B, c, h, w)."""
+        height, width = self._small_size(src)
+        channels = (*(c // 2 for c in self._widths.decoder[2::-1]), self._widths.bottleneck // 2)
+        state = []
+        for count in channels:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            state.append(src.new_zeros(src.shape[0], count, height, width))
+        return tuple(state)
+
+    def _small_size(self, src: Tensor) -> tuple[int, int]:
+        height, width = (int(side * self.downsample_ratio) for side in src.shape[-2:])
+        if height < 1 or width < 1:
+            raise PTQ4VMError(
+                f"Expected frames of at least one pixel after downsampling, got {tuple(src.shape)} at "
+                f"downsample_ratio {self.downsample_ratio}. Raise the ratio."
+            )
+        return height, width
+
+    def _mobilenet_blocks(self, image: str) -> list[Block]:
+        blocks, last = [], image
+        for index in range(17):
+            name, value = f"backbone.features.{index}", _MOBILENET_TAPS.get(index, f"features{index}")
+            forward: Callable[[Tensor], tuple[Tensor]] = partial(self._mobilenet_layer, index)
+            blocks.append(Block(name, (last,), (value,), forward, (name,)))
+            last = value
+        return blocks
+
+    def _mobilenet_layer(self, index: int, x: Tensor) -> tuple[Tensor]:
+        layer = self.backbone.get_submodule(f"features.{index}")
+        if index == 0:
+            return (layer(self._normalize(x)),)
+        # torchvision adds the shortcut in place, which would change a convolution's output once batch norm is folded.
+        if getattr(layer, "use_res_connect", False):
+            return (layer.get_submodule("block")(x) + x,)
+        return (layer(x),)
+
+    def _resnet_blocks(self, image: str) -> list[Block]:
+        stem = ("backbone.conv1", "backbone.bn1", "backbone.relu")
+        blocks, last = [Block("backbone.stem", (image,), ("f1",), self._resnet_stem, stem)], "f1"
+        for stage, (tap, count) in enumerate((("f2", 3), ("f3", 4), ("layer3", 6), ("f4", 3)), start=1):
+            for index in range(count):
+                name = f"backbone.layer{stage}.{index}"
+                value = tap if index == count - 1 else f"layer{stage}_{index}"
+                blocks.append(Block(name, (last,), (value,), partial(self._bottleneck, stage, index), (name,)))
+                last = value
+        return blocks
+
+    def _resnet_stem(self, x: Tensor) -> tuple[Tensor]:
+        net = self.backbone
+        return (net.relu(net.bn1(net.conv1(self._normalize(x)))),)  # type: ignore[operator]
+
+    def _bottleneck(self, stage: int, index: int, x: Tensor) -> tuple[Tensor]:
+        """Torchvision's bottleneck, with the shortcut added out of place as in :meth:`_mobilenet_layer`."""
+        if stage == 1 and index == 0:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        layer: nn.Module = self.backbone.get_submodule(f"layer{stage}.{index}")
+        y = layer.relu(layer.bn1(layer.conv1(x)))  # type: ignore[operator]
+        y = layer.relu(layer.bn2(layer.conv2(y)))  # type: ignore[operator]
+        y = layer.bn3(layer.conv3(y))  # type: ignore[operator]
+        shortcut = x if layer.downsample is None else layer.downsample(x)  # type: ignore[operator]
+        return (layer.relu(y + shortcut),)  # type: ignore[operator]
+
+    def _decode_block(self, level: int, image: str) -> Block:
+        inputs = (f"hidden{level + 1}", f"f{level}", image)
+        name = f"decode{level}"
+        return Block(name, inputs, (f"hidden{level}",), partial(self._decode, level), (f"decoder.{name}",), level - 1)
+
+    def _decode(self, level: int, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return self.decoder.get_submodule(f"decode{level}")(*arguments)
+
+    def _decode0(self, hidden: Tensor, image: Tensor) -> tuple[Tensor]:
+        return (self.decoder.decode0(hidden, image),)
+
+    def _aspp(self, x: Tensor) -> tuple[Tensor]:
+        return (self.aspp(x),)
+
+    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        matte = self.project_mat(hidden)
+        return matte[:, :3], matte[:, 3:]
+
+    def _refine(self, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        return self.refiner(*arguments)
+
+    def _normalize(self, src: Tensor) -> Tensor:
+        return (src - self.get_buffer("_mean")) / self.get_buffer("_std")
+
+    def _downsample(self, src: Tensor) -> tuple[Tensor]:
+        # The scale is not recomputed from the rounded size, as in the authors' ONNX export.
+        ratio = self.downsample_ratio
+        small = F.interpolate(
+            src, scale_factor=ratio, mode="bilinear", align_corners=False, recompute_scale_factor=False
+        )
+        return (small,)
+
+
+def _compose(src: Tensor, residual: Tensor, pha: Tensor) -> tuple[Tensor, Tensor]:
+    return (residual + src).clamp(0, 1), pha.clamp(0, 1)
+
+
+def _check_choice(what: str, got: str, choices: tuple[str, ...]) -> None:
+    if got not in choices:
+        raise PTQ4VMError(f"Expected {what} to be one of {', '.join(choices)}, got {got!r}. Choose one of those.")

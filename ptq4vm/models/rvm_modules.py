@@ -1,0 +1,149 @@
+"""The parts of Robust Video Matting (arXiv 2108.11515, section 3); parameter names are those of its checkpoints."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import mobilenet_v3_large, resnet50
+
+
+class MobileNetFeatures(nn.Module):
+    """MobileNetV3-Large without its classifier, last stage dilated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = mobilenet_v3_large(weights=None, dilated=True).features
+        never_in_place(self)
+
+
+def resnet_features() -> nn.Module:
+    """ResNet-50 without its classifier, last stage dilated."""
+    backbone = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
+    del backbone.fc, backbone.avgpool, backbone.maxpool
+    never_in_place(backbone)
+    return backbone
+
+
+def never_in_place(module: nn.Module) -> None:
+    """Let activations allocate: with batch norm folded away they would overwrite outputs that calibration has seen."""
+    for child in module.modules():
+        if getattr(child, "inplace", False):
+            child.inplace = False  # type: ignore[assignment]
+
+
+class LRASPP(nn.Module):
+    """Lite reduced atrous spatial pyramid pooling (arXiv 1905.02244): features gated by their global average."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.aspp1 = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
+        )
+        self.aspp2 = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
+        return self.aspp1(x) * self.aspp2(x)
+
+
+class ConvGRU(nn.Module):
+    """A gated recurrent unit whose gates are 3x3 convolutions (arXiv 1511.06432)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.ih = nn.Sequential(nn.Conv2d(2 * channels, 2 * channels, 3, padding=1), nn.Sigmoid())
+        self.hh = nn.Sequential(nn.Conv2d(2 * channels, channels, 3, padding=1), nn.Tanh())
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        """x and state (B, channels, h, w) -> the new state, which is the output too."""
+        reset, update = self.ih(torch.cat([x, state], 1)).chunk(2, 1)
+        candidate = self.hh(torch.cat([x, reset * state], 1))
+        return (1 - update) * state + update * candidate
+
+
+class BottleneckBlock(nn.Module):
+    """The deepest step of the decoder: half of the channels pass through a GRU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gru = ConvGRU(channels // 2)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, channels, h, w), state (B, channels / 2, h, w) -> features like x, and the new state."""
+        kept, recurrent = x.chunk(2, 1)
+        state = self.gru(recurrent, state)
+        return torch.cat([kept, state], 1), state
+
+
+def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
+    """Twice the size, cropped to the size of ``like``: odd sizes were rounded up on the way down."""
+    x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False)
+    return x[:, :, : like.shape[2], : like.shape[3]]
+
+
+class UpsamplingBlock(nn.Module):
+    """A recurrent step of the decoder, which doubles the resolution."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, halvings: int) -> None:
+        super().__init__()
+        self.halvings = halvings
+        """How often the image is halved to meet the features' size."""
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels + skip_channels + 3, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        )
+        self.gru = ConvGRU(out_channels // 2)
+
+    def forward(self, x: Tensor, skip: Tensor, src: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Deeper features, the encoder's features, the image and the state -> features and the new state."""
+        for _ in range(self.halvings):
+            src = F.avg_pool2d(src, 2, 2, ceil_mode=True, count_include_pad=False)
+        x = self.conv(torch.cat([_upsample_like(x, src), skip, src], 1))
+        kept, recurrent = x.chunk(2, 1)
+        state = self.gru(recurrent, state)
+        return torch.cat([kept, state], 1), state
+
+
+class OutputBlock(nn.Module):
+    """The last step of the decoder, at the image's size, without recurrence."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels + 3, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor, src: Tensor) -> Tensor:
+        """Features at half the size and the image (B, 3, h, w) -> (B, out_channels, h, w)."""
+        return self.conv(torch.cat([_upsample_like(x, src), src], 1))
+
+
+class Decoder(nn.Module):
+    """The recurrent decoder's steps, deepest first; the network's blocks run them."""
+
+    def __init__(self, features: tuple[int, int, int], bottleneck: int, channels: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.decode4 = BottleneckBlock(bottleneck)
+        self.decode3 = UpsamplingBlock(bottleneck, features[2], channels[0], halvings=3)
+        self.decode2 = UpsamplingBlock(channels[0], features[1], channels[1], halvings=2)
+        self.decode1 = UpsamplingBlock(channels[1], features[0], channels[2], halvings=1)
+        self.decode0 = OutputBlock(channels[2], channels[3])
+
+
+class Projection(nn.Module):
+    """A 1x1 convolution, under the name the checkpoints use."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
+        return self.conv(x)
