@@ -1,6 +1,20 @@
 """Matting networks, where their weights come from, and the registry that makes them by name."""
 
 from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.models.download import WEIGHTS, fetch_weights
+from ptq4vm.models.registry import create_model, list_models, register_model
 from ptq4vm.models.rvm import RobustVideoMatting
+from ptq4vm.models.weights import load_weights, weights_checksum
 
-__all__ = ["Block", "MattingModel", "RobustVideoMatting"]
+__all__ = [
+    "WEIGHTS",
+    "Block",
+    "MattingModel",
+    "RobustVideoMatting",
+    "create_model",
+    "fetch_weights",
+    "list_models",
+    "load_weights",
+    "register_model",
+    "weights_checksum",
+]

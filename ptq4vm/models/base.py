@@ -1,8 +1,10 @@
 """The contract of a matting network: its blocks, its state, and the one time loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,8 @@ class MattingModel(nn.Module, ABC):
 
     name: str
     """The registry's name of the network, e.g. ``rvm_mobilenetv3``."""
+    arguments: Mapping[str, Any] = MappingProxyType({})
+    """What :func:`create_model` must be given beside the name to build this network again; plain JSON."""
     downsample_ratio: float = 1.0
     """The network's body works at this fraction of the frame's size."""
 

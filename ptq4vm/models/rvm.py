@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.models.guided_filter import DeepGuidedFilter, FastGuidedFilter
+from ptq4vm.models.registry import register_model
 from ptq4vm.models.rvm_modules import LRASPP, Decoder, MobileNetFeatures, Projection, resnet_features
 from ptq4vm.types import RecurrentState
 
@@ -62,6 +63,7 @@ class RobustVideoMatting(MattingModel):
         _check_choice("refiner", refiner, get_args(RefinerName))
         self.name = f"rvm_{variant}"
         self.variant = variant
+        self.arguments = {"refiner": refiner}
         self.downsample_ratio = downsample_ratio
         self._widths = widths = _WIDTHS[variant]
         self.backbone = MobileNetFeatures() if variant == "mobilenetv3" else resnet_features()
@@ -218,3 +220,17 @@ def _compose(src: Tensor, residual: Tensor, pha: Tensor) -> tuple[Tensor, Tensor
 def _check_choice(what: str, got: str, choices: tuple[str, ...]) -> None:
     if got not in choices:
         raise PTQ4VMError(f"Expected {what} to be one of {', '.join(choices)}, got {got!r}. Choose one of those.")
+
+
+@register_model("rvm_mobilenetv3")
+def rvm_mobilenetv3(
+    refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0
+) -> RobustVideoMatting:
+    """The network with MobileNetV3-Large as its encoder; arguments as in :class:`RobustVideoMatting`."""
+    return RobustVideoMatting("mobilenetv3", refiner, downsample_ratio)
+
+
+@register_model("rvm_resnet50")
+def rvm_resnet50(refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0) -> RobustVideoMatting:
+    """The network with ResNet-50 as its encoder; arguments as in :class:`RobustVideoMatting`."""
+    return RobustVideoMatting("resnet50", refiner, downsample_ratio)

