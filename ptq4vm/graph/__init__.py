@@ -1,0 +1,26 @@
+"""Float network to quantizable network: fold, convert, cut into blocks, run blocks, save."""
+
+from ptq4vm.graph.capture import SequenceStore, run_block
+from ptq4vm.graph.checkpoint import is_quantized_checkpoint, load_quantized, read_header, save_quantized
+from ptq4vm.graph.convert import Cost, network_cost, quantize_network, quantized_layers
+from ptq4vm.graph.fold_bn import fold_batch_norm_
+from ptq4vm.graph.partition import block_layers, partition
+from ptq4vm.graph.trace import TracedLayer, trace
+
+__all__ = [
+    "Cost",
+    "SequenceStore",
+    "TracedLayer",
+    "block_layers",
+    "fold_batch_norm_",
+    "is_quantized_checkpoint",
+    "load_quantized",
+    "network_cost",
+    "partition",
+    "quantize_network",
+    "quantized_layers",
+    "read_header",
+    "run_block",
+    "save_quantized",
+    "trace",
+]

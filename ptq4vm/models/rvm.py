@@ -223,9 +223,7 @@ def _check_choice(what: str, got: str, choices: tuple[str, ...]) -> None:
 
 
 @register_model("rvm_mobilenetv3")
-def rvm_mobilenetv3(
-    refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0
-) -> RobustVideoMatting:
+def rvm_mobilenetv3(refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0) -> RobustVideoMatting:
     """The network with MobileNetV3-Large as its encoder; arguments as in :class:`RobustVideoMatting`."""
     return RobustVideoMatting("mobilenetv3", refiner, downsample_ratio)
 

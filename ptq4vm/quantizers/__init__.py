@@ -1,0 +1,38 @@
+"""Numbers only: float to integer grid and back. This room knows no network and no Lightning."""
+
+from ptq4vm.quantizers.adaround import (
+    WeightQuantizer,
+    annealed_beta,
+    inverse_rectified_sigmoid,
+    rectified_sigmoid,
+    rounding_regularizer,
+)
+from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize, activation_quantizers, dropping, observing
+from ptq4vm.quantizers.functional import choose_qparams, dequantize, fake_quantize, quantize, round_ste
+from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d
+from ptq4vm.quantizers.observers import Observer, find_range
+from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, parse_bits
+
+__all__ = [
+    "AffineCalibration",
+    "LearnedScaleFakeQuantize",
+    "Observer",
+    "QConfig",
+    "QuantSpec",
+    "QuantizedConv2d",
+    "WeightQuantizer",
+    "activation_quantizers",
+    "annealed_beta",
+    "choose_qparams",
+    "dequantize",
+    "dropping",
+    "fake_quantize",
+    "find_range",
+    "inverse_rectified_sigmoid",
+    "observing",
+    "parse_bits",
+    "quantize",
+    "rectified_sigmoid",
+    "round_ste",
+    "rounding_regularizer",
+]

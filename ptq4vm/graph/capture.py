@@ -1,0 +1,85 @@
+"""A block as a map from sequences to sequences, and the store of what flows between blocks."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.models.base import Block
+
+
+def run_block(block: Block, inputs: Sequence[Tensor], state: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Run a block over sequences.
+
+    Args:
+        block: the block.
+        inputs: one (B, T, ...) tensor for each name in ``block.inputs``.
+        state: (B, ...), the recurrent state before the first frame; needed by a block that has one.
+
+    Returns:
+        One (B, T, ...) tensor for each name in ``block.outputs``, then, where there is a state, the states after each
+        frame, (B, T, ...).
+    """
+    batch, time = inputs[0].shape[:2]
+    if block.state is None:
+        # No recurrence: all frames at once.
+        outputs = block.forward(*(x.flatten(0, 1) for x in inputs))
+        return tuple(y.unflatten(0, (batch, time)) for y in outputs)
+    if state is None:
+        raise PTQ4VMError(f"Expected a recurrent state for block {block.name!r}, got none.")
+    steps = []
+    for t in range(time):
+        step = block.forward(*(x[:, t] for x in inputs), state)
+        state = step[-1]
+        steps.append(step)
+    return tuple(torch.stack(values, 1) for values in zip(*steps, strict=True))
+
+
+class SequenceStore:
+    """Named tensors for N sequences, in files mapped into memory.
+
+    The system keeps in memory what fits and writes the rest to disk, so that any number of sequences can be held.
+    """
+
+    def __init__(self, folder: Path, num_sequences: int) -> None:
+        self.folder = folder
+        self.num_sequences = num_sequences
+        self._tensors: dict[str, Tensor] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def write(self, name: str, index: int, value: Tensor) -> None:
+        """Keep (T, ...) as sequence number ``index`` of ``name``; all sequences of a name have one shape."""
+        if name not in self._tensors:
+            self._tensors[name] = self._allocate(name, value)
+        self._tensors[name][index].copy_(value)
+
+    def _allocate(self, name: str, value: Tensor) -> Tensor:
+        size = self.num_sequences * value.numel()
+        free = shutil.disk_usage(self.folder).free
+        if size * 4 > free:
+            raise PTQ4VMError(
+                f"Expected {size * 4 / 1e9:.1f} GB free in {self.folder} for the cached activations, got "
+                f"{free / 1e9:.1f} GB. Set cache_dir to a larger disk, or lower num_sequences or seq_length."
+            )
+        flat = torch.from_file(str(self.folder / f"{name.replace('/', '-')}.f32"), shared=True, size=size)
+        return flat.view(self.num_sequences, *value.shape)
+
+    def read(self, name: str, index: Tensor | slice) -> Tensor:
+        """(B, T, ...) of the sequences with these numbers (on the CPU)."""
+        return self._tensors[name][index]
+
+    def drop(self, name: str) -> None:
+        """Forget a name and give back its space."""
+        if self._tensors.pop(name, None) is not None:
+            (self.folder / f"{name.replace('/', '-')}.f32").unlink()
+
+    def close(self) -> None:
+        """Forget all and remove the folder."""
+        self._tensors.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,145 @@
+"""The quantized checkpoint: safetensors with a JSON header, weights as integer codes. Nothing in it can run code."""
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph.convert import quantize_network, quantized_layers
+from ptq4vm.models import create_model
+from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import QConfig, QuantSpec
+
+FORMAT_VERSION = 1
+_HEADER = "ptq4vm"
+
+
+def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: dict[str, Any]) -> None:
+    """Write a quantized network whose weights are on their grids; whole or not at all.
+
+    Args:
+        network: from :func:`quantize_network`, calibrated.
+        qconfig: what it was converted with.
+        path: the file to write.
+        made: how it was made, plain JSON, kept in the header.
+    """
+    layers = quantized_layers(network)
+    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    for name, layer in layers.items():
+        if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
+            raise RuntimeError(f"layer {name} must be fixed and its affine absorbed before it is saved")
+        tensors[f"{name}.weight"] = _pack(layer.weight_quantizer.codes(layer.weight), layer.weight_quantizer.spec.bits)
+    header = {
+        "format_version": FORMAT_VERSION,
+        "network": network.name,
+        "arguments": {**network.arguments, "downsample_ratio": network.downsample_ratio},
+        "qconfig": qconfig.to_dict(),
+        "layers": {name: layer_bits(layer) for name, layer in layers.items()},
+        "made": made,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
+    os.replace(partial, path)
+
+
+def layer_bits(layer: torch.nn.Module) -> str:
+    """``W4A8`` of a quantized layer."""
+    return f"W{layer.weight_quantizer.spec.bits}A{layer.activation_quantizer.spec.bits}"  # type: ignore[union-attr]
+
+
+def is_quantized_checkpoint(path: Path) -> bool:
+    """Whether the file is safetensors with ptq4vm's header (float weights have none)."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+        head = file.read(min(size, 64 * 2**20))
+    return f'"{_HEADER}"'.encode() in head
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a quantized checkpoint.
+
+    Raises:
+        PTQ4VMError: not a file of ours, or of another format version.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        header = json.loads(metadata[_HEADER])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise PTQ4VMError(
+            f"Expected a quantized checkpoint as ptq4vm writes it, got {path} ({type(error).__name__}: {error}). "
+            "Make one with `ptq4vm quantize`."
+        ) from error
+    if header.get("format_version") != FORMAT_VERSION:
+        raise PTQ4VMError(
+            f"Expected a checkpoint of format {FORMAT_VERSION}, got {header.get('format_version')} in {path}. "
+            "Use the version of ptq4vm that wrote it, or quantize again."
+        )
+    return header
+
+
+def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
+    """A quantized network ready to run, and what it was converted with.
+
+    Raises:
+        PTQ4VMError: not a file of ours, or tensors that do not fit the network it names.
+    """
+    header = read_header(path)
+    try:
+        qconfig = QConfig(**header["qconfig"])
+        network = quantize_network(create_model(header["network"], **header["arguments"]), qconfig)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise PTQ4VMError(f"Expected a complete quantized checkpoint, got {path}: {error}. Quantize again.") from error
+    expected = network.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors))
+    if wrong:
+        raise PTQ4VMError(
+            f"Expected in {path} the {len(expected)} tensors of a quantized {network.name}, "
+            f"missing or left over: {', '.join(wrong[:5])}. Quantize again."
+        )
+    for name, layer in quantized_layers(network).items():
+        quantizer = layer.weight_quantizer
+        codes = _unpack(tensors[f"{name}.weight"], quantizer.spec, layer.weight.shape, f"{path}: {name}.weight")
+        scale, zero_point = (tensors[f"{name}.weight_quantizer.{key}"] for key in ("scale", "zero_point"))
+        tensors[f"{name}.weight"] = (codes - zero_point) * scale
+        quantizer.mode = "fixed"
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape or not torch.isfinite(tensors[name]).all():
+            raise PTQ4VMError(
+                f"Expected finite values of shape {tuple(value.shape)} for {name} in {path}, got shape "
+                f"{tuple(tensors[name].shape)}. Quantize again."
+            )
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), qconfig
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    """Integer codes as int8, or two to a byte (low nibble first) when they have at most 4 bits."""
+    if bits > 4:
+        return codes.round().to(torch.int16).remainder(256).to(torch.uint8)
+    nibbles = codes.round().to(torch.int16).remainder(16).to(torch.uint8).flatten()
+    nibbles = torch.cat([nibbles, nibbles.new_zeros(nibbles.numel() % 2)])
+    return nibbles[0::2] | (nibbles[1::2] << 4)
+
+
+def _unpack(packed: Tensor, spec: QuantSpec, shape: torch.Size, where: str) -> Tensor:
+    """Codes as floats of the given shape; negative ones are stored as two's complement of 4 or 8 bits."""
+    if spec.bits <= 4:
+        packed = torch.stack([packed & 15, packed >> 4], 1).flatten()[: shape.numel()]
+    if packed.dtype != torch.uint8 or packed.numel() != shape.numel():
+        raise PTQ4VMError(f"Expected {shape.numel()} packed {spec.bits}-bit codes in {where}, got {packed.numel()}.")
+    codes = packed.to(torch.float32).reshape(shape)
+    modulus = 16 if spec.bits <= 4 else 256
+    return torch.where(codes > spec.quant_max, codes - modulus, codes)

@@ -1,0 +1,84 @@
+"""Float network to quantizable network."""
+
+import copy
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph.fold_bn import fold_batch_norm_
+from ptq4vm.graph.trace import example_frame, trace
+from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import QConfig, QuantizedConv2d
+
+Network = TypeVar("Network", bound=MattingModel)
+
+
+def quantize_network(network: Network, qconfig: QConfig) -> Network:
+    """A copy of a float network with BatchNorm folded and its convolutions quantizable.
+
+    The first and the last *executed* convolution get ``qconfig.edge_bits``; that the refiner stays float by default
+    makes the projection that emits alpha the last one at every downsample_ratio.
+
+    Raises:
+        PTQ4VMError: ``layer_bits`` or ``float_modules`` names what the network doesn't have.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    fold_batch_norm_(network)
+    names = {name for name, _ in network.named_modules()}
+    for name in (*qconfig.layer_bits, *qconfig.float_modules):
+        if name not in names and name != "refiner":
+            raise PTQ4VMError(f"Expected layer_bits and float_modules to name modules of {network.name}, got {name!r}.")
+    layers = [layer for layer in trace(network, example_frame(network)) if not qconfig.is_float(layer.name)]
+    edges = {layers[0].name, layers[-1].name}
+    for layer in layers:
+        activation: nn.Module | None = None
+        if qconfig.placement == "paper" and layer.activation is not None:
+            activation = network.get_submodule(layer.activation)
+            network.set_submodule(layer.activation, nn.Identity())
+        weight_spec, activation_spec = qconfig.specs(layer.name, edge=layer.name in edges)
+        conv = network.get_submodule(layer.name)
+        quantized = QuantizedConv2d.from_float(conv, weight_spec, activation_spec, qconfig.placement, activation)  # type: ignore[arg-type]
+        network.set_submodule(layer.name, quantized)
+    return network
+
+
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedConv2d]:
+    """Name to layer, in order of definition."""
+    return {name: child for name, child in module.named_modules() if isinstance(child, QuantizedConv2d)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs at one frame size."""
+
+    size_mb: float
+    """Weights, biases and scales as stored, in 10^6 bytes: weights at their own bits, all else as float32."""
+    bit_operations: float
+    """Σ MACs x weight bits x activation bits, in 10^9, for one frame."""
+    macs: float
+    """Multiply-accumulates of one frame, in 10^9."""
+
+
+def network_cost(network: MattingModel, height: int, width: int) -> Cost:
+    """Size and work of a float (32 bits) or quantized network for frames of this size."""
+    layers = {layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))}
+    bits, operations = 0, 0
+    counted = set()
+    for name, macs in layers.items():
+        module = network.get_submodule(name)
+        if isinstance(module, QuantizedConv2d):
+            weight_bits = module.weight_quantizer.spec.bits
+            bits += weight_bits * module.weight.numel() + 32 * (module.weight_quantizer.scale.numel() + 2)
+            operations += macs * weight_bits * module.activation_quantizer.spec.bits
+            counted.add(module.weight)
+        else:
+            operations += macs * 32 * 32
+            bits += 32 * module.weight.numel()  # type: ignore[union-attr, operator]
+            counted.add(module.weight)  # type: ignore[arg-type]
+        bias = module.bias
+        if bias is not None:
+            bits += 32 * bias.numel()  # type: ignore[union-attr, operator]
+            counted.add(bias)  # type: ignore[arg-type]
+    return Cost(bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9)

@@ -1,0 +1,48 @@
+"""BatchNorm into the convolution before it."""
+
+import torch
+from torch import nn
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph.trace import example_frame, trace
+from ptq4vm.models.base import MattingModel
+
+
+def fold_batch_norm_(network: MattingModel) -> MattingModel:
+    """Fold every BatchNorm of the network, in eval mode, into its convolution; in place, lossless.
+
+    Pairs are found by execution. A BatchNorm in a part that is not executed at this downsample_ratio (the refiner at
+    1.0) is folded too: the ratio is set below 1 while tracing.
+
+    Raises:
+        PTQ4VMError: a BatchNorm does not directly follow a convolution.
+    """
+    pairs = {}
+    for ratio in {network.downsample_ratio, 0.5}:
+        was, network.downsample_ratio = network.downsample_ratio, ratio
+        try:
+            pairs.update({layer.batch_norm: layer.name for layer in trace(network, example_frame(network))})
+        finally:
+            network.downsample_ratio = was
+    for name, module in list(network.named_modules()):
+        if not isinstance(module, nn.BatchNorm2d):
+            continue
+        if name not in pairs:
+            raise PTQ4VMError(
+                f"Expected a convolution directly before the BatchNorm {name!r} to fold it into, found none. "
+                "Move the BatchNorm behind its convolution in the network's definition."
+            )
+        _fold(network.get_submodule(pairs[name]), module)  # type: ignore[arg-type]
+        network.set_submodule(name, nn.Identity())
+    return network
+
+
+@torch.no_grad()
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    # In float64: the division by a small standard deviation would otherwise cost the last bits.
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[union-attr]
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale  # type: ignore[operator]
+    dtype = conv.weight.dtype
+    conv.weight.copy_((conv.weight.double() * scale.reshape(-1, 1, 1, 1)).to(dtype))
+    conv.bias = nn.Parameter(shift.to(dtype), requires_grad=conv.weight.requires_grad)

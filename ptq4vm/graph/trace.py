@@ -1,0 +1,72 @@
+"""What a network executes, in which order: found by running it, so that no layer is guessed from its name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import QuantizedConv2d
+
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU,
+)  # fmt: skip
+
+
+@dataclass
+class TracedLayer:
+    """A convolution as it was executed."""
+
+    name: str
+    macs: int = 0
+    """Multiply-accumulates for one frame of the traced size."""
+    batch_norm: str | None = None
+    """The BatchNorm that reads its output."""
+    activation: str | None = None
+    """The activation function that reads its (normalised) output."""
+
+
+def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
+    """Run one frame, (1, 3, H, W), and list the convolutions in order of execution."""
+    layers: dict[str, TracedLayer] = {}
+    produced: dict[int, tuple[TracedLayer, Tensor]] = {}
+
+    def after(name: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if isinstance(module, nn.Conv2d | QuantizedConv2d):
+                layer = layers.setdefault(name, TracedLayer(name))
+                layer.macs += output[0].numel() * module.weight[0].numel()
+            elif id(inputs[0]) in produced:
+                layer = produced[id(inputs[0])][0]
+                if isinstance(module, nn.BatchNorm2d):
+                    layer.batch_norm = name
+                else:
+                    layer.activation = name
+            else:
+                return
+            produced[id(output)] = (layer, output)  # the tensor is held, so that its id stays its own
+
+        return hook
+
+    watched = (nn.Conv2d, QuantizedConv2d, nn.BatchNorm2d, *_ACTIVATIONS)
+    handles = [
+        module.register_forward_hook(after(name, module))
+        for name, module in network.named_modules()
+        if isinstance(module, watched)
+    ]
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval().forward_frame(src, network.initial_state(src))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return list(layers.values())
+
+
+def example_frame(network: MattingModel, height: int = 64, width: int = 64) -> Tensor:
+    """A grey frame on the network's device, (1, 3, height, width), to trace it with."""
+    parameter = next(network.parameters())
+    return torch.full((1, 3, height, width), 0.5, dtype=parameter.dtype, device=parameter.device)

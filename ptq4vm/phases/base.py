@@ -1,0 +1,149 @@
+"""What all phases share: a network scored on an evaluation tree, and its float teacher."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.flow import create_flow
+from ptq4vm.graph import fold_batch_norm_
+from ptq4vm.metrics import matting_metrics
+from ptq4vm.models import create_model, weights_checksum
+from ptq4vm.models.base import MattingModel
+from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
+
+Scoring = Literal["float", "png8"]
+
+
+class MattingModule(L.LightningModule):
+    """Scores a matting network: validation, test and prediction over chunks of clips, the state carried between them.
+
+    Args:
+        network: the network, float or quantized.
+        scoring: ``float``, or ``png8`` to score mattes as the reference code writes them, truncated to 8 bits.
+    """
+
+    def __init__(self, network: MattingModel, scoring: Scoring = "float") -> None:
+        super().__init__()
+        self.network = network
+        self.val_metrics = matting_metrics(scoring, prefix="val/")
+        self.test_metrics = matting_metrics(scoring, prefix="test/")
+        self._state: RecurrentState | None = None
+        self._previous: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
+        """(B, T, 3, H, W) -> mattes."""
+        return self.network.unroll(src, state)
+
+    def _step(self, clip: MattingClip, metrics: Any | None) -> MattingOutput:
+        if int(clip.start) == 0:
+            self._state = self._previous = None
+        output = self(clip.src, self._state)
+        self._state = output.state
+        if metrics is not None:
+            if clip.pha is None:
+                raise PTQ4VMError(f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree.")
+            metrics.update(output.pha[0], clip.pha[0], previous=self._previous)
+            self._previous = (output.pha[0, -1:], clip.pha[0, -1:])
+        return output
+
+    def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
+        return self._step(batch, self.val_metrics)
+
+    def test_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
+        return self._step(batch, self.test_metrics)
+
+    def predict_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
+        return self._step(batch, None)
+
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        self._log_metrics(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:  # noqa: D102
+        self._log_metrics(self.test_metrics)
+
+    def _log_metrics(self, metrics: Any) -> None:
+        self.log_dict({name: value.float() for name, value in metrics.compute().items()})
+        metrics.reset()
+
+
+class PTQPhase(MattingModule):
+    """A phase that learns: has the float network as its teacher and writes a quantized checkpoint.
+
+    Args:
+        network: the quantizable network to learn.
+        teacher: the float network.
+        output: where the quantized checkpoint goes; None keeps it in Lightning's own checkpoints only.
+        flow: optical flow for the calibration clips: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
+        flow_weights: torchvision RAFT weights.
+        scoring: as in :class:`MattingModule`.
+    """
+
+    def __init__(
+        self,
+        network: MattingModel,
+        teacher: MattingModel,
+        output: Path | None,
+        flow: Literal["dis", "raft"] = "dis",
+        flow_weights: Path | None = None,
+        scoring: Scoring = "float",
+    ) -> None:
+        super().__init__(network, scoring)
+        # In a list, so that neither Lightning's checkpoints nor its optimizers see the teacher.
+        self._teacher = [fold_batch_norm_(copy.deepcopy(teacher))]
+        self._teacher_key = teacher_key(teacher)
+        self.output = output
+        self.flow = create_flow(flow, flow_weights)
+
+    @property
+    def teacher(self) -> MattingModel:
+        """The float network, BatchNorm folded, on this module's device."""
+        return self._teacher[0].to(self.device)
+
+    @property
+    def calibration(self) -> VideoMattingDataModule:
+        """The datamodule of the running trainer."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(datamodule, VideoMattingDataModule):
+            raise PTQ4VMError(f"Expected a VideoMattingDataModule, got {type(datamodule).__name__}.")
+        return datamodule
+
+    def setup(self, stage: str) -> None:
+        """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
+        self.calibration.attach(make_teacher(self._teacher[0], self._teacher_key), self.flow)
+
+
+def make_float_network(name: str, weights: str, downsample_ratio: float) -> MattingModel:
+    """The float network by name, ``weights`` being ``official`` or a file."""
+    return create_model(name, weights=weights, downsample_ratio=downsample_ratio)
+
+
+def teacher_key(network: MattingModel) -> str:
+    """Changes with the network, its weights and its downsample ratio."""
+    return f"{network.name}-{weights_checksum(network)}-{network.downsample_ratio:g}"
+
+
+def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
+    """The float network as the data room uses it."""
+
+    @torch.no_grad()
+    def forward(src: Tensor) -> MattingOutput:
+        device = next(network.parameters()).device
+        src = src.to(device)
+        state = network.initial_state(src[:, 0])
+        fgr, pha, states = [], [], []
+        for frame in src.unbind(1):
+            output = network.forward_frame(frame, state)
+            state = output.state
+            fgr.append(output.fgr)
+            pha.append(output.pha)
+            states.append(state)
+        stacked = tuple(torch.stack(steps, 1) for steps in zip(*states, strict=True))
+        return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), stacked)
+
+    return Teacher(forward, key or teacher_key(network))

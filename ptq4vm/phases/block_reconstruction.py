@@ -1,0 +1,304 @@
+"""BIQ: block-wise initial quantization, as a Lightning fit with one epoch for each block."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.graph import SequenceStore, block_layers, partition, quantize_network, quantized_layers, run_block
+from ptq4vm.graph import save_quantized
+from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
+from ptq4vm.phases.losses import cosine, reconstruction_loss
+from ptq4vm.quantizers import (
+    QConfig,
+    QuantizedConv2d,
+    activation_quantizers,
+    annealed_beta,
+    dropping,
+    observing,
+    rounding_regularizer,
+)
+from ptq4vm.types import CalibrationClip
+
+_SCORED_SEQUENCES = 8
+
+
+class BlockReconstructionModule(PTQPhase):
+    """Quantizes a network block by block against the float network's own blocks.
+
+    Each epoch is one block: its activation ranges are found on what the already quantized blocks give it, then the
+    rounding of its weights (AdaRound) and its activation scales are learned, then its roundings are made hard. What
+    flows between blocks is kept, so every block runs once over the calibration set. Each step takes
+    ``batch_size`` sequences of the datamodule; the steps of a block are the datamodule's ``steps_per_epoch``.
+
+    Known methods are settings: round to nearest (``learn_rounding`` and ``learn_scales`` false), AdaRound
+    (``granularity: layer``, no scales, no dropping), BRECQ (no dropping), QDrop (the default).
+
+    Args:
+        network: the registry's name of the network.
+        weights: ``official``, or a file with the float network's weights.
+        downsample_ratio: the network's body works at this fraction of the frame's size.
+        qconfig: what is quantized how.
+        granularity: reconstruct the outputs of blocks, or of every single layer (all layers of a block side by side,
+            each on what reaches it, without gradients between them).
+        learn_rounding: learn the rounding of the weights, else round to nearest.
+        learn_scales: learn scales and zero points of the activations.
+        drop_prob: QDrop: share of values that stay float, in the block's input and at each quantizer inside it.
+        rounding_lr: Adam's learning rate for the roundings' V.
+        scale_lr: its learning rate for log scales and zero points, with cosine decay within each block.
+        rounding_weight: weight of AdaRound's regulariser.
+        warmup: share of a block's steps before the regulariser sets in.
+        output: where the quantized checkpoint goes.
+        flow: optical flow of the calibration set (used by the next phase; made once).
+        flow_weights: torchvision RAFT weights, for ``flow: raft``.
+        scoring: ``float`` or ``png8`` metrics.
+    """
+
+    def __init__(
+        self,
+        network: str = "rvm_mobilenetv3",
+        weights: str = "official",
+        downsample_ratio: float = 1.0,
+        qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
+        granularity: Literal["block", "layer"] = "block",
+        learn_rounding: bool = True,
+        learn_scales: bool = True,
+        drop_prob: float = 0.5,
+        rounding_lr: float = 1e-2,
+        scale_lr: float = 1e-3,
+        rounding_weight: float = 0.01,
+        warmup: float = 0.2,
+        output: Path | None = None,
+        flow: Literal["dis", "raft"] = "dis",
+        flow_weights: Path | None = None,
+        scoring: Scoring = "float",
+    ) -> None:
+        teacher = make_float_network(network, weights, downsample_ratio)
+        super().__init__(quantize_network(teacher, qconfig), teacher, output, flow, flow_weights, scoring)
+        self.qconfig = qconfig
+        self.granularity = granularity
+        self.learn_rounding, self.learn_scales = learn_rounding, learn_scales
+        self.drop_prob = drop_prob
+        self.rounding_lr, self.scale_lr = rounding_lr, scale_lr
+        self.rounding_weight, self.warmup = rounding_weight, warmup
+        self.blocks = partition(self.network)
+        self.learned_blocks = tuple(block for block in self.blocks if block_layers(self.network, block))
+        for layer in quantized_layers(self.network).values():
+            for parameter in layer.activation_quantizer.parameters():
+                parameter.requires_grad_(parameter.requires_grad and learn_scales)
+            if learn_rounding:
+                layer.weight_quantizer.start_rounding(layer.weight)
+        self._store: SequenceStore | None = None
+        self._walked = 0
+
+    # ---- the fit ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:  # noqa: D102
+        super().setup(stage)
+        if stage == "fit":
+            self.trainer.fit_loop.max_epochs = len(self.learned_blocks)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
+        layers = quantized_layers(self.network).values()
+        roundings = [layer.weight_quantizer.rounding for layer in layers if self.learn_rounding]
+        scales = [p for q in activation_quantizers(self.network) for p in q.parameters() if p.requires_grad]
+        groups = [
+            {"params": roundings, "lr": self.rounding_lr, "name": "rounding"},
+            {"params": scales, "lr": self.scale_lr, "name": "scales"},
+        ]
+        groups = [group for group in groups if group["params"]]
+        # Round to nearest learns nothing, but Lightning wants an optimizer to count its steps.
+        return torch.optim.Adam(groups or [nn.Parameter(torch.zeros(1, device=self.device))])
+
+    def on_fit_start(self) -> None:
+        """Begin the walk through the network; after a restart, the finished blocks are walked through again."""
+        clips = self.calibration.calibration_set
+        folder = Path(tempfile.mkdtemp(prefix="activations-", dir=self.calibration.work_dir))
+        self._store, self._walked = SequenceStore(folder, len(clips)), 0
+        for index in range(len(clips)):
+            for side in ("float", "quantized"):
+                self._store.write(f"{side}/src", index, clips[index].src)
+
+    def teardown(self, stage: str) -> None:
+        """Give the disk back."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    @property
+    def block(self) -> Block:
+        """The block of the current epoch."""
+        return self.learned_blocks[self.current_epoch]
+
+    def on_train_epoch_start(self) -> None:
+        """Bring the walk to the current block, compute its float outputs, find its ranges."""
+        for block in self.blocks[self._walked :]:
+            if block is self.block:
+                break
+            self._set_mode(block, "hard")
+            self._walk(block, "float", self.teacher)
+            self._walk(block, "quantized", self.network)
+            self._forget_after(block)
+        self._walked = self.blocks.index(self.block)
+        self._walk(self.block, "float", self.teacher)
+        with observing(self._quantizers(self.block)), self._mode(self.block, "nearest"), torch.no_grad():
+            for index in range(self.store.num_sequences):
+                self._run(self.block, self.network, self._inputs(self.block, "quantized", slice(index, index + 1)))
+        self.log("biq/nearest", self._score("nearest"))
+        self._set_mode(self.block, "soft")
+
+    def on_train_batch_start(self, batch: CalibrationClip, batch_idx: int) -> None:
+        """Cosine decay of the scales' learning rate within the block."""
+        for group in self.trainer.optimizers[0].param_groups:
+            if group.get("name") == "scales":
+                group["lr"] = self.scale_lr * cosine(self._progress(batch_idx))
+
+    def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor | None:
+        """One step on the current block, for the sequences that the batch names."""
+        if not (self.learn_rounding or self.learn_scales):
+            return None
+        index = batch.index.cpu()
+        inputs = self._inputs(self.block, "quantized", index)
+        if self.drop_prob > 0.0:
+            floats = self._inputs(self.block, "float", index)
+            inputs = [_mix(q, f, self.drop_prob) for q, f in zip(inputs, floats, strict=True)]
+        with dropping(self._quantizers(self.block), self.drop_prob):
+            reconstruction = self._reconstruction(inputs, index)
+        loss = reconstruction
+        beta = annealed_beta(self._progress(batch_idx), self.warmup)
+        if self.learn_rounding and beta is not None:
+            layers = self._layers(self.block)
+            penalty = sum(rounding_regularizer(layer.weight_quantizer.rounding, beta) for layer in layers)
+            loss = loss + self.rounding_weight * penalty
+            self.log("biq/round", penalty)
+        self.log("biq/rec", reconstruction, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Make the block's roundings hard, and log what that cost."""
+        self.log("biq/block", float(self.current_epoch))
+        self.log("biq/soft", self._score("soft"))
+        self.log("biq/hard", self._score("hard"))
+        self._set_mode(self.block, "hard")
+
+    def on_fit_end(self) -> None:
+        """Put every weight on its grid and write the quantized checkpoint."""
+        for layer in quantized_layers(self.network).values():
+            layer.fix_()
+        if self.output is not None and self.trainer.is_global_zero:
+            save_quantized(self.network, self.qconfig, self.output, {"phase": "block_reconstruction"})
+
+    # ---- the pieces -------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> SequenceStore:
+        """What flows between blocks; there while a fit runs."""
+        if self._store is None:
+            raise RuntimeError("the store exists only during a fit")
+        return self._store
+
+    def _layers(self, block: Block) -> list[QuantizedConv2d]:
+        layers = quantized_layers(self.network)
+        return [layers[name] for name in block_layers(self.network, block)]
+
+    def _quantizers(self, block: Block) -> list[Any]:
+        return [layer.activation_quantizer for layer in self._layers(block)]
+
+    def _progress(self, batch_idx: int) -> float:
+        return batch_idx / max(1, int(self.trainer.num_training_batches))
+
+    def _inputs(self, block: Block, side: str, index: Tensor | slice) -> list[Tensor]:
+        return [self.store.read(f"{side}/{name}", index).to(self.device) for name in block.inputs]
+
+    def _targets(self, index: Tensor | slice) -> tuple[Tensor, ...]:
+        names = (*self.block.outputs, *_state_name(self.block))
+        return tuple(self.store.read(f"float/{name}", index).to(self.device) for name in names)
+
+    def _run(self, block: Block, network: MattingModel, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        """The block of this name in ``network``, from a fresh state."""
+        twin = next(other for other in network.blocks() if other.name == block.name)
+        state = None
+        if block.state is not None:
+            height, width = self.store.read("float/src", slice(0, 1)).shape[-2:]
+            like = inputs[0].new_zeros(len(inputs[0]), 3, height, width)
+            state = network.initial_state(like)[block.state]
+        return run_block(twin, inputs, state)
+
+    @torch.no_grad()
+    def _walk(self, block: Block, side: str, network: MattingModel) -> None:
+        """Run a block over all sequences and keep its outputs."""
+        names = (*block.outputs, *_state_name(block))
+        for index in range(self.store.num_sequences):
+            outputs = self._run(block, network, self._inputs(block, side, slice(index, index + 1)))
+            for name, value in zip(names, outputs, strict=True):
+                self.store.write(f"{side}/{name}", index, value[0])
+
+    def _forget_after(self, block: Block) -> None:
+        """Drop what no later block reads."""
+        position = self.blocks.index(block)
+        needed = {name for later in self.blocks[position + 1 :] for name in later.inputs} | {"src"}
+        written = {name for done in self.blocks[: position + 1] for name in (*done.outputs, *_state_name(done))}
+        for name in written - needed:
+            self.store.drop(f"float/{name}")
+            self.store.drop(f"quantized/{name}")
+
+    def _reconstruction(self, inputs: list[Tensor], index: Tensor | slice) -> Tensor:
+        if self.granularity == "block":
+            return reconstruction_loss(self._run(self.block, self.network, inputs), self._targets(index))
+        names = block_layers(self.network, self.block)
+        with torch.no_grad(), _recording(self.teacher, names, detach=False) as targets:
+            self._run(self.block, self.teacher, self._inputs(self.block, "float", index))
+        with _recording(self.network, names, detach=True) as outputs:
+            self._run(self.block, self.network, inputs)
+        # As (N, 1, C, h, w), the form of the blocks' outputs.
+        return reconstruction_loss(tuple(y[:, None] for y in outputs), tuple(y[:, None] for y in targets))
+
+    @torch.no_grad()
+    def _score(self, mode: str) -> Tensor:
+        """Block loss with these roundings, without dropping, over some of the sequences."""
+        index = slice(0, min(_SCORED_SEQUENCES, self.store.num_sequences))
+        with self._mode(self.block, mode):
+            return self._reconstruction(self._inputs(self.block, "quantized", index), index)
+
+    def _set_mode(self, block: Block, mode: str) -> None:
+        for layer in self._layers(block):
+            layer.weight_quantizer.mode = mode if self.learn_rounding else "nearest"
+
+    @contextmanager
+    def _mode(self, block: Block, mode: str) -> Iterator[None]:
+        layers = self._layers(block)
+        before = [layer.weight_quantizer.mode for layer in layers]
+        self._set_mode(block, mode)
+        try:
+            yield
+        finally:
+            for layer, was in zip(layers, before, strict=True):
+                layer.weight_quantizer.mode = was
+
+
+def _state_name(block: Block) -> tuple[str, ...]:
+    return () if block.state is None else (f"state{block.state}",)
+
+
+def _mix(quantized: Tensor, floats: Tensor, drop_prob: float) -> Tensor:
+    """QDrop's mixing of the two inputs."""
+    return torch.where(torch.empty_like(floats, dtype=torch.bool).bernoulli_(drop_prob), floats, quantized)
+
+
+@contextmanager
+def _recording(network: MattingModel, names: list[str], *, detach: bool) -> Iterator[list[Tensor]]:
+    """Collect the outputs of these layers; with ``detach`` no gradient flows back into what a layer reads."""
+    outputs: list[Tensor] = []
+    with ExitStack() as stack:
+        for name in names:
+            layer = network.get_submodule(name)
+            stack.callback(layer.register_forward_hook(lambda _m, _x, y: outputs.append(y)).remove)
+            if detach:
+                cut = layer.register_forward_pre_hook(lambda _m, x: tuple(value.detach() for value in x))
+                stack.callback(cut.remove)
+        yield outputs

@@ -1,0 +1,118 @@
+"""GAC and OFA: global affine calibration with optical flow assistance, as a Lightning fit."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import load_quantized, quantized_layers, save_quantized
+from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
+from ptq4vm.phases.losses import alpha_loss, clamp_ste, cosine, temporal_loss
+from ptq4vm.types import CalibrationClip
+
+
+class GACModule(PTQPhase):
+    """Learns scale and shift (γ, β) of every quantized convolution, and all activation scales, over the whole network.
+
+    The network is unrolled over each calibration clip with its own quantized state fed back; the loss is on alpha,
+    against the truth, the float network's alpha, or both. With ``flow_weight`` above 0, optical flow assists: the
+    prediction of the frame before, warped along the flow, is a temporal prior. γ and β fold away afterwards.
+
+    Args:
+        checkpoint: the quantized checkpoint to start from, as block reconstruction writes it.
+        weights: the float network's weights, ``official`` or a file: the teacher.
+        affine: ``per_channel`` γ and β, or the paper's ``per_layer`` scalars.
+        lr: Adam's learning rate for γ, β, log scales and zero points; cosine decay over the fit.
+        truth_weight: weight of the alpha loss against the true alpha (calibration clips with alpha only).
+        teacher_weight: weight of the alpha loss against the float network's alpha.
+        l1_weight: weight of the mean absolute error within an alpha loss.
+        mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.
+        fgr_weight: weight of the mean absolute foreground error against the float network.
+        state_weight: weight of the mean absolute error of the recurrent states against the float network's.
+        flow_weight: λ of optical flow assistance; 0 turns it off.
+        output: where the quantized checkpoint goes.
+        flow: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
+        flow_weights: torchvision RAFT weights.
+        scoring: ``float`` or ``png8`` metrics.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        weights: str = "official",
+        affine: Literal["per_channel", "per_layer"] = "per_channel",
+        lr: float = 1e-3,
+        truth_weight: float = 0.5,
+        teacher_weight: float = 0.5,
+        l1_weight: float = 1.0,
+        mse_weight: float = 5.0,
+        fgr_weight: float = 0.1,
+        state_weight: float = 0.02,
+        flow_weight: float = 0.05,
+        output: Path | None = None,
+        flow: Literal["dis", "raft"] = "dis",
+        flow_weights: Path | None = None,
+        scoring: Scoring = "float",
+    ) -> None:
+        network, qconfig = load_quantized(Path(checkpoint))
+        teacher = make_float_network(network.name, weights, network.downsample_ratio)
+        super().__init__(network, teacher, output, flow, flow_weights, scoring)
+        self.qconfig = qconfig
+        self.lr = lr
+        self.truth_weight, self.teacher_weight = truth_weight, teacher_weight
+        self.l1_weight, self.mse_weight = l1_weight, mse_weight
+        self.fgr_weight, self.state_weight, self.flow_weight = fgr_weight, state_weight, flow_weight
+        for layer in quantized_layers(network).values():
+            layer.start_affine(per_channel=affine == "per_channel")
+            layer.activation_quantizer.log_scale.requires_grad_(True)
+            layer.activation_quantizer.offset.requires_grad_(layer.activation_quantizer.spec.grid == "affine")
+
+    def configure_optimizers(self) -> dict[str, object]:  # noqa: D102
+        optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.lr)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor:
+        """Unroll over the clips, (B, T, ...), the quantized state fed back."""
+        targets = self._targets(batch)
+        state = self.network.initial_state(batch.src[:, 0])
+        losses, previous = [], None
+        time = batch.src.shape[1]
+        for t in range(time):
+            values, state = self.network.forward_values(batch.src[:, t], state)
+            pha = clamp_ste(values["pha_unclamped"]) if "pha_unclamped" in values else values["pha"]
+            alphas = [w * alpha_loss(pha, y[:, t], self.l1_weight, self.mse_weight) for w, y in targets]
+            losses.append(torch.stack(alphas).sum())
+            if self.fgr_weight > 0:
+                losses.append(self.fgr_weight * (values["fgr"] - batch.teacher_fgr[:, t]).abs().mean())
+            if self.state_weight > 0:
+                pairs = zip(state, batch.teacher_state, strict=True)
+                losses += [self.state_weight * (s - y[:, t]).abs().mean() for s, y in pairs]
+            if self.flow_weight > 0 and previous is not None:
+                flow, visible = batch.flow[:, t - 1], batch.visible[:, t - 1]
+                losses.append(self.flow_weight * temporal_loss(pha, previous, flow, visible))
+            previous = pha
+        loss = torch.stack(losses).sum() / time
+        self.log("gac/loss", loss, prog_bar=True)
+        return loss
+
+    def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:
+        """Weights and alphas to learn from; without true alpha the float network is the only teacher."""
+        if batch.pha is None:
+            weights = [(self.teacher_weight or 1.0, batch.teacher_pha)]
+        else:
+            weights = [(self.truth_weight, batch.pha), (self.teacher_weight, batch.teacher_pha)]
+        targets = [(weight, alpha) for weight, alpha in weights if weight > 0]
+        if not targets:
+            raise PTQ4VMError("Expected truth_weight or teacher_weight above 0, got neither. Set one of them.")
+        return targets
+
+    def on_fit_end(self) -> None:
+        """Absorb γ and β and write the quantized checkpoint."""
+        for layer in quantized_layers(self.network).values():
+            layer.absorb_affine_()
+        if self.output is not None and self.trainer.is_global_zero:
+            save_quantized(self.network, self.qconfig, self.output, {"phase": "gac", "flow": self.flow_weight})

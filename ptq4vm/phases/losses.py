@@ -1,0 +1,50 @@
+"""Losses and schedules of both phases, as pure functions."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ptq4vm.flow import warp
+
+
+def reconstruction_loss(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
+    """Squared error summed over channels, averaged over the rest (as in BRECQ), and summed over all outputs.
+
+    Outputs are (B, T, C, h, w); a block's recurrent state counts as one of them.
+    """
+    losses = [(y - t).square().sum(2).mean() for y, t in zip(outputs, targets, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def clamp_ste(x: Tensor) -> Tensor:
+    """Clamp to [0, 1], the gradient passing straight through.
+
+    A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a helpful one
+    where it doesn't; torch's clamp would stop it.
+    """
+    return x + (x.clamp(0.0, 1.0) - x).detach()
+
+
+def alpha_loss(pha: Tensor, target: Tensor, l1_weight: float, mse_weight: float) -> Tensor:
+    """Weighted sum of mean absolute and mean squared error of alpha."""
+    error = pha - target
+    return l1_weight * error.abs().mean() + mse_weight * error.square().mean()
+
+
+def temporal_loss(pha: Tensor, previous: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
+    """Optical flow assistance: ‖α̂_t - warp(α̂_{t-1})‖₁, averaged over what the flow says is visible in both frames.
+
+    Args:
+        pha: alpha of frame t, (B, 1, H, W).
+        previous: alpha of frame t-1.
+        flow: backward flow, (B, 2, H, W) in pixels.
+        visible: (B, 1, H, W), 0 where occluded.
+    """
+    error = (pha - warp(previous, flow)).abs() * visible
+    return error.sum() / visible.sum().clamp(min=1.0)
+
+
+def cosine(progress: float) -> float:
+    """From 1 to 0 as progress goes from 0 to 1."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))

@@ -1,0 +1,86 @@
+"""The weight quantizer: round to nearest, or learned rounding (AdaRound, arXiv 2004.10568)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.quantizers.functional import choose_qparams, dequantize, quantize
+from ptq4vm.quantizers.observers import find_range
+from ptq4vm.quantizers.qconfig import QuantSpec
+
+ZETA, GAMMA = 1.1, -0.1
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """h(V) = clamp(sigmoid(V) (ζ - γ) + γ, 0, 1), with ζ = 1.1 and γ = -0.1."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
+def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
+    """V such that :func:`rectified_sigmoid` (V) = h, for h in [0, 1]."""
+    return -torch.log((ZETA - GAMMA) / (h - GAMMA) - 1.0)
+
+
+def rounding_regularizer(v: Tensor, beta: float) -> Tensor:
+    """Σ 1 - |2 h(V) - 1|^β: zero when every rounding has decided for up or down."""
+    return (1.0 - (2.0 * rectified_sigmoid(v) - 1.0).abs().pow(beta)).sum()
+
+
+def annealed_beta(progress: float, warmup: float, start: float = 20.0, end: float = 2.0) -> float | None:
+    """β after ``progress`` in [0, 1] of a block's steps: cosine from start to end; None during the warm-up."""
+    if progress < warmup:
+        return None
+    t = (progress - warmup) / max(1.0 - warmup, 1e-8)
+    return end + 0.5 * (start - end) * (1.0 + math.cos(t * math.pi))
+
+
+class WeightQuantizer(nn.Module):
+    """Quantizes a weight (out channels, ...) that it does not own.
+
+    ``rounding`` holds V of AdaRound. What happens to it is explicit: ``mode`` is ``nearest`` (V unused), ``soft`` (h(V),
+    differentiable), ``hard`` (h(V) ≥ ½) or ``fixed`` (the weight lies on the grid already: nothing is done).
+    """
+
+    def __init__(self, weight: Tensor, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.mode = "nearest"
+        rows = weight.detach().flatten(1) if spec.granularity == "per_channel" else weight.detach().reshape(1, -1)
+        low, high = find_range(rows, spec)
+        scale, zero_point = choose_qparams(low, high, spec.quant_min, spec.quant_max, spec.grid)
+        # One for each channel even where all are equal: γ for each channel is absorbed into them.
+        shape = (weight.shape[0], *(1,) * (weight.dim() - 1))
+        self.register_buffer("scale", scale.expand(len(weight)).reshape(shape).clone())
+        self.register_buffer("zero_point", zero_point.expand(len(weight)).reshape(shape).clone())
+        self.rounding: nn.Parameter | None = None
+
+    @torch.no_grad()
+    def start_rounding(self, weight: Tensor) -> None:
+        """Make V such that soft rounding gives the float weight itself."""
+        ratio = weight / self.scale
+        self.rounding = nn.Parameter(inverse_rectified_sigmoid(ratio - ratio.floor()))
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The weight's integer codes by the current mode (soft ones lie between two integers)."""
+        low, high = self.spec.quant_min, self.spec.quant_max
+        if self.mode in ("nearest", "fixed"):
+            return quantize(weight, self.scale, self.zero_point, low, high)
+        if self.rounding is None:
+            raise RuntimeError("start_rounding must come before soft or hard rounding")
+        up = rectified_sigmoid(self.rounding)
+        if self.mode == "hard":
+            up = (up >= 0.5).to(weight.dtype)
+        return ((weight / self.scale).floor() + up + self.zero_point).clamp(low, high)
+
+    def forward(self, weight: Tensor) -> Tensor:  # noqa: D102
+        if self.mode == "fixed":
+            return weight
+        return dequantize(self.codes(weight), self.scale, self.zero_point)
+
+    @torch.no_grad()
+    def fix_(self, weight: Tensor) -> None:
+        """Put the weight on the grid, by hard rounding where it was learned, and forget V."""
+        self.mode = "hard" if self.rounding is not None else self.mode
+        weight.copy_(self(weight))
+        self.mode, self.rounding = "fixed", None

@@ -1,0 +1,94 @@
+"""The activation quantizer, with learned scale and zero point."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.quantizers.functional import fake_quantize, round_ste
+from ptq4vm.quantizers.observers import Observer
+from ptq4vm.quantizers.qconfig import QuantSpec
+
+
+class LearnedScaleFakeQuantize(nn.Module):
+    """Fake-quantizes a tensor on a grid whose scale and zero point are learned (LSQ+, arXiv 2004.09576).
+
+    The parameters are relative, so that one learning rate suits all tensors: the logarithm of the scale, and the zero
+    point as a fraction of the number of codes. Gradients pass the rounding of the zero point straight through.
+    """
+
+    def __init__(self, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.offset = nn.Parameter(torch.zeros(1), requires_grad=spec.grid == "affine")
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+        self.enabled = True
+        self.observer: Observer | None = None
+        self.drop_prob = 0.0
+        """QDrop (arXiv 2203.05740): this share of the values is left float at random."""
+
+    @property
+    def scale(self) -> Tensor:
+        """(1,), positive."""
+        return self.log_scale.exp()
+
+    @property
+    def zero_point(self) -> Tensor:
+        """(1,), an integer between the lowest and the highest code."""
+        codes = self.spec.quant_max - self.spec.quant_min
+        return round_ste(self.offset * codes).clamp(self.spec.quant_min, self.spec.quant_max)
+
+    @torch.no_grad()
+    def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Start from these, (1,) each."""
+        self.log_scale.copy_(scale.log())
+        self.offset.copy_(zero_point / (self.spec.quant_max - self.spec.quant_min))
+        self.ready.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if self.observer is not None:
+            self.observer.observe(x)
+        if not self.enabled:
+            return x
+        x_hat = fake_quantize(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max)
+        if self.drop_prob > 0.0:
+            keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - self.drop_prob)
+            return torch.where(keep, x_hat, x)
+        return x_hat
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"bits={self.spec.bits}, grid={self.spec.grid}"
+
+
+def activation_quantizers(module: nn.Module) -> list[LearnedScaleFakeQuantize]:
+    """All of them inside the module, in order of definition."""
+    return [child for child in module.modules() if isinstance(child, LearnedScaleFakeQuantize)]
+
+
+@contextmanager
+def observing(quantizers: list[LearnedScaleFakeQuantize]) -> Iterator[None]:
+    """Inside, the quantizers pass values on as they are and collect them; at the end each starts from what it saw."""
+    for quantizer in quantizers:
+        quantizer.observer, quantizer.enabled = Observer(quantizer.spec), False
+    try:
+        yield
+        for quantizer in quantizers:
+            if quantizer.observer is not None:
+                quantizer.set_qparams(*quantizer.observer.calculate_qparams())
+    finally:
+        for quantizer in quantizers:
+            quantizer.observer, quantizer.enabled = None, True
+
+
+@contextmanager
+def dropping(quantizers: list[LearnedScaleFakeQuantize], drop_prob: float) -> Iterator[None]:
+    """Inside, a share of the values stays float at random (QDrop)."""
+    for quantizer in quantizers:
+        quantizer.drop_prob = drop_prob
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.drop_prob = 0.0

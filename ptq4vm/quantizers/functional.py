@@ -1,0 +1,96 @@
+"""The uniform quantizer, as pure functions.
+
+``x_int = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, ``x_hat = scale * (x_int - zero_point)``, rounding
+half to even before the zero point is added, as ONNX's QuantizeLinear does.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round half to even; the gradient passes as if nothing had happened (straight-through estimator)."""
+    return x + (x.round() - x).detach()
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Float to integer codes (returned in x's dtype). ``scale`` and ``zero_point`` broadcast against x."""
+    return (x / scale).round().add_(zero_point).clamp_(quant_min, quant_max)
+
+
+def dequantize(x_int: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Integer codes to float."""
+    return (x_int - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """Quantize and dequantize, differentiable in x, scale and zero_point (LSQ+, arXiv 2004.09576).
+
+    Values that land on ``quant_min`` or ``quant_max`` count as inside: they keep their gradient. torch's own clamp and
+    its learnable fake-quantize were slower by 2 to 10 times on CPU, which is why the backward pass is written here.
+
+    Args:
+        x: any shape.
+        scale: positive, broadcasts against x.
+        zero_point: integers as floats, same shape as scale.
+        quant_min: lowest code.
+        quant_max: highest code.
+    """
+    return _FakeQuantize.apply(x, scale, zero_point, quant_min, quant_max)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.bounds = (quant_min, quant_max)
+        return quantize(x, scale, zero_point, quant_min, quant_max).sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, scale, zero_point = ctx.saved_tensors
+        quant_min, quant_max = ctx.bounds
+        ratio = x / scale
+        code = ratio.round().add_(zero_point)
+        inside = (code >= quant_min) & (code <= quant_max)
+        grad_x = grad * inside
+        grad_scale = grad_zero_point = None
+        if ctx.needs_input_grad[1]:
+            # d x_hat / d scale: rounding error where inside, the clamped code where outside.
+            code.clamp_(quant_min, quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
+            grad_scale = _sum_like(code.mul_(grad), scale)
+        if ctx.needs_input_grad[2]:
+            grad_zero_point = _sum_like(grad_x - grad, zero_point) * scale
+        return grad_x, grad_scale, grad_zero_point, None, None
+
+
+def _sum_like(x: Tensor, like: Tensor) -> Tensor:
+    return x.sum().expand_as(like).clone() if like.numel() == 1 else x.sum_to_size(like.shape)
+
+
+def choose_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: str) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that cover [low, high]; zero is always exactly representable, as padding needs.
+
+    Args:
+        low: lowest values to represent, any shape.
+        high: highest values, same shape.
+        quant_min: lowest code.
+        quant_max: highest code.
+        grid: ``affine`` (zero point anywhere), ``unsigned`` (from zero upwards) or ``symmetric`` (zero point 0).
+
+    Returns:
+        scale and zero point, shaped as ``low``.
+    """
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    if grid == "symmetric":
+        scale = torch.maximum(high / quant_max, low / quant_min)
+    else:
+        scale = (high - (low if grid == "affine" else 0.0)) / (quant_max - quant_min)
+    scale = scale.clamp(min=1e-8)
+    if grid == "affine":
+        return scale, (quant_min - (low / scale).round()).clamp(quant_min, quant_max)
+    return scale, torch.zeros_like(scale)

@@ -1,0 +1,126 @@
+"""Layers that compute on quantized tensors."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.quantizers.adaround import WeightQuantizer
+from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize
+from ptq4vm.quantizers.qconfig import Placement, QuantSpec
+
+
+class AffineCalibration(nn.Module):
+    """Scale and shift (γ, β in the paper) on a quantized convolution's output, y = γ (W_q ∗ x_q) + b + β.
+
+    The scale is kept positive by its parametrisation: a negative one could not be absorbed into a weight scale.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def scale_like(self, weight: Tensor) -> Tensor:
+        """γ, shaped to multiply a weight (out channels, ...)."""
+        return self.log_scale.exp().reshape(-1, *(1,) * (weight.dim() - 1))
+
+    def forward(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight and bias that give the affine output: exact, and cheaper than touching the output."""
+        return weight * self.scale_like(weight), bias + self.shift
+
+
+class QuantizedConv2d(nn.Module):
+    """A convolution with fake-quantized weight and input (``deploy``) or activated output (``paper``)."""
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        weight_spec: QuantSpec,
+        activation_spec: QuantSpec,
+        placement: Placement = "deploy",
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise PTQ4VMError(
+                f"Expected a convolution padded with a number of zeros, got padding={conv.padding!r} "
+                f"({conv.padding_mode}). Add its name to float_modules, or pad before the convolution."
+            )
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
+        # Always there: β ends up in it.
+        bias = self.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.weight_quantizer = WeightQuantizer(self.weight, weight_spec)
+        quantizer = LearnedScaleFakeQuantize(activation_spec)
+        self.input_quantizer = quantizer if placement == "deploy" else None
+        self.output_quantizer = quantizer if placement == "paper" else None
+        self.activation = activation
+        self.affine: AffineCalibration | None = None
+
+    @classmethod
+    def from_float(
+        cls,
+        conv: nn.Conv2d,
+        weight_spec: QuantSpec,
+        activation_spec: QuantSpec,
+        placement: Placement = "deploy",
+        activation: nn.Module | None = None,
+    ) -> "QuantizedConv2d":
+        """A quantized copy of ``conv``. ``activation`` is the function that follows it, which ``paper`` takes along."""
+        return cls(conv, weight_spec, activation_spec, placement, activation)
+
+    @property
+    def activation_quantizer(self) -> LearnedScaleFakeQuantize:
+        """The input's quantizer (``deploy``) or the output's (``paper``)."""
+        quantizer = self.input_quantizer if self.input_quantizer is not None else self.output_quantizer
+        if quantizer is None:
+            raise RuntimeError("a QuantizedConv2d has an input or an output quantizer")
+        return quantizer
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        weight, bias = self.weight_quantizer(self.weight), self.bias
+        if self.affine is not None:
+            weight, bias = self.affine(weight, bias)
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x if self.output_quantizer is None else self.output_quantizer(x)
+
+    def start_affine(self, *, per_channel: bool) -> None:
+        """Begin global affine calibration: one γ, β for each output channel, or for the layer."""
+        self.affine = AffineCalibration(self.weight.shape[0] if per_channel else 1).to(self.weight.device)
+
+    @torch.no_grad()
+    def fix_(self) -> None:
+        """Put the weight on its grid for good; learned roundings become hard."""
+        self.weight_quantizer.fix_(self.weight)
+
+    @torch.no_grad()
+    def absorb_affine_(self) -> None:
+        """Fold γ into weight and weight scale, β into the bias; the layer computes what it did before."""
+        if self.affine is None:
+            return
+        if self.weight_quantizer.mode != "fixed":
+            raise RuntimeError("fix_ must come before absorb_affine_")
+        self.weight_quantizer.scale.mul_(self.affine.scale_like(self.weight))
+        weight, bias = self.affine(self.weight, self.bias)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.affine = None
+
+    @torch.no_grad()
+    def to_float(self) -> nn.Conv2d:
+        """A plain convolution with the weight and bias that this layer computes with."""
+        weight, bias = self.weight_quantizer(self.weight), self.bias
+        if self.affine is not None:
+            weight, bias = self.affine(weight, bias)
+        conv = nn.Conv2d(
+            weight.shape[1] * self.groups, weight.shape[0], weight.shape[2:], self.stride, self.padding,  # type: ignore[arg-type]
+            self.dilation, self.groups,
+        )
+        conv.load_state_dict({"weight": weight, "bias": bias})
+        return conv

@@ -1,0 +1,85 @@
+"""Ranges from data: what lowest and highest value a grid should represent."""
+
+import torch
+from torch import Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.quantizers.functional import choose_qparams, dequantize, quantize
+from ptq4vm.quantizers.qconfig import QuantSpec
+
+_SAMPLES_A_CALL = 4096
+_SEARCH_SAMPLES = 32768
+_STEPS = 40
+
+
+class Observer:
+    """Collects a tensor's values over many frames, in bounded memory, and chooses its grid.
+
+    Extremes are exact; the rest of the distribution is an evenly strided sample of every call.
+    """
+
+    def __init__(self, spec: QuantSpec) -> None:
+        self.spec = spec
+        self.low, self.high = float("inf"), float("-inf")
+        self.samples: list[Tensor] = []
+
+    def observe(self, x: Tensor) -> None:
+        """Take note of x, any shape."""
+        x = x.detach().flatten()
+        low, high = x.aminmax()
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        # A stride that shares no factor with the usual widths walks through all channels and places.
+        stride = max(1, x.numel() // _SAMPLES_A_CALL) | 1
+        self.samples.append(x[::stride].cpu())
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, each of shape (1,).
+
+        Raises:
+            PTQ4VMError: nothing was observed, or something not finite.
+        """
+        if not self.samples:
+            raise PTQ4VMError("Expected calibration frames to reach this quantizer, got none. Was its layer executed?")
+        if not (abs(self.low) < float("inf") and abs(self.high) < float("inf")):
+            raise PTQ4VMError("Expected finite activations, got NaN or infinity. Check the weights and the frames.")
+        values = torch.cat(self.samples)
+        values = values[:: max(1, values.numel() // _SEARCH_SAMPLES)]
+        values = torch.cat([values, values.new_tensor([self.low, self.high])])
+        low, high = find_range(values[None], self.spec)
+        return choose_qparams(low, high, self.spec.quant_min, self.spec.quant_max, self.spec.grid)
+
+
+def find_range(values: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """The range of each row of ``values`` (N, samples) by the spec's method; low and high of shape (N,)."""
+    low, high = values.amin(1), values.amax(1)
+    if spec.range_method == "minmax":
+        return low, high
+    if spec.range_method == "percentile":
+        # Not torch.quantile: it refuses rows of more than 16 million values.
+        ordered = values.sort(1).values
+        cut = round(0.0005 * (values.shape[1] - 1))
+        return ordered[:, cut], ordered[:, values.shape[1] - 1 - cut]
+    return _search_mse(values, low, high, spec)
+
+
+def _search_mse(values: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Shrink both ends in turn, each time keeping what gives the least squared error."""
+    fractions = torch.linspace(1.0, 1 / _STEPS, _STEPS)
+    both = spec.grid == "symmetric"
+    for end in ("both",) if both else ("high", "low", "high", "low"):
+        best = torch.full_like(low, float("inf"))
+        best_low, best_high = low.clone(), high.clone()
+        for fraction in fractions.tolist():
+            a = low * fraction if end != "high" else low
+            b = high * fraction if end != "low" else high
+            scale, zero_point = choose_qparams(a, b, spec.quant_min, spec.quant_max, spec.grid)
+            scale, zero_point = scale[:, None], zero_point[:, None]
+            codes = quantize(values, scale, zero_point, spec.quant_min, spec.quant_max)
+            error = (dequantize(codes, scale, zero_point) - values).square_().mean(1)
+            better = error < best
+            best, best_low, best_high = (
+                torch.where(better, new, old)
+                for new, old in ((error, best), (a, best_low), (b, best_high))
+            )
+        low, high = best_low, best_high
+    return low, high

@@ -1,0 +1,102 @@
+"""What is quantized how: small frozen types that refuse bad values when built."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ptq4vm.errors import PTQ4VMError
+
+Grid = Literal["affine", "unsigned", "symmetric"]
+Granularity = Literal["per_tensor", "per_channel"]
+RangeMethod = Literal["minmax", "percentile", "mse"]
+Placement = Literal["deploy", "paper"]
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """The grid of one tensor."""
+
+    bits: int
+    grid: Grid = "affine"
+    granularity: Granularity = "per_tensor"
+    range_method: RangeMethod = "mse"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise PTQ4VMError(f"Expected 2 to 8 bits, got {self.bits}. Choose e.g. W8A8, W4A8 or W4A4.")
+        if self.grid not in ("affine", "unsigned", "symmetric"):
+            raise PTQ4VMError(f"Expected a grid of affine, unsigned or symmetric, got {self.grid!r}.")
+
+    @property
+    def quant_min(self) -> int:
+        """Lowest code."""
+        return -(2 ** (self.bits - 1)) if self.grid == "symmetric" else 0
+
+    @property
+    def quant_max(self) -> int:
+        """Highest code."""
+        return 2 ** (self.bits - 1) - 1 if self.grid == "symmetric" else 2**self.bits - 1
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """How a network is quantized.
+
+    Args:
+        bits: ``W<weight bits>A<activation bits>``, e.g. W8A8, W4A8, W4A4.
+        placement: ``deploy`` quantizes every convolution's input and weight, which is what integer runtimes need;
+            ``paper`` quantizes weights and what leaves each convolution's activation function, as the published code.
+        edge_bits: bits of weights and activations of the first and the last executed layer.
+        weight_grid: grid of the weights; integer runtimes want symmetric.
+        weight_granularity: one scale for each output channel, or one for all.
+        activation_grid: grid of the activations. ``affine`` fits every tensor and is unsigned where the data is.
+        range_method: how ranges are found: minmax, percentile or mse.
+        float_modules: dotted names of submodules that stay float. The refiner works on variances of the full-size
+            frame, which 8 bits do not hold, and runs only at downsample_ratio < 1.
+        layer_bits: bits by layer name, ``{"aspp.aspp1.0": "W8A8"}``; wins over everything above.
+    """
+
+    bits: str = "W8A8"
+    placement: Placement = "deploy"
+    edge_bits: int = 8
+    weight_grid: Grid = "symmetric"
+    weight_granularity: Granularity = "per_channel"
+    activation_grid: Grid = "affine"
+    range_method: RangeMethod = "mse"
+    float_modules: tuple[str, ...] = ("refiner",)
+    layer_bits: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.placement not in ("deploy", "paper"):
+            raise PTQ4VMError(f"Expected placement deploy or paper, got {self.placement!r}.")
+        object.__setattr__(self, "float_modules", tuple(self.float_modules))
+        for bits in (self.bits, f"W{self.edge_bits}A{self.edge_bits}", *self.layer_bits.values()):
+            self._specs(bits)
+
+    def _specs(self, bits: str) -> tuple[QuantSpec, QuantSpec]:
+        weight_bits, activation_bits = parse_bits(bits)
+        return (
+            QuantSpec(weight_bits, self.weight_grid, self.weight_granularity, self.range_method),
+            QuantSpec(activation_bits, self.activation_grid, "per_tensor", self.range_method),
+        )
+
+    def specs(self, layer: str, *, edge: bool) -> tuple[QuantSpec, QuantSpec]:
+        """Weight and activation grid of a layer; ``edge`` says that it is the first or last one executed."""
+        default = f"W{self.edge_bits}A{self.edge_bits}" if edge else self.bits
+        return self._specs(self.layer_bits.get(layer, default))
+
+    def is_float(self, layer: str) -> bool:
+        """Whether the layer lies in one of the ``float_modules``."""
+        return any(layer == name or layer.startswith(f"{name}.") for name in self.float_modules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; ``QConfig(**d)`` is the way back."""
+        return asdict(self)
+
+
+def parse_bits(bits: str) -> tuple[int, int]:
+    """``W4A8`` -> (4, 8). Raises PTQ4VMError on anything else."""
+    match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", str(bits))
+    if match is None:
+        raise PTQ4VMError(f"Expected bits as W<weights>A<activations>, got {bits!r}. Choose e.g. W8A8, W4A8 or W4A4.")
+    return int(match[1]), int(match[2])
