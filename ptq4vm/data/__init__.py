@@ -1,0 +1,23 @@
+"""Files in, clips out: sources of clips, augmentation, the calibration set, and the datamodule over them."""
+
+from ptq4vm.data.builtin import BuiltinSource
+from ptq4vm.data.calibration import CalibrationSet
+from ptq4vm.data.datamodule import VideoMattingDataModule
+from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
+from ptq4vm.data.sources import ClipSource, LayeredSource, Layers, compose
+from ptq4vm.data.transforms import ClipAugmentation
+from ptq4vm.data.videos import VideoSource
+
+__all__ = [
+    "BuiltinSource",
+    "CalibrationSet",
+    "ClipAugmentation",
+    "ClipSource",
+    "EvaluationSource",
+    "LayeredSource",
+    "Layers",
+    "VideoMatteSource",
+    "VideoMattingDataModule",
+    "VideoSource",
+    "compose",
+]

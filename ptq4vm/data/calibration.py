@@ -1,0 +1,217 @@
+"""The calibration set: drawn once by seed, kept on disk together with what is computed from it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from ptq4vm.data.sources import ClipSource, LayeredSource, compose, derive_seed
+from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
+from ptq4vm.data.transforms import ClipAugmentation
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
+
+Progress = Callable[[int, int, str], None]
+"""progress(done, total, what): called whenever one more of a long row of things is done."""
+
+
+class SequencePlace(NamedTuple):
+    """Where a calibration sequence comes from."""
+
+    clip: int
+    start: int
+
+
+def draw_sequences(source: ClipSource, count: int, length: int, seed: int) -> list[SequencePlace]:
+    """Choose sequences from a source: clips in turn, a random beginning in each.
+
+    Args:
+        source: the clips.
+        count: how many sequences to choose.
+        length: frames of a sequence. Shorter clips are passed over.
+        seed: decides the choice.
+
+    Raises:
+        PTQ4VMError: no clip is long enough.
+    """
+    generator = Generator().manual_seed(seed)
+    drawn: list[SequencePlace] = []
+    while len(drawn) < count:
+        before = len(drawn)
+        for clip in source.draw_order(generator):
+            room = source.num_frames(clip) - length
+            if room >= 0 and len(drawn) < count:
+                drawn.append(SequencePlace(clip, int(torch.randint(room + 1, (), generator=generator))))
+        if len(drawn) == before:
+            longest = max(range(len(source)), key=source.num_frames)
+            raise PTQ4VMError(
+                f"Expected clips of at least seq_length = {length} frames, got at most {source.num_frames(longest)}, "
+                f"in clip {source.names[longest]}. Shorten seq_length or add longer clips."
+            )
+    return drawn
+
+
+def exact_visibility(pha: Tensor, flow: Tensor) -> Tensor:
+    """Where an exact flow leads to something that was to be seen in the frame before.
+
+    Args:
+        pha: exact alpha, (T, 1, H, W).
+        flow: exact backward flow, (T-1, 2, H, W) in pixels.
+
+    Returns:
+        (T-1, 1, H, W), 1 where the place it leads to lies in the picture and has the same alpha, else 0.
+    """
+    height, width = flow.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack([x, y], dim=-1) + flow.permute(0, 2, 3, 1)
+    size = torch.tensor([width, height])
+    grid = (2 * place + 1) / size - 1
+    inside = ((place >= 0) & (place <= size - 1)).all(dim=-1)[:, None]
+    before = functional.grid_sample(pha[:-1], grid, padding_mode="border", align_corners=False)
+    return (inside & ((before - pha[1:]).abs() < 0.1)).float()
+
+
+class CalibrationSet(Dataset[CalibrationClip]):
+    """Calibration sequences on disk, read one at a time.
+
+    Args:
+        folder: where the sequences are: `<number>.safetensors`, each with src, pha and fgr as far as known, uint8.
+        teacher: where the float network's outputs for them are, files of the same names.
+        flow: where their flows are, files of the same names.
+        count: how many sequences there are.
+    """
+
+    def __init__(self, folder: Path, teacher: Path, flow: Path, count: int) -> None:
+        self.folder, self.teacher, self.flow, self.count = folder, teacher, flow, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> CalibrationClip:
+        """One sequence, unbatched; all floats are float32.
+
+        Raises:
+            PTQ4VMError: a file is missing or damaged.
+        """
+        if not 0 <= index < self.count:
+            raise IndexError(f"Expected a sequence within [0, {self.count}), got {index}.")
+        file = file_name(index)
+        clip = {name: value.float() / 255 for name, value in read_tensors(self.folder / file).items()}
+        teacher = {name: value.float() for name, value in read_tensors(self.teacher / file).items()}
+        flow = {name: value.float() for name, value in read_tensors(self.flow / file).items()}
+        states = sorted((name for name in teacher if name.startswith("state")), key=lambda name: int(name[5:]))
+        return CalibrationClip(
+            index=torch.tensor(index),
+            src=clip["src"],
+            pha=clip.get("pha"),
+            fgr=clip.get("fgr"),
+            teacher_pha=teacher["pha"],
+            teacher_fgr=teacher["fgr"],
+            teacher_state=tuple(teacher[name] for name in states),
+            flow=flow["flow"],
+            visible=flow["visible"],
+        )
+
+
+def file_name(index: int) -> str:
+    """The file of a sequence."""
+    return f"{index:05d}.safetensors"
+
+
+class CalibrationBuilder:
+    """Makes what is missing of a calibration set, sequence by sequence: memory holds one of them at a time.
+
+    Args:
+        source: where the clips come from.
+        sequences: what to take from it.
+        length: frames of a sequence.
+        augmentation: changes each sequence, by seed; None leaves them alone.
+        labels: keep true alpha and foreground.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        sequences: list[SequencePlace],
+        length: int,
+        augmentation: ClipAugmentation | None,
+        labels: bool,
+        seed: int,
+    ) -> None:
+        self.source, self.sequences, self.length = source, sequences, length
+        self.augmentation, self.labels, self.seed = augmentation, labels, seed
+        # An exact flow is as much of a label as the alpha it follows, and it doesn't survive augmentation.
+        self.exact_flow = source.exact_flow and labels and augmentation is None
+
+    def compose(self, index: int) -> MattingClip:
+        """Draw a sequence from the source: (T, C, H, W), floats, with alpha and foreground only if labels are kept."""
+        clip, start = self.sequences[index]
+        stop = start + self.length
+        seed = derive_seed(self.seed, index)
+        if self.augmentation is None:
+            drawn = self.source.read(clip, start, stop)
+        elif isinstance(self.source, LayeredSource):
+            layers = self.augmentation.layers(self.source.read_layers(clip, start, stop), seed)
+            drawn = compose(layers, self.source.names[clip], start)
+        else:
+            drawn = self.augmentation.clip(self.source.read(clip, start, stop), seed)
+        return drawn if self.labels else drawn._replace(pha=None, fgr=None, flow=None)
+
+    def build(self, folder: Path, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> CalibrationSet:
+        """Make the files that are missing or damaged, and keep the others.
+
+        Args:
+            folder: of this set, named after everything that decides what is in it.
+            teacher: the float network.
+            flow: is not asked where the source's own exact flow is used.
+            progress: told of each sequence.
+
+        Raises:
+            PTQ4VMError: the source can't be read or the folder can't be written.
+        """
+        flow_key = "exact" if self.exact_flow else flow.key
+        teacher_folder = make_folder(folder / f"teacher-{short_hash({'key': teacher.key})}")
+        flow_folder = make_folder(folder / f"flow-{short_hash({'key': flow_key})}")
+        for index in range(len(self.sequences)):
+            file = file_name(index)
+            if not is_whole(folder / file, ["src"]):
+                self._write_sequence(folder / file, index)
+            if not is_whole(teacher_folder / file, ["pha", "fgr"]):
+                self._write_teacher(teacher_folder / file, folder / file, teacher)
+            if not is_whole(flow_folder / file, ["flow", "visible"]):
+                self._write_flow(flow_folder / file, folder / file, index, flow)
+            if progress is not None:
+                progress(index + 1, len(self.sequences), "calibration sequences")
+        return CalibrationSet(folder, teacher_folder, flow_folder, len(self.sequences))
+
+    def _write_sequence(self, path: Path, index: int) -> None:
+        clip = self.compose(index)
+        known = {"src": clip.src, "pha": clip.pha, "fgr": clip.fgr}
+        write_tensors(path, {k: (v * 255).round().to(torch.uint8) for k, v in known.items() if v is not None})
+
+    @staticmethod
+    @torch.no_grad()
+    def _write_teacher(path: Path, sequence: Path, teacher: Teacher) -> None:
+        output = teacher.forward(read_tensors(sequence)["src"].float()[None] / 255)
+        states = {f"state{i}": state[0].half() for i, state in enumerate(output.state)}
+        write_tensors(path, {"pha": output.pha[0].float(), "fgr": output.fgr[0].half(), **states})
+
+    @torch.no_grad()
+    def _write_flow(self, path: Path, sequence: Path, index: int, estimator: FlowEstimator) -> None:
+        if self.exact_flow:
+            clip = self.compose(index)
+            if clip.flow is None or clip.pha is None:
+                raise TypeError(f"Expected exact flow and alpha of clip {clip.name}: its source says it has them.")
+            flow, visible = clip.flow, exact_visibility(clip.pha, clip.flow)
+        else:
+            src = read_tensors(sequence)["src"].float() / 255
+            if len(src) > 1:
+                flow, visible = estimator.forward(src)
+            else:
+                flow, visible = src.new_zeros(0, 2, *src.shape[-2:]), src.new_zeros(0, 1, *src.shape[-2:])
+        write_tensors(path, {"flow": flow.half(), "visible": visible.to(torch.uint8)})

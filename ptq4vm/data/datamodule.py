@@ -1,0 +1,249 @@
+"""The LightningDataModule: calibration sequences for learning, chunks of clips for measuring."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ptq4vm.data.builtin import PORTRAIT, SETTLE_FRAMES, BuiltinSource
+from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_sequences
+from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
+from ptq4vm.data.loading import EvaluationChunks, ShuffledPasses, collate_calibration, collate_chunk
+from ptq4vm.data.sources import ClipSource
+from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
+from ptq4vm.data.transforms import ClipAugmentation
+from ptq4vm.data.videos import VideoSource
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
+
+FORMAT_VERSION = 1
+"""Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
+BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
+
+
+class VideoMattingDataModule(pl.LightningDataModule):
+    """Calibration sequences, made once and kept on disk, and evaluation clips, read chunk by chunk.
+
+    The set is chosen by seed, then fixed: the float network's outputs and the optical flow for it are computed once
+    and kept beside it. Both come from :meth:`attach`, which the LightningModules call. Evaluation reads its clips in
+    order, so evaluate on one device, or a clip's chunks end up on different ones.
+
+    Args:
+        root: Folder that the paths below are relative to; the working directory if not given.
+        source: What to calibrate on. `builtin` needs no files: a portrait moved before photographs. `videomatte`
+            composes `foregrounds` with `backgrounds`, `evaluation` takes `composites`, `video` takes `videos`.
+        foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout.
+        backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still.
+        composites: Folder with `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder that holds those.
+        videos: Folder with video files or folders of frames, of which no alpha is known.
+        labels: Use true alpha and foreground in calibration where the source has them.
+        evaluation: Folder to evaluate on, laid out like `composites`; the built-in test clips if not given.
+        num_sequences: Number of calibration sequences.
+        seq_length: Frames of a calibration sequence.
+        height: Height in pixels of calibration sequences and built-in clips.
+        width: Width in pixels of calibration sequences and built-in clips.
+        augment: Flip, shift, turn, scale and recolour calibration sequences, each sequence in its own way.
+        seed: Decides which sequences are taken, how they are augmented and in which order they come.
+        batch_size: Sequences in a training batch.
+        steps_per_epoch: Training batches in an epoch, in shuffled passes through the set; one pass if not given.
+        eval_chunk: Frames of an evaluation clip that are read at a time.
+        eval_clips: Evaluate on at most so many clips, spread over the set; all if not given.
+        eval_frames: Evaluate on at most so many frames of each clip; all if not given.
+        num_workers: Processes that read ahead.
+        cache_dir: Folder for what is computed once; $PTQ4VM_CACHE or else ~/.cache/ptq4vm if not given.
+
+    Raises:
+        PTQ4VMError: a number is out of range; paths are looked at in :meth:`setup`.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        source: Literal["builtin", "videomatte", "evaluation", "video"] = "builtin",
+        foregrounds: str = "videomatte240k_layout",
+        backgrounds: str = "backgrounds",
+        composites: str = "evaluation",
+        videos: str = "user_clips",
+        labels: bool = True,
+        evaluation: str | None = None,
+        num_sequences: int = 16,
+        seq_length: int = 4,
+        height: int = 288,
+        width: int = 512,
+        augment: bool = True,
+        seed: int = 0,
+        batch_size: int = 1,
+        steps_per_epoch: int | None = None,
+        eval_chunk: int = 25,
+        eval_clips: int | None = None,
+        eval_frames: int | None = None,
+        num_workers: int = 0,
+        cache_dir: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.root, self.source = Path(root or "."), source
+        self.foregrounds, self.backgrounds, self.composites = foregrounds, backgrounds, composites
+        self.videos, self.labels, self.evaluation = videos, labels, evaluation
+        self.num_sequences, self.seq_length, self.size = num_sequences, seq_length, (height, width)
+        self.augment, self.seed = augment, seed
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
+        self.eval_chunk, self.eval_clips, self.eval_frames = eval_chunk, eval_clips, eval_frames
+        self.num_workers = num_workers
+        default = os.environ.get("PTQ4VM_CACHE") or Path.home() / ".cache" / "ptq4vm"
+        self.cache_dir = Path(cache_dir or default).expanduser()
+        self._calibration_source: ClipSource | None = None
+        self._evaluation_source: ClipSource | None = None
+        self._calibration_set: CalibrationSet | None = None
+        if source not in ("builtin", "videomatte", "evaluation", "video"):
+            raise PTQ4VMError(f"Expected source builtin, videomatte, evaluation or video, got {source!r}.")
+        at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0}
+        at_least |= {"steps_per_epoch": 1, "eval_clips": 1, "eval_frames": 1}
+        numbers = {name: (getattr(self, name), low) for name, low in at_least.items()}
+        for name, (value, low) in (numbers | {"height": (height, 16), "width": (width, 16)}).items():
+            if value is not None and value < low:
+                raise PTQ4VMError(f"Expected {name} of at least {low}, got {value}. Change it in the data settings.")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Look at the files that `stage` needs (all for None) and read none of them; idempotent.
+
+        Raises:
+            PTQ4VMError: files are missing, don't match, or no clip is as long as `seq_length`.
+        """
+        if self._evaluation_source is None:
+            self._evaluation_source = self._make_evaluation_source()
+        if stage in (None, "fit") and self._calibration_source is None:
+            source = self._make_calibration_source()
+            self._sequences = draw_sequences(source, self.num_sequences, self.seq_length, self.seed)
+            self._calibration_source = source
+
+    def attach(self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None) -> None:
+        """Make the calibration set, or what is missing of it, and cut the built-in portrait out.
+
+        A sequence at a time is made, passed through the teacher and written, so memory doesn't depend on their
+        number. What an interrupted run has written is kept. With several processes the first makes the set.
+
+        Args:
+            teacher: the float network.
+            flow: None where only evaluation follows: no calibration set is made then.
+            progress: told of each finished sequence.
+
+        Raises:
+            PTQ4VMError: files can't be read or written.
+        """
+        trainer = self.trainer
+        if trainer is None or trainer.world_size == 1:
+            self._attach(teacher, flow, progress)
+            return
+        # The first process makes the files, then the others find them (or make their own, where disks aren't shared).
+        if not trainer.is_global_zero:
+            trainer.strategy.barrier("ptq4vm calibration set")
+        self._attach(teacher, flow, progress)
+        if trainer.is_global_zero:
+            trainer.strategy.barrier("ptq4vm calibration set")
+
+    def _attach(self, teacher: Teacher, flow: FlowEstimator | None, progress: Progress | None) -> None:
+        self.setup("fit" if flow is not None else "test")
+        sources = [s for s in (self._calibration_source, self._evaluation_source) if isinstance(s, BuiltinSource)]
+        for source in sources:
+            source.cutout = lambda src: self._cached_cutout(teacher, src)
+            source.portrait()
+        if flow is None or self._calibration_source is None:
+            return
+        builder = CalibrationBuilder(
+            source=self._calibration_source,
+            sequences=self._sequences,
+            length=self.seq_length,
+            augmentation=ClipAugmentation() if self.augment else None,
+            labels=self.labels,
+            seed=self.seed,
+        )
+        self._calibration_set = builder.build(self._set_folder(teacher), teacher, flow, progress)
+
+    def _cached_cutout(self, teacher: Teacher, src: Tensor) -> Tensor:
+        shown = {"portrait": PORTRAIT, "frames": SETTLE_FRAMES, "format": FORMAT_VERSION}
+        key = short_hash({"teacher": teacher.key, **shown})
+        path = make_folder(self.cache_dir / "cutouts") / f"{key}.safetensors"
+        if not is_whole(path, ["pha"]):
+            write_tensors(path, {"pha": teacher.forward(src).pha})
+        return read_tensors(path)["pha"]
+
+    def _set_folder(self, teacher: Teacher) -> Path:
+        source = self._calibration_source
+        if source is None:
+            raise PTQ4VMError("Expected setup('fit') before the calibration set is named, got no source of clips.")
+        settings = {
+            "format": FORMAT_VERSION,
+            "source": self.source,
+            "fingerprint": source.fingerprint(),
+            "labels": self.labels,
+            "num_sequences": self.num_sequences,
+            "seq_length": self.seq_length,
+            "size": self.size,
+            "augment": self.augment,
+            "seed": self.seed,
+            # Whoever cut the portrait out decided what the clips look like.
+            "cutout": teacher.key if isinstance(source, BuiltinSource) else None,
+        }
+        return self.cache_dir / "calibration" / short_hash(settings)
+
+    def _make_calibration_source(self) -> ClipSource:
+        if self.source == "videomatte":
+            return VideoMatteSource(self.root / self.foregrounds, self.root / self.backgrounds, self.size, self.seed)
+        if self.source == "evaluation":
+            return EvaluationSource(self.root / self.composites, self.size, self.labels)
+        if self.source == "video":
+            return VideoSource(self.root / self.videos, self.size)
+        frames = max(2 * self.seq_length, 32)
+        return BuiltinSource("train", self.size, self.num_sequences, frames, self.seed)
+
+    def _make_evaluation_source(self) -> ClipSource:
+        if self.evaluation is not None:
+            return EvaluationSource(self.root / self.evaluation)
+        # Not decided by the seed: figures of runs with different seeds are to be comparable.
+        return BuiltinSource("test", self.size, BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES)
+
+    @property
+    def calibration_set(self) -> CalibrationSet:
+        """The calibration sequences, read lazily; a map-style Dataset of unbatched CalibrationClip.
+
+        Raises:
+            PTQ4VMError: :meth:`attach` hasn't been called with a teacher and a flow estimator.
+        """
+        if self._calibration_set is None:
+            raise PTQ4VMError("Expected attach(teacher, flow) before the calibration set is used, got no such call.")
+        return self._calibration_set
+
+    def train_dataloader(self) -> DataLoader[CalibrationClip]:
+        """Batches of CalibrationClip, (B, T, C, H, W), shuffled by seed and epoch."""
+        steps, size = self.steps_per_epoch, len(self.calibration_set)
+        sampler = ShuffledPasses(size, size if steps is None else steps * self.batch_size, self.seed)
+        return DataLoader(
+            self.calibration_set,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate_calibration,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _evaluation_dataloader(self) -> DataLoader[MattingClip]:
+        source = self._evaluation_source or self._make_evaluation_source()
+        if isinstance(source, BuiltinSource):
+            source.portrait()  # Say here, not in a loader process, that attach is missing.
+        chunks = EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
+        return DataLoader(chunks, batch_size=1, num_workers=self.num_workers, collate_fn=collate_chunk)
+
+    def val_dataloader(self) -> DataLoader[MattingClip]:
+        """Chunks of evaluation clips in order, (1, T, C, H, W), one clip after the other."""
+        return self._evaluation_dataloader()
+
+    def test_dataloader(self) -> DataLoader[MattingClip]:
+        """As :meth:`val_dataloader`."""
+        return self._evaluation_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[MattingClip]:
+        """As :meth:`val_dataloader`."""
+        return self._evaluation_dataloader()

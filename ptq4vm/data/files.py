@@ -1,0 +1,143 @@
+"""Frames in folders: finding, reading and resizing them."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ptq4vm.errors import PTQ4VMError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+
+
+def natural_key(path: Path) -> list[tuple[int, int | str]]:
+    """Sort key that puts frame 2 before frame 10, padded with zeros or not."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The folders within a folder, in natural order; hidden ones are left out."""
+    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """The image files within a folder, in natural order; empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    frames = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(frames, key=natural_key)
+
+
+def require_folder(folder: Path, what: str, layout: str) -> Path:
+    """The folder, or an error that says what should be there.
+
+    Args:
+        folder: path that must be a folder.
+        what: what the user knows it as, e.g. the setting that names it.
+        layout: the files expected within it.
+
+    Raises:
+        PTQ4VMError: there is no such folder.
+    """
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "nothing"
+        raise PTQ4VMError(f"Expected a folder of {what} laid out as {layout}, got {got} at {folder}. Correct the path.")
+    return folder
+
+
+def read_image(path: Path, gray: bool = False) -> Tensor:
+    """Read one image.
+
+    Args:
+        path: an image file.
+        gray: read one channel (alpha) rather than RGB.
+
+    Returns:
+        (1 or 3, H, W), uint8.
+
+    Raises:
+        PTQ4VMError: the file can't be read as an image.
+    """
+    # imdecode rather than imread: imread writes its own complaints to stderr and can't open some non-ASCII paths.
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise PTQ4VMError(f"Expected a readable image at {path}, got: {error}.") from error
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise PTQ4VMError(
+            f"Expected an image at {path}, got {data.size} bytes that can't be decoded. Replace the file or remove it "
+            "along with the same frame in the neighbouring folders."
+        )
+    if gray:
+        return torch.from_numpy(image)[None]
+    return torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
+
+
+def read_frames(paths: Sequence[Path], gray: bool = False) -> Tensor:
+    """Read frames of one clip.
+
+    Returns:
+        (T, 1 or 3, H, W), floats in [0, 1].
+
+    Raises:
+        PTQ4VMError: a file can't be read, or the frames differ in size.
+    """
+    frames = [read_image(path, gray) for path in paths]
+    for path, frame in zip(paths, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            raise PTQ4VMError(
+                f"Expected frames of one size within a clip, got {size_text(frames[0])} in {paths[0]} and "
+                f"{size_text(frame)} in {path}. Resize them alike."
+            )
+    return torch.stack(frames).float() / 255
+
+
+def size_text(frames: Tensor) -> str:
+    """`width×height` of (..., H, W)."""
+    return f"{frames.shape[-1]}×{frames.shape[-2]}"
+
+
+def cover_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize until the size is covered, keeping the aspect ratio, and cut out the centre.
+
+    Args:
+        frames: (T, C, h, w), floats.
+        size: height and width to return.
+
+    Returns:
+        (T, C, H, W).
+    """
+    (height, width), (have_height, have_width) = size, frames.shape[-2:]
+    if (have_height, have_width) == (height, width):
+        return frames
+    scale = max(height / have_height, width / have_width)
+    resized = (max(height, round(have_height * scale)), max(width, round(have_width * scale)))
+    if resized != (have_height, have_width):
+        frames = functional.interpolate(frames, resized, mode="bilinear", align_corners=False, antialias=True)
+        frames = frames.clamp(0, 1)
+    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+    return frames[..., top : top + height, left : left + width].contiguous()
+
+
+def ping_pong(index: int, length: int) -> int:
+    """Where frame `index` of an endless to-and-fro reading of a clip of `length` frames lies in that clip."""
+    if length == 1:
+        return 0
+    index %= 2 * (length - 1)
+    return min(index, 2 * (length - 1) - index)
+
+
+def files_fingerprint(root: Path, paths: Iterable[Path]) -> str:
+    """Hash of the files' paths below `root`, sizes and times of change; it reads none of them."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path.relative_to(root).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,106 @@
+"""From data sets to batches: evaluation chunks, orders of samples, and collation."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ptq4vm.data.sources import ClipSource, derive_seed
+from ptq4vm.types import CalibrationClip, MattingClip
+
+
+class Chunk(NamedTuple):
+    """Frames [start, stop) of a clip of a source."""
+
+    clip: int
+    start: int
+    stop: int
+
+
+class EvaluationChunks(Dataset[MattingClip]):
+    """Clips cut into chunks that follow each other, clip after clip, so that a long clip costs no memory.
+
+    Args:
+        source: the clips.
+        chunk: at most so many frames of one clip at a time.
+        clips: at most so many clips, spread evenly over the source; None takes all.
+        frames: at most so many frames of each clip; None takes all.
+    """
+
+    def __init__(self, source: ClipSource, chunk: int, clips: int | None = None, frames: int | None = None) -> None:
+        self.source = source
+        count = len(source) if clips is None else min(clips, len(source))
+        self.chunks: list[Chunk] = []
+        for clip in (i * len(source) // count for i in range(count)):
+            end = source.num_frames(clip) if frames is None else min(frames, source.num_frames(clip))
+            self.chunks += [Chunk(clip, start, min(start + chunk, end)) for start in range(0, end, chunk)]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> MattingClip:
+        """One chunk, (T, C, H, W)."""
+        return self.source.read(*self.chunks[index])
+
+
+class ShuffledPasses(Sampler[int]):
+    """Samples in shuffled passes through a set, decided by seed and epoch.
+
+    Args:
+        size: of the set.
+        count: samples an epoch; more than `size` begins further passes, fewer leaves the pass unfinished.
+        seed: of the order.
+    """
+
+    def __init__(self, size: int, count: int, seed: int) -> None:
+        self.size, self.count, self.seed, self.epoch = size, count, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch, also when it resumes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        self.epoch += 1  # Where nobody calls set_epoch, epochs still differ.
+        left = self.count
+        while left > 0:
+            yield from torch.randperm(self.size, generator=generator)[:left].tolist()
+            left -= self.size
+
+
+def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
+    """Stack sequences into a batch, (B, T, C, H, W); what is None stays None."""
+
+    def known(parts: list[Tensor | None]) -> Tensor | None:
+        tensors = [part for part in parts if part is not None]
+        return torch.stack(tensors) if len(tensors) == len(parts) else None
+
+    return CalibrationClip(
+        index=torch.stack([clip.index for clip in clips]),
+        src=torch.stack([clip.src for clip in clips]),
+        pha=known([clip.pha for clip in clips]),
+        fgr=known([clip.fgr for clip in clips]),
+        teacher_pha=torch.stack([clip.teacher_pha for clip in clips]),
+        teacher_fgr=torch.stack([clip.teacher_fgr for clip in clips]),
+        teacher_state=tuple(map(torch.stack, zip(*(clip.teacher_state for clip in clips), strict=True))),
+        flow=torch.stack([clip.flow for clip in clips]),
+        visible=torch.stack([clip.visible for clip in clips]),
+    )
+
+
+def collate_chunk(chunks: list[MattingClip]) -> MattingClip:
+    """Make a batch of one chunk: (1, T, C, H, W) tensors, name and start as they are.
+
+    Raises:
+        ValueError: there is more than one; chunks differ in length and belong to different states.
+    """
+    if len(chunks) != 1:
+        raise ValueError(f"Expected one chunk in a batch, got {len(chunks)}. Evaluate with a batch size of 1.")
+    chunk = chunks[0]
+    src, pha, fgr, flow = (None if part is None else part[None] for part in chunk[:4])
+    return chunk._replace(src=src, pha=pha, fgr=fgr, flow=flow)

@@ -1,0 +1,83 @@
+"""What every source of clips offers."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.types import MattingClip
+
+
+class ClipSource(ABC):
+    """Clips that are read a few frames at a time, so that a clip's length costs no memory."""
+
+    names: list[str]
+    """`<set>/<clip>` of each clip."""
+    exact_flow: bool = False
+    """Whether :meth:`read` gives the exact flow too."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def num_frames(self, index: int) -> int:
+        """The number of frames of a clip."""
+
+    @abstractmethod
+    def read(self, index: int, start: int, stop: int) -> MattingClip:
+        """Frames [start, stop) of a clip, floats in [0, 1], (T, C, H, W).
+
+        Raises:
+            PTQ4VMError: the clip has no such frames, or they can't be read.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the clips do: a part of cache keys."""
+
+    def draw_order(self, generator: Generator) -> list[int]:
+        """An order of clips for drawing a calibration set from."""
+        return torch.randperm(len(self), generator=generator).tolist()
+
+    def check_range(self, index: int, start: int, stop: int) -> None:
+        """Raises: PTQ4VMError: the clip has no frames [start, stop)."""
+        if not 0 <= start < stop <= self.num_frames(index):
+            raise PTQ4VMError(
+                f"Expected frames within [0, {self.num_frames(index)}) of clip {self.names[index]}, "
+                f"got [{start}, {stop})."
+            )
+
+
+class Layers(NamedTuple):
+    """A clip before it is composed; floats in [0, 1], (T, C, H, W)."""
+
+    fgr: Tensor
+    pha: Tensor
+    bgr: Tensor
+    flow: Tensor | None = None
+    """Exact backward flow of the composite, as in :class:`~ptq4vm.types.MattingClip`."""
+
+
+def compose(layers: Layers, name: str, start: int) -> MattingClip:
+    """Put the foreground before the background, in code values: src = fgr·pha + bgr·(1 − pha)."""
+    src = layers.fgr * layers.pha + layers.bgr * (1 - layers.pha)
+    return MattingClip(src, layers.pha, layers.fgr, layers.flow, name, start)
+
+
+class LayeredSource(ClipSource):
+    """A source whose foregrounds and backgrounds come apart, and so can be augmented apart."""
+
+    @abstractmethod
+    def read_layers(self, index: int, start: int, stop: int) -> Layers:
+        """Frames [start, stop) of a clip before composition."""
+
+    def read(self, index: int, start: int, stop: int) -> MattingClip:
+        """Frames [start, stop) of a clip, composed."""
+        return compose(self.read_layers(index, start, stop), self.names[index], start)
+
+
+def derive_seed(seed: int, number: int) -> int:
+    """A seed for the `number`-th thing decided by `seed`; the same on every machine."""
+    return (seed * 1_000_003 + number) % 2**63
