@@ -21,10 +21,10 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
     Raises:
         PTQ4VMError: the name is taken.
     """
+    if name in _FACTORIES:
+        raise PTQ4VMError(f"Expected a new name for a network, got {name!r}, which is taken. Choose another.")
 
     def register(factory: Factory) -> Factory:
-        if name in _FACTORIES:
-            raise PTQ4VMError(f"Expected a new name for a network, got {name!r}, which is taken. Choose another.")
         _FACTORIES[name] = factory
         return factory
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -83,13 +84,15 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     # Bytes that are no checkpoint make the unpickler stumble in any of these ways.
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-            pickle.UnpicklingError) as error:  # fmt: skip
+            AssertionError, struct.error, pickle.UnpicklingError) as error:  # fmt: skip
         lines = str(error).splitlines() or [type(error).__name__]
         raise PTQ4VMError(
             f"Expected a PyTorch state dict, got {path}, which is damaged or carries more than tensors "
             f"({lines[0][:200]}). Save `model.state_dict()`, or download the file anew."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else ""
         inside = f"a dict of {keys}" if keys else type(state).__name__
         raise PTQ4VMError(

