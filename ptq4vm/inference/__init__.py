@@ -1,0 +1,22 @@
+"""Video in, mattes out: readers and writers of frames, and the network run over them as they stream by."""
+
+from ptq4vm.inference.backgrounds import COLOURS, open_background
+from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
+from ptq4vm.inference.runner import MatteFrame, auto_downsample_ratio, composite_over, matte, matte_video
+from ptq4vm.inference.video_io import open_frames, open_writer
+
+__all__ = [
+    "COLOURS",
+    "DEFAULT_RATE",
+    "Frame",
+    "FrameReader",
+    "FrameWriter",
+    "MatteFrame",
+    "auto_downsample_ratio",
+    "composite_over",
+    "matte",
+    "matte_video",
+    "open_background",
+    "open_frames",
+    "open_writer",
+]

@@ -1,0 +1,6 @@
+"""What a run has to show: tables, metrics.json and pictures."""
+
+from ptq4vm.reporting.pictures import Strip, draw_strips
+from ptq4vm.reporting.tables import ResultRow, markdown_table, render_table, write_metrics
+
+__all__ = ["ResultRow", "Strip", "draw_strips", "markdown_table", "render_table", "write_metrics"]

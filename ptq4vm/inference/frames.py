@@ -1,0 +1,135 @@
+"""What every source and sink of frames has in common, whatever it is stored as."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import Self
+
+from ptq4vm.errors import PTQ4VMError
+
+Frame = NDArray[np.uint8]
+"""One picture, (H, W, 3) RGB or, where a writer takes it, (H, W) grey."""
+
+DEFAULT_RATE = Fraction(25)
+"""Frames per second where the source doesn't say, as a folder of images doesn't."""
+
+
+class FrameReader(ABC):
+    """Frames of one source in order, read while they are asked for. Each ``iter()`` begins again at the first."""
+
+    path: Path
+    width: int
+    """Pixels, of the upright picture."""
+    height: int
+    rate: Fraction
+    """Frames per second."""
+    num_frames: int | None
+    """How many frames there are as far as the source tells; an estimate for a video, None where it says nothing."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Frame]:
+        """Yields (H, W, 3) uint8 RGB; raises :class:`PTQ4VMError` at a frame that can't be read."""
+
+
+class FrameWriter(ABC):
+    """Takes frames of one size and leaves a whole output or none.
+
+    All is written under a temporary name beside the target, which :meth:`close` gives its name and :meth:`abort`
+    removes. As a context manager it closes at the end and aborts at an exception.
+
+    Args:
+        path: the target; folders above it are made.
+        size: (height, width) of each frame.
+
+    Raises:
+        PTQ4VMError: nothing can be written there.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        self.path, self.size = Path(path).resolve(), size
+        self.num_frames = 0
+        self._closed = False
+        self._part = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def write(self, frame: np.ndarray[Any, Any]) -> None:
+        """Append one frame, (H, W, 3) RGB or (H, W) grey, uint8.
+
+        Raises:
+            PTQ4VMError: wrong size or type, or the medium is full.
+        """
+        if self._closed:
+            raise PTQ4VMError(f"{self.path}: expected frames before the output is closed, got one after")
+        if frame.dtype != np.uint8 or frame.shape not in (self.size, (*self.size, 3)):
+            raise PTQ4VMError(
+                f"{self.path}: expected uint8 frames of {self.size} or {(*self.size, 3)}, "
+                f"got {frame.dtype} of {frame.shape} at frame {self.num_frames}"
+            )
+        try:
+            self._write(frame)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Finish the output and give it its name.
+
+        Raises:
+            PTQ4VMError: there was no frame, or the rest couldn't be written; nothing is left behind then.
+        """
+        if self._closed:
+            return
+        try:
+            if self.num_frames == 0:
+                raise PTQ4VMError(f"{self.path}: expected at least one frame to write, got none")
+            self._finish()
+            self._publish()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        finally:
+            # After success there is nothing left to remove; after a failure this is what keeps halves away.
+            self.abort()
+
+    def abort(self) -> None:
+        """Give up: remove what was written so far. Does nothing after :meth:`close`."""
+        if not self._closed:
+            self._closed = True
+            self._discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    @abstractmethod
+    def _write(self, frame: Frame) -> None:
+        """Append a frame of the right size and type."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Write out what is still held back."""
+
+    def _publish(self) -> None:
+        self._part.replace(self.path)
+
+    def _discard(self) -> None:
+        self._part.unlink(missing_ok=True)
+
+    def _cannot_write(self, error: Exception) -> PTQ4VMError:
+        return PTQ4VMError(f"Can't write {self.path}: {error}. Choose a place that exists, has room and lets you write")

@@ -1,0 +1,199 @@
+"""Runs a matting network over frames as they come, and over whole videos."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.inference.backgrounds import open_background, parse_colour
+from ptq4vm.inference.frames import Frame
+from ptq4vm.inference.video_io import open_frames, open_writer
+from ptq4vm.models.base import MattingModel
+from ptq4vm.types import MattingOutput
+
+_LONG_SIDE = 512
+
+
+class MatteFrame(NamedTuple):
+    """One frame and its matte, on the network's device. Inference tensors: clone them to train on them."""
+
+    src: Tensor
+    """(3, H, W) RGB in [0, 1]."""
+    fgr: Tensor
+    """(3, H, W) foreground colour, RGB in [0, 1]."""
+    pha: Tensor
+    """(1, H, W) alpha in [0, 1]."""
+
+
+def auto_downsample_ratio(height: int, width: int) -> float:
+    """The ratio at which the frame's longer side has 512 pixels, at most 1; RVM's authors recommend it."""
+    return min(_LONG_SIDE / max(height, width), 1.0)
+
+
+def matte(
+    model: MattingModel, frames: Iterable[Frame], device: torch.device | str | None = None
+) -> Generator[MatteFrame, None, None]:
+    """Matte frames one by one, carrying the network's state; nothing else is kept.
+
+    Args:
+        model: works at its own ``downsample_ratio``, and in evaluation mode until the generator ends.
+        frames: (H, W, 3) uint8 RGB, all of one size; the next is taken when the next matte is asked for.
+        device: the network is moved there; None leaves it where it is.
+
+    Yields:
+        A :class:`MatteFrame` for each frame.
+
+    Raises:
+        PTQ4VMError: a frame of another size or type, or a network that answers with wrong shapes or with NaN.
+    """
+    if device is None:
+        tensor = next(chain(model.parameters(), model.buffers()), None)
+        device = torch.device("cpu") if tensor is None else tensor.device
+    else:
+        model.to(device)
+    with _evaluating(model):
+        state = None
+        size: tuple[int, ...] | None = None
+        for number, frame in enumerate(frames):
+            size = frame.shape if size is None else size
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != size:
+                raise PTQ4VMError(
+                    f"Expected (H, W, 3) uint8 frames of one size, got {frame.shape} {frame.dtype} at frame {number}"
+                    + (f" after {size}" if number else "")
+                )
+            # Around the computation only: left open across a yield, the mode would leak into the caller.
+            with torch.inference_mode():
+                src = to_tensor(frame, device)[None]
+                state = model.initial_state(src) if state is None else state
+                output = model.forward_frame(src, state)
+                _check_output(output, src, number)
+            state = output.state
+            yield MatteFrame(src[0], output.fgr[0], output.pha[0])
+
+
+def matte_video(
+    model: MattingModel,
+    source: Path,
+    alpha: Path | None = None,
+    composite: Path | None = None,
+    background: str | Path = "green",
+    foreground: Path | None = None,
+    downsample_ratio: float | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> int:
+    """Matte a video, or a folder of images, from file to file. Sound is not copied.
+
+    Args:
+        model: runs where its parameters are.
+        source: a video, a folder of images or one image.
+        alpha: where alpha goes: .mp4, .mkv, .webm a video; no suffix a folder of PNGs; .png one image. None: nowhere.
+        composite: where fgr·pha + bgr·(1 - pha) goes, likewise.
+        background: ``#rrggbb``, a colour's name, or the path of an image or a video; see :func:`open_background`.
+        foreground: where the foreground's colour goes, likewise.
+        downsample_ratio: the network's body works at this fraction of the frame's size, in (0, 1];
+            None: :func:`auto_downsample_ratio`. The network's own is put back at the end.
+        progress: called after each frame with the frames done and their whole number where it is known.
+
+    Returns:
+        How many frames were matted.
+
+    Raises:
+        PTQ4VMError: no output was asked for, or something can't be read or written. No output is left behind then.
+    """
+    targets = {"alpha": alpha, "composite": composite, "foreground": foreground}
+    outputs = {name: Path(path) for name, path in targets.items() if path is not None}
+    is_colour = isinstance(background, str) and parse_colour(background) is not None
+    _check_paths(outputs, [Path(source)] if is_colour else [Path(source), Path(background)])
+    reader = open_frames(source)
+    size = (reader.height, reader.width)
+    ratio = auto_downsample_ratio(*size) if downsample_ratio is None else downsample_ratio
+    if not 0 < ratio <= 1:
+        raise PTQ4VMError(f"Expected a downsample ratio in (0, 1], got {ratio}")
+    done = 0
+    with ExitStack() as stack:
+        backgrounds = stack.enter_context(closing(open_background(background, size, reader.rate)))
+        writers = {name: stack.enter_context(open_writer(path, size, reader.rate)) for name, path in outputs.items()}
+        stack.enter_context(_working_at(model, ratio))
+        mattes = stack.enter_context(closing(matte(model, reader)))
+        for done, frame in enumerate(mattes, 1):
+            for name, writer in writers.items():
+                writer.write(_picture(name, frame, backgrounds))
+            if progress is not None:
+                progress(done, reader.num_frames)
+    return done
+
+
+def to_tensor(frame: Frame, device: torch.device | str) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float in [0, 1]."""
+    # Copied, since frames may be read-only views; moved as bytes, since those are a quarter.
+    return torch.from_numpy(np.array(frame)).to(device).permute(2, 0, 1).float().div(255)
+
+
+def to_frame(picture: Tensor) -> Frame:
+    """(3, H, W) or (1, H, W) float in [0, 1] -> (H, W, 3) or (H, W) uint8, rounded to the nearest."""
+    levels = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(1, 2, 0).squeeze(2).cpu().numpy()
+
+
+def composite_over(fgr: Tensor, pha: Tensor, bgr: Tensor) -> Tensor:
+    """Put (…, 3, H, W) ``fgr`` with (…, 1, H, W) ``pha`` over (…, 3, H, W) ``bgr``."""
+    return fgr * pha + bgr * (1 - pha)
+
+
+def _picture(name: str, frame: MatteFrame, backgrounds: Iterator[Frame]) -> Frame:
+    if name == "alpha":
+        return to_frame(frame.pha)
+    if name == "foreground":
+        return to_frame(frame.fgr)
+    bgr = to_tensor(next(backgrounds), frame.fgr.device)
+    return to_frame(composite_over(frame.fgr, frame.pha, bgr))
+
+
+def _check_paths(outputs: dict[str, Path], inputs: list[Path]) -> None:
+    if not outputs:
+        raise PTQ4VMError("Expected at least one output, got none; name a place for alpha, composite or foreground")
+    taken = {path.resolve(): f"the input {path}" for path in inputs}
+    for name, path in outputs.items():
+        # An output replaces what has its name, and that may be what is being read.
+        if path.resolve() in taken:
+            raise PTQ4VMError(f"Expected {name} to have a place of its own, got {path}: {taken[path.resolve()]}")
+        taken[path.resolve()] = f"already the place for {name}"
+
+
+def _check_output(output: MattingOutput, src: Tensor, number: int) -> None:
+    batch, _, height, width = src.shape
+    for name, tensor, channels in (("fgr", output.fgr, 3), ("pha", output.pha, 1)):
+        if tensor.shape != (batch, channels, height, width):
+            raise PTQ4VMError(
+                f"Expected {name} of {(batch, channels, height, width)} from the network, got {tuple(tensor.shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise PTQ4VMError(f"Expected finite {name} from the network, got NaN or infinity at frame {number}")
+
+
+@contextmanager
+def _evaluating(model: MattingModel) -> Iterator[None]:
+    # Module by module: layers kept in evaluation mode inside a training network must not be switched on at the end.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _working_at(model: MattingModel, ratio: float) -> Iterator[None]:
+    before = model.downsample_ratio
+    model.downsample_ratio = ratio
+    try:
+        yield
+    finally:
+        model.downsample_ratio = before

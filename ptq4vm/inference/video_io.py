@@ -1,0 +1,188 @@
+"""Frames as videos, and the choice between videos and images. The only file that imports PyAV."""
+
+import contextlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
+from ptq4vm.inference.image_io import IMAGE_SUFFIXES, FolderWriter, ImageReader, ImageWriter
+
+_CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm"}
+_BT709, _UNSPECIFIED, _LIMITED_RANGE = 1, 2, 1  # as in ISO/IEC 23091-2, which FFmpeg's numbers follow
+_HD_LINES = 720
+
+
+def open_frames(path: Path) -> FrameReader:
+    """Open a video, a folder of images (.png, .jpg; natural order) or one image for reading.
+
+    Raises:
+        PTQ4VMError: there is nothing at ``path``, or nothing in it that can be read as frames.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise PTQ4VMError(f"Expected a video, an image or a folder of images, got {path}, which does not exist")
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageReader(path)
+    return VideoReader(path)
+
+
+def open_writer(path: Path, size: tuple[int, int], rate: Fraction = DEFAULT_RATE) -> FrameWriter:
+    """Open an output, chosen by its suffix: .mp4, .mkv, .webm a video; none a folder of PNGs; .png a single image.
+
+    Args:
+        path: the target. It appears when the writer is closed, whole, or not at all.
+        size: (height, width) of the frames.
+        rate: frames per second of a video.
+
+    Raises:
+        PTQ4VMError: unknown suffix, or nothing can be written there.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir() or not suffix:
+        return FolderWriter(path, size)
+    if suffix == ".png":
+        return ImageWriter(path, size)
+    if suffix in _CONTAINERS:
+        return VideoWriter(path, size, rate)
+    raise PTQ4VMError(
+        f"Expected an output ending in {', '.join(_CONTAINERS)} (video), .png (one image) or nothing (folder of PNGs), "
+        f"got {path}"
+    )
+
+
+class VideoReader(FrameReader):
+    """The first video stream of a file, turned upright as its display matrix says.
+
+    Raises:
+        PTQ4VMError: the file is not a video, or there is no frame in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._stream() as (container, stream):
+            first = next(container.decode(stream), None)
+            if first is None:
+                raise PTQ4VMError(f"Expected a video with frames, got {path}, which holds none")
+            rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+            self.rate = Fraction(rate)
+            self.height, self.width = self._upright(first).shape[:2]
+            self.num_frames = stream.frames or self._estimate(container, stream)
+
+    def __iter__(self) -> Iterator[Frame]:
+        with self._stream() as (container, stream):
+            for number, frame in enumerate(container.decode(stream)):
+                image = self._upright(frame)
+                if image.shape[:2] != (self.height, self.width):
+                    raise PTQ4VMError(
+                        f"Expected {self.width}x{self.height} throughout {self.path}, "
+                        f"got {image.shape[1]}x{image.shape[0]} at frame {number}; re-encode it at one size"
+                    )
+                yield image
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[tuple[Any, Any]]:
+        try:
+            # "file:" keeps FFmpeg from taking a name like "a:b.mkv" for a protocol.
+            with av.open(f"file:{self.path}") as container:
+                # FFmpeg renders plain text as ANSI art with its "tty" format.
+                if not container.streams.video or container.format.name == "tty":
+                    raise PTQ4VMError(f"Expected a video, got {self.path}, which has no picture in it")
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                yield container, stream
+        except (av.error.FFmpegError, OSError) as error:
+            raise PTQ4VMError(f"Can't read {self.path} as a video: {error}") from error
+
+    @staticmethod
+    def _upright(frame: Any) -> Frame:
+        # Videos that don't name their YUV matrix are taken as players take them, by size; FFmpeg assumes BT.601.
+        guess = frame.colorspace == _UNSPECIFIED and frame.height >= _HD_LINES and not frame.format.is_rgb
+        image = frame.to_ndarray(format="rgb24", src_colorspace=_BT709 if guess else None)
+        # Both PyAV and numpy count quarter turns counterclockwise. Old releases of PyAV don't tell.
+        turns = round(getattr(frame, "rotation", 0) / 90)
+        return np.ascontiguousarray(np.rot90(image, turns))
+
+    def _estimate(self, container: Any, stream: Any) -> int | None:
+        if stream.duration:
+            seconds = stream.duration * stream.time_base
+        elif container.duration:
+            seconds = Fraction(container.duration, av.time_base)
+        else:
+            return None
+        return max(round(seconds * self.rate), 1)
+
+
+class VideoWriter(FrameWriter):
+    """A video in 8-bit 4:2:0, H.264 (MPEG-4 Part 2 where there is no x264) in .mp4 and .mkv, VP9 in .webm.
+
+    4:2:0 needs even sides: an odd one is made even by repeating the last column or row, so that no pixel is lost and
+    none moves. Grey frames are written as grey RGB. The colours are BT.709 and say so.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], rate: Fraction = DEFAULT_RATE) -> None:
+        super().__init__(path, size)
+        container_format = _CONTAINERS[self.path.suffix.lower()]
+        codec, options = _choose_codec(container_format)
+        # MPEG-4 wants numerator and denominator in 16 bits; no camera needs more.
+        self._rate = rate.limit_denominator(1001 if rate < 60 else 100)
+        self._pad = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+        try:
+            # FFmpeg opens the file with the first packet; find out before the first frame is computed.
+            self._part.touch(exist_ok=False)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self._container: Any = av.open(f"file:{self._part}", "w", format=container_format)
+        try:
+            stream: Any = self._container.add_stream(codec, rate=self._rate, options=options)
+        except ValueError as error:  # PyAV's UnknownCodecError is one, and no FFmpegError
+            self._discard()
+            raise PTQ4VMError(f"Can't write {self.path}: this PyAV has no {codec}; name an .mp4 instead") from error
+        stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        stream.pix_fmt = "yuv420p"
+        context: Any = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        self._stream = stream
+
+    def _write(self, frame: Frame) -> None:
+        colour = np.broadcast_to(frame[..., None], (*self.size, 3)) if frame.ndim == 2 else frame
+        padded = np.ascontiguousarray(np.pad(colour, self._pad, mode="edge"))
+        picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709)
+        picture.colorspace, picture.color_range = _BT709, _LIMITED_RANGE
+        picture.pts, picture.time_base = self.num_frames, 1 / self._rate
+        self._encode(picture)
+
+    def _finish(self) -> None:
+        self._encode(None)
+        try:
+            self._container.close()
+        except av.error.FFmpegError as error:
+            raise self._cannot_write(error) from error
+
+    def _encode(self, picture: Any) -> None:
+        try:
+            self._container.mux(self._stream.encode(picture))
+        except av.error.FFmpegError as error:
+            raise self._cannot_write(error) from error
+
+    def _discard(self) -> None:
+        # Closing writes a trailer, which a full disk refuses once more; the file goes either way.
+        with contextlib.suppress(av.error.FFmpegError, OSError):
+            self._container.close()
+        super()._discard()
+
+
+def _choose_codec(container_format: str) -> tuple[str, dict[str, str]]:
+    if container_format == "webm":
+        return "libvpx-vp9", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
+    if "libx264" in av.codecs_available:
+        return "libx264", {"crf": "16"}
+    return "mpeg4", {"flags": "+qscale", "global_quality": str(2 * 118)}  # quantiser 2, in FFmpeg's FF_QP2LAMBDA

@@ -1,0 +1,111 @@
+"""Mattes beside each other, for the eye."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from torch import Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reporting.files import written_whole
+
+_COLUMN_INCHES = 3.0
+_TITLE_INCHES = 1.4
+_BAR_INCHES = 0.9
+_TITLE_LETTERS = 18
+
+
+class Strip(NamedTuple):
+    """One frame as several networks see it; on any device."""
+
+    title: str
+    """Stands to the left: clip and frame, say."""
+    src: Tensor
+    """(3, H, W) RGB in [0, 1]."""
+    true_alpha: Tensor | None
+    """(1, H, W) in [0, 1], or None where nobody knows it."""
+    float_alpha: Tensor
+    """(1, H, W), the network before quantization."""
+    quantized_alpha: Tensor
+    """(1, H, W), and after."""
+
+
+def draw_strips(strips: Sequence[Strip], path: Path, error_max: float = 0.25, dpi: int = 110) -> None:
+    """Draw one row a frame: source, true alpha, float alpha, quantized alpha, error.
+
+    The error is |quantized - true| where every strip has true alpha; otherwise that column is left out and the error
+    is |quantized - float|. Its heading says which. Its scale is fixed, so that pictures of different
+    runs compare; what lies beyond has the last colour.
+
+    Args:
+        strips: at least one. Frames may differ in size.
+        path: a .png file, written whole or not at all.
+        error_max: the error, in alpha, at which the scale ends.
+        dpi: pixels per inch; a column is three inches wide.
+
+    Raises:
+        PTQ4VMError: no strips, tensors whose shapes don't belong together, or nothing can be written there.
+    """
+    if not strips:
+        raise PTQ4VMError("Expected at least one frame to draw, got none")
+    for strip in strips:
+        _check(strip)
+    with_truth = all(strip.true_alpha is not None for strip in strips)
+    headings = ["source", *(["true alpha"] if with_truth else []), "float alpha", "quantized alpha", "error"]
+    shapes = [strip.src.shape[-2:] for strip in strips]
+    heights = [_COLUMN_INCHES * height / width for height, width in shapes]
+    size = (_TITLE_INCHES + _COLUMN_INCHES * len(headings) + _BAR_INCHES, sum(heights) + 0.1 * len(strips) + 0.5)
+    # Figure and canvas by hand: pyplot keeps figures alive and chooses a backend for the whole process.
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(len(strips), len(headings), squeeze=False, gridspec_kw={"height_ratios": heights})
+    for row, strip in zip(axes, strips, strict=True):
+        heat = _draw_row(row, strip, with_truth, error_max)
+    for axis, heading in zip(axes[0], headings, strict=True):
+        axis.set_title(heading, fontsize=12)
+    against = "true" if with_truth else "float"
+    axes[0][-1].set_title(f"|quantized − {against}|", fontsize=12)
+    figure.colorbar(heat, ax=list(axes[:, -1]), extend="max", label="error in alpha (0…1)")
+    with written_whole(path) as part:
+        canvas.print_png(part)
+
+
+def _draw_row(axes: Sequence[Axes], strip: Strip, with_truth: bool, error_max: float) -> AxesImage:
+    """Fill one row; returns the heat map for the colour bar."""
+    reference = strip.float_alpha
+    mattes = [strip.float_alpha, strip.quantized_alpha]
+    if with_truth and strip.true_alpha is not None:
+        reference = strip.true_alpha
+        mattes.insert(0, reference)
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0].imshow(_array(strip.src).transpose(1, 2, 0))
+    lines = strip.title.replace("/", "/\n").splitlines()
+    title = "\n".join(textwrap.fill(line, _TITLE_LETTERS) for line in lines)
+    axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=11, labelpad=8, parse_math=False)
+    for axis, matte in zip(axes[1:-1], mattes, strict=True):
+        axis.imshow(_array(matte)[0], cmap="gray", vmin=0, vmax=1)
+    error = np.abs(_array(strip.quantized_alpha) - _array(reference))[0]
+    return axes[-1].imshow(error, cmap="inferno", vmin=0, vmax=error_max)
+
+
+def _check(strip: Strip) -> None:
+    height, width = strip.src.shape[-2:]
+    for name, channels in (("src", 3), ("true_alpha", 1), ("float_alpha", 1), ("quantized_alpha", 1)):
+        tensor = getattr(strip, name)
+        if tensor is not None and tuple(tensor.shape) != (channels, height, width):
+            raise PTQ4VMError(
+                f"Expected {name} of {(channels, height, width)} in the strip '{strip.title}', "
+                f"got {tuple(tensor.shape)}"
+            )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().clamp(0, 1).cpu().numpy()

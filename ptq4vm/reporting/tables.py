@@ -1,0 +1,163 @@
+"""What quantization cost, in rows: for the terminal, for documents, for programs."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reporting.files import written_whole
+
+FLOAT = "float"
+"""Name of the row the others are compared with."""
+
+_HEADINGS = {
+    "mad": "MAD ×10³",
+    "mse": "MSE ×10³",
+    "grad": "Grad",
+    "conn": "Conn",
+    "dtssd": "dtSSD ×10²",
+}
+_WITH_RATIO = ("mad", "dtssd")
+_NOTHING = "–"
+
+
+class ResultRow(NamedTuple):
+    """One network as it was measured."""
+
+    name: str
+    """Method or run; ``float`` is the network before quantization."""
+    bits: str
+    """Of weights and activations, e.g. ``W4A8``."""
+    placement: str
+    """Which tensors are quantized; empty for the float network."""
+    metrics: Mapping[str, float]
+    """``mad`` (·10³), ``mse`` (·10³), ``grad``, ``conn``, ``dtssd`` (·10²), lower is better; any may be left out."""
+    size_mb: float | None = None
+    """Weights, in 10⁶ bytes."""
+    bit_operations: float | None = None
+    """Σ MACs × weight bits × activation bits for one frame."""
+    extra: Mapping[str, float] | None = None
+    """Further numbers by name, e.g. ``mad_to_float``; each becomes a column."""
+
+
+def render_table(rows: Sequence[ResultRow], console: Console | None = None, title: str | None = None) -> None:
+    """Show the rows in the terminal; beside MAD and dtSSD stands how many times the float row's they are.
+
+    Args:
+        rows: at least one. Columns that no row has a number for are left out.
+        console: where to; None is the standard output.
+        title: stands above.
+
+    Raises:
+        PTQ4VMError: no rows, or two of them named ``float``.
+    """
+    headings, body = _cells(rows)
+    # Numbers stand over two lines and stay whole, names fold: so a terminal of 80 columns shows every number.
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in headings[:3]:
+        table.add_column(heading, overflow="fold")
+    for heading in headings[3:]:
+        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for cells in body:
+        table.add_row(*map(escape, cells[:3]), *(cell.replace(" ", "\n") for cell in cells[3:]))
+    (console or Console()).print(table)
+
+
+def markdown_table(rows: Sequence[ResultRow]) -> str:
+    """The same table in Markdown, ending in a newline.
+
+    Raises:
+        PTQ4VMError: no rows, or two of them named ``float``.
+    """
+    headings, body = _cells(rows)
+    rules = ["---" if number < 3 else "---:" for number in range(len(headings))]
+    lines = [headings, rules, *([cell.replace("|", r"\|") for cell in cells] for cells in body)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_metrics(path: Path, rows: Sequence[ResultRow], meta: Mapping[str, Any]) -> None:
+    """Write ``{"meta": …, "rows": [{"name": …, "bits": …, …}, …]}`` as JSON, whole or not at all.
+
+    Args:
+        path: the file.
+        rows: as measured, nothing rounded. NaN and infinity, which JSON lacks, become null.
+        meta: how it was measured: seed, data, versions; plain values, paths and one-element tensors or arrays.
+
+    Raises:
+        PTQ4VMError: a value that JSON can't hold, or nothing can be written there.
+    """
+    content = _plain({"meta": meta, "rows": [row._asdict() for row in rows]}, "")
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
+    """Headings and, row by row, what stands below them."""
+    reference = _float_row(rows)
+    names = [*_HEADINGS, *(name for row in rows for name in row.metrics if name not in _HEADINGS)]
+    columns: list[tuple[str, Callable[[ResultRow], str]]] = [
+        (_HEADINGS.get(name, name), lambda row, name=name: _metric(row, name, reference))  # type: ignore[misc]
+        for name in dict.fromkeys(names)
+    ]
+    columns.append(("MB", lambda row: _number(row.size_mb)))
+    columns.append(("bit ops ×10⁹", lambda row: _number(row.bit_operations, 1e9)))
+    extras = dict.fromkeys(name for row in rows for name in row.extra or {})
+    columns += [(name, lambda row, name=name: _number((row.extra or {}).get(name))) for name in extras]  # type: ignore[misc]
+    columns = [column for column in columns if any(column[1](row) != _NOTHING for row in rows)]
+    readable = (heading.replace("_", " ") for heading, _ in columns)
+    headings = ["name", "bits", "placement", *readable]
+    body = [
+        [row.name, str(row.bits) or _NOTHING, row.placement or _NOTHING, *(cell(row) for _, cell in columns)]
+        for row in rows
+    ]
+    return headings, body
+
+
+def _float_row(rows: Sequence[ResultRow]) -> ResultRow | None:
+    if not rows:
+        raise PTQ4VMError("Expected at least one row of results, got none")
+    named = [row for row in rows if row.name == FLOAT]
+    if len(named) > 1:
+        raise PTQ4VMError(f"Expected one row named '{FLOAT}' to compare with, got {len(named)}")
+    return named[0] if named else None
+
+
+def _metric(row: ResultRow, name: str, reference: ResultRow | None) -> str:
+    value = row.metrics.get(name)
+    text = _number(value)
+    base = reference.metrics.get(name) if reference is not None and reference is not row else None
+    if name not in _WITH_RATIO or value is None or not base or not math.isfinite(value / base):
+        return text
+    return f"{text} (×{value / base:.2f})"
+
+
+def _number(value: float | None, unit: float = 1.0) -> str:
+    """Two decimals, more where a number is so small that they would hide it."""
+    if value is None:
+        return _NOTHING
+    scaled = float(value) / unit
+    return f"{scaled:.2f}" if scaled == 0 or not abs(scaled) < 0.1 else f"{scaled:.2g}"
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Only what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}.{number}") for number, item in enumerate(value)]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
+        return _plain(value.item(), where)
+    raise PTQ4VMError(f"Expected plain values in {where.lstrip('.')}, got {type(value).__name__}; convert it")

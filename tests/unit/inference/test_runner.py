@@ -1,0 +1,153 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.inference import auto_downsample_ratio, matte, matte_video, open_frames
+from ptq4vm.inference.runner import to_frame
+
+
+def read(folder):
+    return np.array([cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(folder.iterdir())])
+
+
+def read_rgb(folder):
+    return read(folder)[..., ::-1]
+
+
+def expected_alpha(frames):
+    alpha = (frames.astype(np.float64).mean(-1) / 255 > 0.5).astype(np.float64)
+    alpha[:, 0, 0] = np.arange(len(frames)) / 10
+    return alpha
+
+
+def expected_composite(frames, bgr):
+    alpha = expected_alpha(frames)[..., None]
+    return np.round((255.0 - frames) * alpha + np.asarray(bgr, float) * (1 - alpha))
+
+
+def test_alpha_and_foreground(tmp_path, model, video, make_frames):
+    frames = make_frames()
+    assert matte_video(model, video, alpha=tmp_path / "a", foreground=tmp_path / "f") == 3
+    # The top left pixel shows that the state was carried, and that alpha is rounded: 0.1 is 25.5, 0.2 is 51.
+    np.testing.assert_array_equal(read(tmp_path / "a"), np.round(expected_alpha(frames) * 255))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "f"), 255 - frames)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mkv", "a", "f"}
+
+
+def test_rounded_not_truncated():
+    levels = torch.tensor([0.0, 0.4, 0.6, 254.4, 254.6, 255.0, 300.0, -3.0]).div(255).reshape(1, 1, -1)
+    assert to_frame(levels).tolist() == [[0, 0, 1, 254, 255, 255, 255, 0]]
+
+
+@pytest.mark.parametrize(("background", "bgr"), [("green", (120, 255, 155)), ("#0A80ff", (10, 128, 255))])
+def test_composite_before_a_colour(tmp_path, model, video, make_frames, background, bgr):
+    matte_video(model, video, composite=tmp_path / "c", background=background)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "c"), expected_composite(make_frames(), bgr))
+
+
+def test_composite_before_an_image(tmp_path, model, video, make_frames):
+    wide = make_frames(49, 101, 1, seed=5)[0]
+    cv2.imwrite(str(tmp_path / "b.png"), wide[..., ::-1])
+    matte_video(model, video, composite=tmp_path / "c", background=tmp_path / "b.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "c"), expected_composite(make_frames(), wide[:, 18:83]))
+
+
+def test_composite_before_a_video_that_loops(tmp_path, model, video, make_frames, make_video):
+    other = make_frames(count=2, seed=5)
+    path = make_video(tmp_path / "b.mkv", other)
+    matte_video(model, video, composite=tmp_path / "c", background=str(path))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "c"), expected_composite(make_frames(), other[[0, 1, 0]]))
+
+
+def test_videos_out(tmp_path, model, video):
+    matte_video(model, video, alpha=tmp_path / "a.mp4", composite=tmp_path / "c.webm")
+    for name in ("a.mp4", "c.webm"):
+        reader = open_frames(tmp_path / name)
+        assert (reader.height, reader.width, reader.rate, len(list(reader))) == (50, 66, 30, 3)
+
+
+def test_progress_and_ratio(tmp_path, model, video):
+    calls = []
+    matte_video(model, video, alpha=tmp_path / "a", downsample_ratio=0.5, progress=lambda *call: calls.append(call))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    assert model.ratios == [0.5] * 3
+    assert model.downsample_ratio == 1.0
+    assert auto_downsample_ratio(49, 65) == 1
+    assert auto_downsample_ratio(1080, 1920) == pytest.approx(512 / 1920)
+    for ratio in (0, 1.5, float("nan")):
+        with pytest.raises(PTQ4VMError, match="downsample ratio"):
+            matte_video(model, video, alpha=tmp_path / "a", downsample_ratio=ratio)
+
+
+def test_frames_are_pulled_one_at_a_time(model, make_frames):
+    pulled = []
+
+    def frames():
+        for number, frame in enumerate(make_frames(count=4)):
+            pulled.append(number)
+            yield frame
+
+    stream = matte(model, frames(), device="cpu")
+    assert pulled == []
+    for number, output in enumerate(stream):
+        assert pulled == list(range(number + 1))
+        assert output.src.shape == output.fgr.shape == (3, 49, 65)
+        assert output.pha.shape == (1, 49, 65)
+        # Inference mode covers the network, not its caller.
+        assert output.pha.is_inference()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_training_mode_comes_back(model, make_frames):
+    model.child, model.frozen = torch.nn.Dropout(), torch.nn.Dropout().eval()
+    model.train()
+    model.frozen.eval()
+    stream = matte(model, make_frames())
+    next(stream)
+    assert not model.training
+    stream.close()
+    assert [module.training for module in (model, model.child, model.frozen)] == [True, True, False]
+
+
+@pytest.mark.parametrize("names", [("a", "c"), ("a.mp4", "c.mkv")])
+def test_no_partial_output_after_a_failure(tmp_path, model, video, names):
+    def fail(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        matte_video(model, video, tmp_path / names[0], tmp_path / names[1], downsample_ratio=0.5, progress=fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+    assert model.downsample_ratio == 1.0
+
+
+def test_wrong_frames_and_wrong_networks(model, make_frames):
+    frames = make_frames()
+    for bad in (frames[0, ..., :2], frames[0].astype(float), frames[0, :-1]):
+        with pytest.raises(PTQ4VMError, match="at frame 1 after"):
+            list(matte(model, [frames[0], bad]))
+    forward = model._forward
+    model._forward = lambda src, count: (src, forward(src, count)[1][..., 1:], count)
+    with pytest.raises(PTQ4VMError, match=r"Expected pha of \(1, 1, 49, 65\)"):
+        list(matte(model, frames))
+    model._forward = lambda src, count: (src * float("nan"), forward(src, count)[1], count)
+    with pytest.raises(PTQ4VMError, match="finite fgr"):
+        list(matte(model, frames))
+
+
+def test_bad_calls(tmp_path, model, video):
+    with pytest.raises(PTQ4VMError, match="at least one output"):
+        matte_video(model, video)
+    with pytest.raises(PTQ4VMError, match="the input"):
+        matte_video(model, video, alpha=tmp_path / "x" / ".." / "in.mkv")
+    with pytest.raises(PTQ4VMError, match="already the place for alpha"):
+        matte_video(model, video, alpha=tmp_path / "a.mp4", composite=tmp_path / "a.mp4")
+    with pytest.raises(PTQ4VMError, match="#rrggbb, one of green"):
+        matte_video(model, video, composite=tmp_path / "c.mp4", background="mauve-ish")
+    with pytest.raises(PTQ4VMError, match="does not exist"):
+        matte_video(model, tmp_path / "gone.mp4", alpha=tmp_path / "a")
+    with pytest.raises(PTQ4VMError, match="Expected an output ending"):
+        matte_video(model, video, alpha=tmp_path / "a.mp4", composite=tmp_path / "c.gif")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
