@@ -24,8 +24,8 @@ Cutout = Callable[[Tensor], Tensor]
 """src (1, T, 3, H, W) -> alpha (1, T, 1, H, W)."""
 
 PORTRAIT = "astronaut.png"
-BUST = (slice(0, 338), slice(0, 400))
-"""Rows and columns used of it. Below, she holds a helmet, which networks find half transparent: no alpha to learn from."""
+BUST = (..., slice(0, 338), slice(0, 400))
+"""Rows and columns used of it. Below, she holds a helmet, which networks find half transparent: no alpha to learn."""
 PICTURES = {
     "train": ("motorcycle_left.png", "coffee.png", "brick.png", "grass.png"),
     "test": ("rocket.jpg", "chelsea.png", "gravel.png", "hubble_deep_field.jpg"),
@@ -238,7 +238,7 @@ class BuiltinSource(LayeredSource):
                 )
             pha = cut_out_portrait(self.cutout)
             fgr = spread_colours(read_bundled(PORTRAIT), pha)
-            self._portrait = fgr[:, *BUST].contiguous(), pha[:, *BUST].contiguous()
+            self._portrait = fgr[BUST].contiguous(), pha[BUST].contiguous()
             self.cutout = None  # What it holds on to, a network, need not go to loader processes.
         return self._portrait
 

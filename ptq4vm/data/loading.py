@@ -102,5 +102,5 @@ def collate_chunk(chunks: list[MattingClip]) -> MattingClip:
     if len(chunks) != 1:
         raise ValueError(f"Expected one chunk in a batch, got {len(chunks)}. Evaluate with a batch size of 1.")
     chunk = chunks[0]
-    src, pha, fgr, flow = (None if part is None else part[None] for part in chunk[:4])
-    return chunk._replace(src=src, pha=pha, fgr=fgr, flow=flow)
+    pha, fgr, flow = (None if part is None else part[None] for part in (chunk.pha, chunk.fgr, chunk.flow))
+    return chunk._replace(src=chunk.src[None], pha=pha, fgr=fgr, flow=flow)
