@@ -28,24 +28,21 @@ class ClipAugmentation:
         jitter: float = 0.2,
     ) -> None:
         flip = augmentation.RandomHorizontalFlip(p=0.5)
-        shift = (translate, translate)
-        # What comes in from outside repeats the border: an alpha of 0 there would cut a person at the picture's edge.
-        affine = augmentation.RandomAffine(degrees, shift, scale, p=1.0, padding_mode="border", align_corners=False)
-        mirrored = augmentation.RandomAffine(
-            degrees, shift, scale, p=1.0, padding_mode="reflection", align_corners=False
+        # What comes in from outside mirrors the picture, alpha too: zeros would cut a person off at the picture's edge.
+        affine = augmentation.RandomAffine(
+            degrees, (translate, translate), scale, p=1.0, padding_mode="reflection", align_corners=False
         )
         colour = augmentation.ColorJitter(jitter, jitter, jitter, jitter / 10, p=1.0)
-        self._person = augmentation.VideoSequential(flip, affine, data_format="BTCHW", same_on_frame=True)
-        self._scene = augmentation.VideoSequential(flip, mirrored, data_format="BTCHW", same_on_frame=True)
+        self._geometry = augmentation.VideoSequential(flip, affine, data_format="BTCHW", same_on_frame=True)
         self._colour = augmentation.VideoSequential(colour, data_format="BTCHW", same_on_frame=True)
 
     def layers(self, layers: Layers, seed: int) -> Layers:
         """Change foreground and background apart from each other; alpha follows the foreground. Flow is dropped."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fgr, pha = _apply(self._person, torch.cat([layers.fgr, layers.pha], dim=1)).split([3, 1], dim=1)
+            fgr, pha = _apply(self._geometry, torch.cat([layers.fgr, layers.pha], dim=1)).split([3, 1], dim=1)
             fgr = _apply(self._colour, fgr)
-            bgr = _apply(self._colour, _apply(self._scene, layers.bgr))
+            bgr = _apply(self._colour, _apply(self._geometry, layers.bgr))
         return Layers(fgr, pha.contiguous(), bgr)
 
     def clip(self, clip: MattingClip, seed: int) -> MattingClip:
@@ -54,7 +51,7 @@ class ClipAugmentation:
         channels = [part.shape[1] for part in parts]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            parts = list(_apply(self._person, torch.cat(parts, dim=1)).split(channels, dim=1))
+            parts = list(_apply(self._geometry, torch.cat(parts, dim=1)).split(channels, dim=1))
             # As further frames of one clip, composite and foreground get the same change of colour.
             coloured = [part for part in parts if part.shape[1] == 3]
             coloured = list(_apply(self._colour, torch.cat(coloured)).split(clip.src.shape[0]))
