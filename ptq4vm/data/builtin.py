@@ -203,6 +203,11 @@ class BuiltinSource(LayeredSource):
             if not (path := Path(skimage.__file__).parent / "data" / name).is_file():
                 raise PTQ4VMError(f"Expected scikit-image to bring {name}, got nothing at {path}. Install it anew.")
 
+    def use(self, cutout: Cutout) -> None:
+        """Cut the person out anew, now, with something else."""
+        self.cutout, self._portrait = cutout, None
+        self.portrait()
+
     def num_frames(self, index: int) -> int:
         """The same for each clip."""
         return self._num_frames

@@ -148,8 +148,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.setup("fit" if flow is not None else "test")
         sources = [s for s in (self._calibration_source, self._evaluation_source) if isinstance(s, BuiltinSource)]
         for source in sources:
-            source.cutout = lambda src: self._cached_cutout(teacher, src)
-            source.portrait()
+            source.use(lambda src: self._cached_cutout(teacher, src))
         if flow is None or self._calibration_source is None:
             return
         builder = CalibrationBuilder(

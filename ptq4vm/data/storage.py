@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
@@ -58,7 +58,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         PTQ4VMError: it is missing or damaged.
     """
     try:
-        return load_file(path)
+        # Not load_file: its tensors look into the file, and a file that is cut short meanwhile would kill the process.
+        return load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise PTQ4VMError(
             f"Expected a whole file of the calibration cache at {path}, got: {error}. Run again: it will be remade."

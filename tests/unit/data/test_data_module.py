@@ -1,0 +1,391 @@
+import threading
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from layouts import (
+    HEIGHT,
+    WIDTH,
+    make_flow,
+    make_teacher,
+    write_backgrounds,
+    write_evaluation,
+    write_foregrounds,
+    write_video,
+)
+from torch import nn
+
+from ptq4vm.data import BuiltinSource, VideoMattingDataModule
+from ptq4vm.data.loading import collate_chunk
+from ptq4vm.errors import PTQ4VMError
+
+
+@pytest.fixture
+def make(tmp_path):
+    write_foregrounds(tmp_path / "fg")
+    write_backgrounds(tmp_path / "bg")
+    write_evaluation(tmp_path / "ev")
+    write_video(tmp_path / "vid" / "a.avi")
+
+    def build(**settings):
+        defaults = {
+            "root": tmp_path, "source": "videomatte", "foregrounds": "fg", "backgrounds": "bg", "composites": "ev",
+            "videos": "vid", "evaluation": "ev", "num_sequences": 4, "seq_length": 3, "height": HEIGHT, "width": WIDTH,
+            "cache_dir": tmp_path / "cache",
+        }  # fmt: skip
+        return VideoMattingDataModule(**(defaults | settings))
+
+    return build
+
+
+def attach(module, **settings):
+    (teacher, teacher_calls), (flow, flow_calls) = make_teacher(), make_flow()
+    module.attach(teacher, flow, **settings)
+    return teacher_calls, flow_calls
+
+
+def files(tmp_path, pattern="cache/calibration/*/**/*.safetensors"):
+    return sorted(tmp_path.glob(pattern))
+
+
+@pytest.mark.parametrize("source", ["builtin", "videomatte", "evaluation", "video"])
+@pytest.mark.parametrize("augment", [True, False])
+def test_calibration_sequences_of_every_source(make, source, augment):
+    module = make(source=source, augment=augment)
+    module.setup("fit")
+    _, flow_calls = attach(module)
+    clip = module.calibration_set[2]
+    assert len(module.calibration_set) == 4
+    assert clip.index == 2
+    assert clip.src.shape == (3, 3, HEIGHT, WIDTH)
+    assert clip.teacher_pha.shape == (3, 1, HEIGHT, WIDTH)
+    assert [state.shape for state in clip.teacher_state] == [(3, 1, HEIGHT // s, WIDTH // s) for s in (2, 4)]
+    assert clip.flow.shape == (2, 2, HEIGHT, WIDTH)
+    assert clip.visible.shape == (2, 1, HEIGHT, WIDTH)
+    assert all(part is None or part.dtype == torch.float32 for part in (*clip[1:6], *clip.teacher_state, *clip[7:]))
+    assert (clip.pha is None) == (source == "video")
+    exact = source == "builtin" and not augment
+    assert len(flow_calls) == (0 if exact else 4)
+    assert ((clip.flow == 0.5).all()) != exact
+    assert set(clip.visible.unique().tolist()) <= {0, 1}
+
+
+def test_teacher_outputs_belong_to_the_stored_frames(make):
+    module = make()
+    attach(module)
+    for clip in (module.calibration_set[i] for i in range(4)):
+        output = make_teacher()[0].forward(clip.src[None])
+        torch.testing.assert_close(clip.teacher_pha, output.pha[0])
+        torch.testing.assert_close(clip.teacher_fgr, output.fgr[0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(clip.teacher_state[1], output.state[1][0], atol=1e-3, rtol=0)
+
+
+def test_a_sequence_at_a_time_whatever_their_number(make):
+    seen = []
+    teacher_calls, flow_calls = attach(make(num_sequences=9), progress=lambda *what: seen.append(what))
+    assert teacher_calls == [(1, 3, 3, HEIGHT, WIDTH)] * 9
+    assert flow_calls == [(3, 3, HEIGHT, WIDTH)] * 9
+    assert seen == [(i, 9, "calibration sequences") for i in range(1, 10)]
+
+
+def test_nothing_is_made_twice(make, tmp_path):
+    attach(make())
+    times = [path.stat().st_mtime_ns for path in files(tmp_path)]
+    assert len(times) == 12
+    assert attach(make()) == ([], [])
+    assert [path.stat().st_mtime_ns for path in files(tmp_path)] == times
+
+
+def test_an_interrupted_run_goes_on(make, tmp_path):
+    def interrupt(done, total, what):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attach(make(), progress=interrupt)
+    assert len(files(tmp_path)) == 6
+    module = make()
+    teacher_calls, flow_calls = attach(module)
+    assert len(teacher_calls) == len(flow_calls) == 2
+    assert not list(tmp_path.glob("cache/**/.*"))
+    fresh = make(cache_dir=tmp_path / "other")
+    attach(fresh)
+    for i in range(4):
+        assert torch.equal(module.calibration_set[i].src, fresh.calibration_set[i].src)
+
+
+@pytest.mark.parametrize("kind", ["", "teacher-*/", "flow-*/"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"?" * 100])
+def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
+    module = make()
+    attach(module)
+    before = module.calibration_set[1]
+    (path,) = tmp_path.glob(f"cache/calibration/*/{kind}00001.safetensors")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(PTQ4VMError, match="Run again: it will be remade"):
+        module.calibration_set[1]
+    with pytest.warns(UserWarning, match=r"Remaking .*00001\.safetensors, which is damaged"):
+        attach(make())
+    after = module.calibration_set[1]
+    assert torch.equal(before.src, after.src)
+    assert torch.equal(before.teacher_pha, after.teacher_pha)
+    assert torch.equal(before.flow, after.flow)
+
+
+def test_other_teachers_and_flows_get_their_own_files(make, tmp_path):
+    attach(make())
+    make().attach(make_teacher("another")[0], make_flow("another")[0])
+    assert len(files(tmp_path)) == 4 * 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"seq_length": 2}, {"num_sequences": 5}, {"augment": False}, {"labels": False}, {"height": 40}],
+)
+def test_every_setting_makes_another_set(make, tmp_path, change):
+    attach(make())
+    attach(make(**change))
+    assert len(list(tmp_path.glob("cache/calibration/*"))) == 2
+
+
+def test_changed_files_make_another_set(make, tmp_path):
+    attach(make())
+    write_backgrounds(tmp_path / "bg", stills=("room", "hall", "yard"))
+    attach(make())
+    assert len(list(tmp_path.glob("cache/calibration/*"))) == 2
+
+
+@pytest.mark.parametrize("source", ["builtin", "videomatte", "evaluation"])
+def test_label_free_calibration_knows_no_labels(make, tmp_path, source):
+    module = make(source=source, labels=False, augment=False)
+    _, flow_calls = attach(module)
+    clip = module.calibration_set[0]
+    assert clip.pha is None
+    assert clip.fgr is None
+    assert len(flow_calls) == 4  # An exact flow would follow the true alpha.
+    module.batch_size = 2
+    assert next(iter(module.train_dataloader())).pha is None
+
+
+def test_label_free_calibration_reads_composites_without_alpha(make, tmp_path):
+    write_evaluation(tmp_path / "plain", parts=("com",))
+    attach(make(source="evaluation", composites="plain", labels=False))
+    with pytest.raises(PTQ4VMError, match="labels: false"):
+        make(source="evaluation", composites="plain").setup("fit")
+
+
+def test_single_frames_need_no_flow(make):
+    module = make(seq_length=1)
+    assert attach(module)[1] == []
+    assert module.calibration_set[0].flow.shape == (0, 2, HEIGHT, WIDTH)
+
+
+def test_per_frame_teachers_have_no_state(make):
+    module = make(batch_size=2)
+    module.attach(make_teacher(states=0)[0], make_flow()[0])
+    assert module.calibration_set[0].teacher_state == ()
+    assert next(iter(module.train_dataloader())).teacher_state == ()
+
+
+def test_batches(make):
+    module = make(batch_size=2)
+    attach(module)
+    batches = list(module.train_dataloader())
+    assert sorted(torch.cat([batch.index for batch in batches]).tolist()) == [0, 1, 2, 3]
+    for batch in batches:
+        assert batch.src.shape == (2, 3, 3, HEIGHT, WIDTH)
+        assert batch.teacher_state[0].shape == (2, 3, 1, HEIGHT // 2, WIDTH // 2)
+        assert batch.visible.shape == (2, 2, 1, HEIGHT, WIDTH)
+        for i, index in enumerate(batch.index):
+            assert torch.equal(batch.src[i], module.calibration_set[int(index)].src)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(5, 3), (1, 2), (2, 2)])
+def test_steps_per_epoch_in_shuffled_passes(make, steps, size):
+    module = make(batch_size=size, steps_per_epoch=steps)
+    attach(module)
+    indices = [batch.index.tolist() for batch in module.train_dataloader()]
+    assert [len(batch) for batch in indices] == [size] * steps
+    flat = [index for batch in indices for index in batch]
+    for begin in range(0, len(flat), 4):
+        assert len(set(flat[begin : begin + 4])) == len(flat[begin : begin + 4])
+
+
+def test_the_order_follows_seed_and_epoch(make):
+    def orders(seed, epochs):
+        sampler = modules[seed].train_dataloader().sampler
+        return [list(sampler) for _ in range(epochs)]
+
+    modules = {seed: make(num_sequences=8, seed=seed) for seed in (0, 1)}
+    for module in modules.values():
+        attach(module)
+    first = orders(0, 3)
+    assert first == orders(0, 3)
+    assert first[0] != first[1]
+    assert first != orders(1, 3)
+    sampler = modules[0].train_dataloader().sampler
+    sampler.set_epoch(2)
+    assert list(sampler) == first[2]
+
+
+def test_the_global_generator_stays(make):
+    state = torch.random.get_rng_state()
+    attach(make())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("loader", ["val_dataloader", "test_dataloader", "predict_dataloader"])
+def test_evaluation_comes_in_ordered_chunks(make, loader):
+    module = make(eval_chunk=2)
+    module.setup("test")
+    chunks = list(getattr(module, loader)())
+    expected = [(name, start) for name in ("set_a/one", "set_a/two", "set_b/one") for start in (0, 2, 4)]
+    assert [(chunk.name, chunk.start) for chunk in chunks] == expected
+    assert [chunk.src.shape[:2] for chunk in chunks[:3]] == [(1, 2), (1, 2), (1, 1)]
+    assert chunks[0].pha.shape == (1, 2, 1, HEIGHT, WIDTH)
+    assert isinstance(chunks[0].start, int)
+    with pytest.raises(ValueError, match="batch size of 1"):
+        collate_chunk(chunks[:2])
+
+
+def test_evaluation_limits(make):
+    chunks = list(make(eval_clips=2, eval_frames=3).val_dataloader())
+    assert [(chunk.name, chunk.src.shape[1]) for chunk in chunks] == [("set_a/one", 3), ("set_a/two", 3)]
+    assert len(make(eval_clips=99, eval_frames=99).val_dataloader()) == 3
+
+
+def test_builtin_evaluation_needs_the_portrait_cut_out_and_no_flow(make, tmp_path):
+    module = make(source="builtin", evaluation=None, eval_frames=2)
+    module.setup("test")
+    with pytest.raises(PTQ4VMError, match="attach"):
+        module.val_dataloader()
+    teacher, calls = make_teacher()
+    module.attach(teacher)
+    chunk = next(iter(module.val_dataloader()))
+    assert chunk.src.shape == (1, 2, 3, HEIGHT, WIDTH)
+    assert chunk.flow.shape == (1, 1, 2, HEIGHT, WIDTH)
+    with pytest.raises(PTQ4VMError, match=r"attach\(teacher, flow\)"):
+        module.calibration_set  # noqa: B018
+    again = make(source="builtin", evaluation=None)
+    again.attach(teacher)
+    assert len(calls) == 1  # Cut out once for all.
+    again.attach(make_teacher("another")[0])
+    assert len(files(tmp_path, "cache/cutouts/*")) == 2
+
+
+def test_loader_processes(make):
+    module = make(source="builtin", evaluation=None, num_workers=1, eval_clips=1, eval_frames=2)
+    attach(module)
+    assert len(list(module.train_dataloader())) == 4
+    assert next(iter(module.val_dataloader())).name == "builtin_test/0000"
+
+
+class Probe(pl.LightningModule):
+    """Attaches in setup, as the phases do, and keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(1, 1), []
+
+    def setup(self, stage):
+        attach(self.trainer.datamodule)
+
+    def training_step(self, batch, _):
+        self.seen.append(batch.index.tolist())
+        return self.layer(batch.src.mean().view(1, 1)).sum()
+
+    def validation_step(self, batch, _):
+        self.seen.append(batch.name)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_within_a_trainer(make, tmp_path):
+    module, probe = make(steps_per_epoch=2, batch_size=2, eval_clips=1), Probe()
+    trainer = pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(probe, datamodule=module)
+    trained = [seen for seen in probe.seen if isinstance(seen, list)]
+    assert [len(seen) for seen in trained] == [2] * 4
+    assert probe.seen.count("set_a/one") == 2
+
+
+def test_with_several_processes_the_first_makes_the_set(make):
+    barrier, order = threading.Barrier(2, timeout=60), []
+
+    def run(rank):
+        module = make()
+        strategy = SimpleNamespace(barrier=lambda name: barrier.wait())
+        module.trainer = SimpleNamespace(world_size=2, is_global_zero=rank == 0, strategy=strategy)
+        order.append((rank, len(attach(module)[0])))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(order) == [(0, 4), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_sequences": 0}, "Expected num_sequences of at least 1, got 0"),
+        ({"seq_length": -1}, "Expected seq_length of at least 1, got -1"),
+        ({"height": 0}, "Expected height of at least 16, got 0"),
+        ({"width": 8}, "Expected width of at least 16, got 8"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch"),
+        ({"eval_chunk": 0}, "eval_chunk"),
+        ({"eval_clips": 0}, "eval_clips"),
+        ({"eval_frames": 0}, "eval_frames"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"seed": -1}, "seed"),
+        ({"source": "films"}, "Expected source builtin, videomatte, evaluation or video, got 'films'"),
+        ({"foregrounds": "no"}, "Expected a folder of foregrounds .* got nothing at .*no"),
+        ({"backgrounds": "no"}, "Expected a folder of backgrounds"),
+        ({"evaluation": "no"}, "Expected a folder of evaluation sets"),
+        ({"source": "evaluation", "composites": "no"}, "Expected a folder of evaluation sets"),
+        ({"source": "video", "videos": "no"}, "Expected a folder of videos"),
+        ({"seq_length": 7}, r"at least seq_length = 7 frames, got at most 6, in clip train/000"),
+        ({"source": "video", "seq_length": 9}, r"at least seq_length = 9 frames, got at most 8, in clip vid/a.avi"),
+    ],
+)
+def test_mistakes_in_settings_are_explained(make, settings, message):
+    with pytest.raises(PTQ4VMError, match=message):
+        make(**settings).setup("fit")
+
+
+def test_clips_too_short_are_passed_over(make, tmp_path):
+    write_foregrounds(tmp_path / "fg", clips=("0000", "0001", "long"), frames=6)
+    write_foregrounds(tmp_path / "fg", clips=("a", "b", "long"), frames=8)
+    module = make(seq_length=8, num_sequences=4)
+    attach(module)
+    assert len(module.calibration_set) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_explained(make, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PTQ4VMError, match="Set cache_dir or PTQ4VM_CACHE"):
+        attach(make(cache_dir=tmp_path / "file"))
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("PTQ4VM_CACHE", str(tmp_path / "env"))
+    assert VideoMattingDataModule().cache_dir == tmp_path / "env"
+    monkeypatch.delenv("PTQ4VM_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert VideoMattingDataModule().cache_dir == tmp_path / ".cache" / "ptq4vm"
+
+
+def test_numbers_out_of_the_set_end_it(make):
+    module = make()
+    attach(module)
+    with pytest.raises(IndexError):
+        module.calibration_set[4]
+    assert isinstance(make(source="builtin")._make_calibration_source(), BuiltinSource)
