@@ -40,7 +40,7 @@ class MattingClip(NamedTuple):
 class CalibrationClip(NamedTuple):
     """One cached calibration sequence with all that is computed for it once. Batched: (B, T, C, H, W)."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """Number of the sequence in the calibration set, () or (B,) int64."""
     src: Tensor
     pha: Tensor | None

@@ -4,16 +4,19 @@ from ptq4vm.graph.capture import SequenceStore, run_block
 from ptq4vm.graph.checkpoint import is_quantized_checkpoint, load_quantized, read_header, save_quantized
 from ptq4vm.graph.convert import Cost, network_cost, quantize_network, quantized_layers
 from ptq4vm.graph.fold_bn import fold_batch_norm_
+from ptq4vm.graph.loading import FINAL_CHECKPOINT, load_model
 from ptq4vm.graph.partition import block_layers, partition
 from ptq4vm.graph.trace import TracedLayer, trace
 
 __all__ = [
+    "FINAL_CHECKPOINT",
     "Cost",
     "SequenceStore",
     "TracedLayer",
     "block_layers",
     "fold_batch_norm_",
     "is_quantized_checkpoint",
+    "load_model",
     "load_quantized",
     "network_cost",
     "partition",

@@ -1,0 +1,20 @@
+"""Matting metrics: pure functions per frame, and torchmetrics classes over them."""
+
+from ptq4vm.metrics.classes import DTSSD, MAD, MSE, Conn, Grad, Scoring, matting_metrics
+from ptq4vm.metrics.functional import conn, dtssd, grad, mad, mse, to_png8
+
+__all__ = [
+    "DTSSD",
+    "MAD",
+    "MSE",
+    "Conn",
+    "Grad",
+    "Scoring",
+    "conn",
+    "dtssd",
+    "grad",
+    "mad",
+    "matting_metrics",
+    "mse",
+    "to_png8",
+]

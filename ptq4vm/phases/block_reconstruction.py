@@ -118,7 +118,9 @@ class BlockReconstructionModule(PTQPhase):
     def on_fit_start(self) -> None:
         """Begin the walk through the network; after a restart, the finished blocks are walked through again."""
         clips = self.calibration.calibration_set
-        folder = Path(tempfile.mkdtemp(prefix="activations-", dir=self.calibration.work_dir))
+        cache = self.calibration.cache_dir
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="activations-", dir=cache))
         self._store, self._walked = SequenceStore(folder, len(clips)), 0
         for index in range(len(clips)):
             for side in ("float", "quantized"):
@@ -129,6 +131,11 @@ class BlockReconstructionModule(PTQPhase):
         if self._store is not None:
             self._store.close()
             self._store = None
+
+    @property
+    def learns(self) -> bool:
+        """False for round to nearest."""
+        return self.learn_rounding or self.learn_scales
 
     @property
     def block(self) -> Block:
@@ -160,7 +167,7 @@ class BlockReconstructionModule(PTQPhase):
 
     def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor | None:
         """One step on the current block, for the sequences that the batch names."""
-        if not (self.learn_rounding or self.learn_scales):
+        if not self.learns:
             return None
         index = batch.index.cpu()
         inputs = self._inputs(self.block, "quantized", index)

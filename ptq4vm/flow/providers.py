@@ -1,0 +1,96 @@
+"""Where optical flow comes from when a clip does not bring its own: DIS (needs nothing) or RAFT (needs weights)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.flow.functional import forward_backward_mask
+from ptq4vm.flow.raft import RaftArch, load_raft
+from ptq4vm.types import FlowEstimator
+
+FlowName = Literal["dis", "raft"]
+
+_VERSION = 1  # part of every key: raise it when flow or mask come out differently, so that caches are made anew
+_DIS_MIN_SIDE = 16  # DIS matches 8 x 8 patches at half resolution, and OpenCV refuses frames without room for them
+
+FlowPair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(3, H, W) frames t and t+1 -> forward flow and backward flow, (2, H, W) each."""
+
+
+def create_flow(name: str, weights: str | Path | None = None, arch: RaftArch = "auto") -> FlowEstimator:
+    """Build an optical flow method.
+
+    Args:
+        name: ``dis``, dense inverse search from OpenCV, medium preset, on 8-bit grey frames, on the CPU (Kroeger et
+            al., ECCV 2016); or ``raft``, from torchvision (Teed and Deng, ECCV 2020), on the device of the frames.
+        weights: RAFT's weights, a .pth or .safetensors file with torchvision's names. ``dis`` takes none.
+        arch: ``large`` or ``small`` RAFT; ``auto`` tells from the weights.
+
+    Returns:
+        Its ``forward`` maps frames (T, 3, H, W), RGB floats in [0, 1], to backward flow (T-1, 2, H, W) in pixels and
+        visible (T-1, 1, H, W), float32 on the device of the frames, without gradient; it raises PTQ4VMError on other
+        frames. Its ``key`` changes with method, version and weights.
+
+    Raises:
+        PTQ4VMError: unknown name; weights missing, unreadable, of another network, or given to ``dis``.
+    """
+    if name not in get_args(FlowName):
+        raise PTQ4VMError(
+            f"Expected flow to be one of {', '.join(get_args(FlowName))}, got {name!r}. "
+            "To train without optical flow, set the weight of its loss to 0."
+        )
+    if name == "dis":
+        if weights is not None:
+            raise PTQ4VMError(f"Expected no weights for flow 'dis', got {weights}. Leave them out, or choose 'raft'.")
+        return FlowEstimator(_estimator(_dis_pair, _DIS_MIN_SIDE), f"dis-medium-opencv{cv2.__version__}-v{_VERSION}")
+    raft, identity = load_raft(weights, arch)
+    return FlowEstimator(_estimator(raft, min_side=1), f"{identity}-v{_VERSION}")
+
+
+def _estimator(flow_pair: FlowPair, min_side: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Run a pairwise method over a clip, one pair at a time: memory does not grow with T."""
+
+    def forward(src: Tensor) -> tuple[Tensor, Tensor]:
+        _check_frames(src, min_side)
+        steps, (height, width) = len(src) - 1, src.shape[-2:]
+        frames = src.detach().float()
+        flow, visible = (frames.new_empty(steps, channels, height, width) for channels in (2, 1))
+        for t in range(steps):
+            there, back = flow_pair(frames[t], frames[t + 1])
+            flow[t] = back
+            visible[t] = forward_backward_mask(there[None], back[None])[0]
+        return flow, visible
+
+    return forward
+
+
+def _dis_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # new for each pair: it keeps buffers by size
+    a, b = _grey8(first), _grey8(second)
+    # calc(x, y, ...): what is at p in x is at p + flow(p) in y, so (b, a) gives the backward flow
+    there, back = dis.calc(a, b, None), dis.calc(b, a, None)  # type: ignore[call-overload]
+    return _as_tensor(there).to(first.device), _as_tensor(back).to(first.device)
+
+
+def _as_tensor(flow: np.ndarray) -> Tensor:
+    return torch.from_numpy(flow).permute(2, 0, 1)
+
+
+def _grey8(frame: Tensor) -> np.ndarray:
+    rgb = (frame * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+
+
+def _check_frames(src: Tensor, min_side: int) -> None:
+    if src.ndim != 4 or src.shape[1] != 3 or len(src) == 0 or not src.is_floating_point():
+        raise PTQ4VMError(f"Expected frames (T, 3, H, W) as floats in [0, 1], got {src.dtype} {tuple(src.shape)}.")
+    if min(src.shape[-2:]) < min_side:
+        raise PTQ4VMError(
+            f"Expected frames of at least {min_side} pixels a side, got {tuple(src.shape[-2:])}. Take larger crops."
+        )

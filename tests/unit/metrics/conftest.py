@@ -1,0 +1,6 @@
+"""Makes tests/reference importable, also in processes spawned by a test."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "reference"))
