@@ -141,6 +141,7 @@ def _score_shard(rank: int, store: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # two processes import torch
 def test_two_processes_with_uneven_shards_equal_one(tmp_path):
     mp.spawn(_score_shard, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     metrics = matting_metrics()
