@@ -58,6 +58,18 @@ def test_flow_carries_each_layer_to_the_next_frame(source):
         assert carried[(clip.pha[1:] >= 0.5) & visible].mean() < 0.02
 
 
+def test_each_pixel_has_the_flow_of_what_is_seen_there(source):
+    """Both layers move by an affine map, so an affine fit over a layer's pixels fits every one of them."""
+    clip = source.read(0, 0, 12)
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in SIZE), indexing="ij")
+    places = torch.stack([x, y, torch.ones_like(x)], dim=-1)
+    for pha, flow in zip(clip.pha[1:], clip.flow.double(), strict=True):
+        for layer in (pha[0] >= 0.5, pha[0] < 0.5):
+            points, values = places[layer], flow.permute(1, 2, 0)[layer]
+            fit = torch.linalg.lstsq(points, values).solution
+            torch.testing.assert_close(points @ fit, values, atol=1e-3, rtol=0)
+
+
 def test_motion_is_smooth_and_moderate(source):
     flow = source.read(2, 0, 40).flow
     assert flow.abs().amax() < 0.05 * SIZE[1]

@@ -16,7 +16,8 @@ from layouts import (
 )
 from torch import nn
 
-from ptq4vm.data import BuiltinSource, VideoMattingDataModule
+from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMattingDataModule
+from ptq4vm.data.calibration import draw_sequences
 from ptq4vm.data.loading import collate_chunk
 from ptq4vm.errors import PTQ4VMError
 
@@ -173,6 +174,25 @@ def test_label_free_calibration_reads_composites_without_alpha(make, tmp_path):
     attach(make(source="evaluation", composites="plain", labels=False))
     with pytest.raises(PTQ4VMError, match="labels: false"):
         make(source="evaluation", composites="plain").setup("fit")
+
+
+def test_each_sequence_is_augmented_in_its_own_way(make, tmp_path):
+    write_evaluation(tmp_path / "single", names=("s/c",), frames=3)
+    module = make(source="evaluation", composites="single", num_sequences=2)
+    attach(module)
+    assert not torch.allclose(module.calibration_set[0].src, module.calibration_set[1].src, atol=0.02)
+    plain = make(source="evaluation", composites="single", num_sequences=2, augment=False)
+    attach(plain)
+    assert torch.equal(plain.calibration_set[0].src, plain.calibration_set[1].src)
+
+
+def test_sequences_take_clips_in_turn_and_begin_anywhere(tmp_path):
+    source = EvaluationSource(write_evaluation(tmp_path, frames=9))
+    drawn = draw_sequences(source, count=12, length=3, seed=0)
+    assert all({place.clip for place in drawn[i : i + 3]} == {0, 1, 2} for i in range(0, 12, 3))
+    assert len({place.start for place in drawn}) > 3
+    assert all(0 <= place.start <= 6 for place in drawn)
+    assert drawn == draw_sequences(source, 12, 3, 0) != draw_sequences(source, 12, 3, 1)
 
 
 def test_single_frames_need_no_flow(make):
