@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -108,7 +107,9 @@ def quantize(
             run.fit(folder, "biq", BlockReconstructionModule, blocks, block_batch_size, block_steps, 1)
             run.fit(folder, "gac", GACModule, {**calibrate, "flow_weight": 0.0}, gac_batch_size, None, gac_epochs)
             run.fit(folder, "ofa", GACModule, calibrate, gac_batch_size, None, gac_epochs)
-            rows += [run.score(plan.bits, stage, load_quantized(folder / f"{stage}.safetensors")[0]) for stage in STAGES]
+            for stage in STAGES:
+                scored = load_quantized(folder / f"{stage}.safetensors")[0]
+                rows.append(run.score(plan.bits, stage, scored, plan.placement))
             shutil.copyfile(folder / "ofa.safetensors", folder / FINAL_CHECKPOINT)
         return run.report(teacher, plans, rows)
 
@@ -139,7 +140,7 @@ class _Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             partial.write_text(text)
-            os.replace(partial, path)
+            partial.replace(path)
         except OSError as error:
             raise PTQ4VMError(f"Can't write the run folder {self.folder}: {error}. Choose another --output.") from error
 
@@ -200,7 +201,14 @@ class _Run:
         return L.Trainer(**settings)
 
     def fit(
-        self, folder: Path, stage: str, module: type[Any], options: dict[str, Any], batch: int, steps: int | None, epochs: int
+        self,
+        folder: Path,
+        stage: str,
+        module: type[Any],
+        options: dict[str, Any],
+        batch: int,
+        steps: int | None,
+        epochs: int,
     ) -> None:
         """Run one phase, or go on with it, unless its checkpoint is there."""
         output = folder / f"{stage}.safetensors"
@@ -218,7 +226,7 @@ class _Run:
         trainer.fit(module(**options, output=output), datamodule=self.data, ckpt_path=resume, weights_only=True)
         last.unlink(missing_ok=True)
 
-    def score(self, bits: str, stage: str, network: MattingModel) -> ResultRow:
+    def score(self, bits: str, stage: str, network: MattingModel, placement: str = "") -> ResultRow:
         """A row of the table; scored once."""
         folder = self.folder if stage == "float" else self.folder / bits.lower()
         path = folder / f"{stage}.json"
@@ -230,7 +238,6 @@ class _Run:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({key.removeprefix("test/"): value for key, value in metrics.items()}))
         cost = network_cost(network, *self._scored_size())
-        placement = "none" if stage == "float" else "deploy"
         label = "W32A32" if stage == "float" else bits
         return ResultRow(name, label, placement, json.loads(path.read_text()), cost.size_mb, cost.bit_operations * 1e9)
 
@@ -242,9 +249,6 @@ class _Run:
         """Table, metrics.json and pictures."""
         self._say("writing the table and the pictures")
         checkpoints = {plan.bits: self.folder / plan.bits.lower() / FINAL_CHECKPOINT for plan in plans}
-        for row in range(len(rows)):
-            if rows[row].name != "float":
-                rows[row] = dataclasses.replace(rows[row], placement=plans[0].placement)
         meta = {"scoring": self.scoring, "checkpoints": {bits: str(path) for bits, path in checkpoints.items()}}
         write_metrics(self.folder / "metrics.json", rows, meta)
         table = self.folder / "table.md"

@@ -1,4 +1,4 @@
-"""What rooms hand to each other. NamedTuples, since Lightning moves those between devices and refuses frozen dataclasses."""
+"""What rooms hand to each other: NamedTuples, since Lightning refuses frozen dataclasses inside batches."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class MattingClip(NamedTuple):
     fgr: Tensor | None = None
     """True foreground colour, RGB; None where nobody knows it."""
     flow: Tensor | None = None
-    """Exact backward flow, (T-1, 2, H, W) in pixels (x, y): what is at p in frame t+1 was at p + flow[t](p) in frame t."""
+    """Exact backward flow, (T-1, 2, H, W) in pixels (x, y): what is at p in frame t+1 was at p + flow[t](p) in t."""
     name: str = ""
     """`<set>/<clip>` of its source."""
     start: int = 0

@@ -1,7 +1,7 @@
 """The quantized checkpoint: safetensors with a JSON header, weights as integer codes. Nothing in it can run code."""
 
+import dataclasses
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def layer_bits(layer: torch.nn.Module) -> str:
@@ -97,7 +97,9 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
     header = read_header(path)
     try:
         qconfig = QConfig(**header["qconfig"])
-        network = quantize_network(create_model(header["network"], **header["arguments"]), qconfig)
+        # The scales come from the file: the cheapest way to find them is enough here.
+        quick = dataclasses.replace(qconfig, range_method="minmax")
+        network = quantize_network(create_model(header["network"], **header["arguments"]), quick)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (KeyError, TypeError, SafetensorError) as error:
@@ -122,6 +124,7 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
                 f"{tuple(tensors[name].shape)}. Quantize again."
             )
     network.load_state_dict(tensors)
+    network.qconfig = qconfig  # type: ignore[assignment]
     return network.eval().requires_grad_(False), qconfig
 
 

@@ -42,7 +42,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     # In float64: the division by a small standard deviation would otherwise cost the last bits.
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[union-attr]
     bias = 0.0 if conv.bias is None else conv.bias.double()
-    shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale  # type: ignore[operator]
+    shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale  # type: ignore[operator, union-attr]
     dtype = conv.weight.dtype
     conv.weight.copy_((conv.weight.double() * scale.reshape(-1, 1, 1, 1)).to(dtype))
     conv.bias = nn.Parameter(shift.to(dtype), requires_grad=conv.weight.requires_grad)

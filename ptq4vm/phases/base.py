@@ -52,10 +52,10 @@ class MattingModule(L.LightningModule):
             self._previous = (output.pha[0, -1:], clip.pha[0, -1:])
         return output
 
-    def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
+    def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102
         return self._step(batch, self.val_metrics)
 
-    def test_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
+    def test_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102
         return self._step(batch, self.test_metrics)
 
     def predict_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102

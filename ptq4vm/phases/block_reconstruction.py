@@ -9,8 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.graph import SequenceStore, block_layers, partition, quantize_network, quantized_layers, run_block
-from ptq4vm.graph import save_quantized
+from ptq4vm.graph import (
+    SequenceStore,
+    block_layers,
+    partition,
+    quantize_network,
+    quantized_layers,
+    run_block,
+    save_quantized,
+)
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
 from ptq4vm.phases.losses import cosine, reconstruction_loss
@@ -179,8 +186,8 @@ class BlockReconstructionModule(PTQPhase):
         loss = reconstruction
         beta = annealed_beta(self._progress(batch_idx), self.warmup)
         if self.learn_rounding and beta is not None:
-            layers = self._layers(self.block)
-            penalty = sum(rounding_regularizer(layer.weight_quantizer.rounding, beta) for layer in layers)
+            roundings = [layer.weight_quantizer.rounding for layer in self._layers(self.block)]
+            penalty = torch.stack([rounding_regularizer(v, beta) for v in roundings if v is not None]).sum()
             loss = loss + self.rounding_weight * penalty
             self.log("biq/round", penalty)
         self.log("biq/rec", reconstruction, prog_bar=True)

@@ -1,7 +1,7 @@
 """GAC and OFA: global affine calibration with optical flow assistance, as a Lightning fit."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class GACModule(PTQPhase):
             layer.activation_quantizer.log_scale.requires_grad_(True)
             layer.activation_quantizer.offset.requires_grad_(layer.activation_quantizer.spec.grid == "affine")
 
-    def configure_optimizers(self) -> dict[str, object]:  # noqa: D102
+    def configure_optimizers(self) -> Any:  # noqa: D102
         optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.lr)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / total))

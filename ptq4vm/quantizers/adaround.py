@@ -38,9 +38,12 @@ def annealed_beta(progress: float, warmup: float, start: float = 20.0, end: floa
 class WeightQuantizer(nn.Module):
     """Quantizes a weight (out channels, ...) that it does not own.
 
-    ``rounding`` holds V of AdaRound. What happens to it is explicit: ``mode`` is ``nearest`` (V unused), ``soft`` (h(V),
-    differentiable), ``hard`` (h(V) ≥ ½) or ``fixed`` (the weight lies on the grid already: nothing is done).
+    ``rounding`` holds V of AdaRound. What happens to it is explicit: ``mode`` is ``nearest`` (V unused), ``soft``
+    (h(V), differentiable), ``hard`` (h(V) ≥ ½) or ``fixed`` (the weight lies on the grid already: nothing is done).
     """
+
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, weight: Tensor, spec: QuantSpec) -> None:
         super().__init__()

@@ -18,6 +18,8 @@ class LearnedScaleFakeQuantize(nn.Module):
     point as a fraction of the number of codes. Gradients pass the rounding of the zero point straight through.
     """
 
+    ready: Tensor
+
     def __init__(self, spec: QuantSpec) -> None:
         super().__init__()
         self.spec = spec

@@ -1,7 +1,7 @@
 """The uniform quantizer, as pure functions.
 
-``x_int = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, ``x_hat = scale * (x_int - zero_point)``, rounding
-half to even before the zero point is added, as ONNX's QuantizeLinear does.
+``x_int = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, ``x_hat = scale * (x_int - zero_point)``,
+rounding half to even before the zero point is added, as ONNX's QuantizeLinear does.
 """
 
 from typing import Any

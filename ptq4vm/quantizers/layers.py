@@ -120,7 +120,7 @@ class QuantizedConv2d(nn.Module):
             weight, bias = self.affine(weight, bias)
         conv = nn.Conv2d(
             weight.shape[1] * self.groups, weight.shape[0], weight.shape[2:], self.stride, self.padding,  # type: ignore[arg-type]
-            self.dilation, self.groups,
-        )
+            self.dilation, self.groups,  # type: ignore[arg-type]
+        )  # fmt: skip
         conv.load_state_dict({"weight": weight, "bias": bias})
         return conv

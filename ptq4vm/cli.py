@@ -1,0 +1,176 @@
+"""The command line: Lightning's own subcommands, and those that do a whole job in one go."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.cli import LightningCLI
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ptq4vm.callbacks import AlphaWriter
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import load_model, network_cost
+from ptq4vm.inference import matte_video
+from ptq4vm.models import fetch_weights, list_models
+from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase
+from ptq4vm.pipeline import quantize
+from ptq4vm.quantizers import QConfig
+from ptq4vm.reporting import ResultRow, render_table, write_metrics
+
+_console = Console()
+_LIGHTNING = ("fit", "validate", "test", "predict")
+_FROM_RECIPE = {"network", "weights", "downsample_ratio", "qconfig", "output", "checkpoint", "scoring"}
+_HELP = """\
+ptq4vm: post-training quantization of video matting networks.
+
+  ptq4vm weights rvm_mobilenetv3                     bring the official weights
+  ptq4vm quantize --config lightning_configs/quantize/demo.yaml
+                                                     both phases, evaluation and the table in one go
+  ptq4vm evaluate MODEL --data ROOT                  score a network on an evaluation tree
+  ptq4vm matte INPUT --model MODEL --alpha OUT       turn a video into mattes
+  ptq4vm fit --config FILE                           one phase as a Lightning fit (also: lightning fit)
+  ptq4vm validate|test|predict --config FILE         Lightning's other subcommands
+
+MODEL is a network's name, a weights file, a quantized checkpoint or a run folder.
+`ptq4vm SUBCOMMAND --help` tells the options of each.
+"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command; returns the exit status. A user's mistake is told in a line, without a traceback."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        _console.print(_HELP, highlight=False, markup=False)
+        return 0 if args else 2
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    command: Callable[[list[str]], None] | None = _lightning if args[0] in _LIGHTNING else _COMMANDS.get(args[0])
+    try:
+        if command is None:
+            known = ", ".join([*_LIGHTNING, *_COMMANDS])
+            raise PTQ4VMError(f"Expected a subcommand ({known}), got {args[0]!r}. See `ptq4vm --help`.")
+        command(args if command is _lightning else args[1:])
+    except PTQ4VMError as error:
+        Console(stderr=True).print(f"ptq4vm: {error}", style="bold red", highlight=False, markup=False)
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("ptq4vm: interrupted; the same command goes on from here.", highlight=False)
+        return 130
+    return 0
+
+
+def _lightning(args: list[str]) -> None:
+    LightningCLI(
+        PTQPhase,
+        VideoMattingDataModule,
+        subclass_mode_model=True,
+        seed_everything_default=0,
+        trainer_defaults={"num_sanity_val_steps": 0},
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"parser_mode": "yaml"},
+        args=args,
+    )
+
+
+def _quantize(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm quantize", description=quantize.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times, later ones win.")
+    parser.add_class_arguments(VideoMattingDataModule, "data")
+    parser.add_class_arguments(BlockReconstructionModule, "block_reconstruction", skip=_FROM_RECIPE, instantiate=False)
+    parser.add_class_arguments(GACModule, "gac", skip=_FROM_RECIPE, instantiate=False)
+    parser.add_class_arguments(L.Trainer, "trainer", skip={"max_epochs", "default_root_dir"}, instantiate=False)
+    parser.add_function_arguments(quantize, skip={"data", "block_reconstruction", "gac", "trainer", "bits"})
+    parser.add_argument("--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8]")
+    config = parser.instantiate_classes(parser.parse_args(args))
+    result = quantize(**_options(config))
+    render_table(result.rows, _console)
+    _console.print(f"table       {result.table}\npictures    {result.pictures}", highlight=False, soft_wrap=True)
+    for bits, path in result.checkpoints.items():
+        _console.print(f"checkpoint  {path}  ({bits})", highlight=False, soft_wrap=True)
+    _console.print(f"metrics     {result.metrics}", highlight=False, soft_wrap=True)
+
+
+def _options(config: Namespace) -> dict[str, Any]:
+    """Keyword arguments for :func:`quantize`: groups that are options become dictionaries."""
+    options = {key: value for key, value in vars(config).items() if key != "config"}
+    for group in ("block_reconstruction", "gac", "trainer"):
+        options[group] = dict(vars(options[group]))
+    return options
+
+
+def _evaluate(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm evaluate", description="Score a network on an evaluation tree.")
+    parser.add_argument("model", help="a network's name, a weights file, a quantized checkpoint or a run folder")
+    parser.add_argument("--data", type=str, required=True, help="a tree <set>/<clip>/{com,pha,fgr}/<frame>")
+    parser.add_argument("--json", type=Path | None, default=None, help="write the metrics here")
+    parser.add_argument("--alpha", type=Path | None, default=None, help="write the mattes here, as 8-bit PNG")
+    parser.add_argument("--scoring", type=str, default="float", choices=["float", "png8"], help="how mattes are scored")
+    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument("--clips", type=int | None, default=None, help="score at most so many clips")
+    parser.add_argument("--frames", type=int | None, default=None, help="score at most so many frames of a clip")
+    parser.add_argument("--accelerator", type=str, default="auto", help="where to run: auto, cpu, gpu, ...")
+    config = parser.parse_args(args)
+    network = load_model(config.model, config.network)
+    data = VideoMattingDataModule(evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames)
+    data.setup("test")
+    callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
+    trainer = L.Trainer(accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks)  # type: ignore[arg-type]
+    results = trainer.test(MattingModule(network, config.scoring), datamodule=data, verbose=False)[0]
+    metrics = {key.removeprefix("test/"): value for key, value in results.items()}
+    height, width = next(iter(data.test_dataloader())).src.shape[-2:]
+    cost = network_cost(network, height, width)
+    qconfig: QConfig | None = getattr(network, "qconfig", None)
+    bits, placement = ("W32A32", "") if qconfig is None else (qconfig.bits, qconfig.placement)
+    row = ResultRow(str(config.model), bits, placement, metrics, cost.size_mb, cost.bit_operations * 1e9)
+    render_table([row], _console)
+    if config.json is not None:
+        write_metrics(config.json, [row], {"data": config.data, "scoring": config.scoring})
+
+
+def _matte(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm matte", description="Turn a video or a folder of frames into mattes.")
+    parser.add_argument("input", type=Path, help="a video file, a folder of frames or an image")
+    parser.add_argument("--model", type=str, default="rvm_mobilenetv3", help="name, weights, checkpoint or run folder")
+    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument("--alpha", type=Path | None, default=None, help="alpha: .mp4, .mkv, .webm, or a folder of PNG")
+    parser.add_argument("--foreground", type=Path | None, default=None, help="foreground, likewise")
+    parser.add_argument("--composite", type=Path | None, default=None, help="over the background, likewise")
+    parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
+    parser.add_argument(
+        "--downsample_ratio", type=float | None, default=None,
+        help="the network works at this fraction of the frame's size; by default its longer side becomes 512",
+    )  # fmt: skip
+    config = parser.parse_args(args)
+    background = Path(config.background) if Path(config.background).exists() else config.background
+    network = load_model(config.model, config.network)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console) as progress:
+        task = progress.add_task("matting", total=None)
+        frames = matte_video(
+            network, config.input, config.alpha, config.composite, background, config.foreground,
+            config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    _console.print(f"{frames} frames", highlight=False)
+
+
+def _weights(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm weights", description="Bring a network's official weights, verified.")
+    parser.add_argument("network", help=", ".join(list_models()))
+    path = fetch_weights(parser.parse_args(args).network, report=lambda line: _console.print(line, highlight=False))
+    _console.print(str(path), highlight=False, soft_wrap=True)
+
+
+_COMMANDS = {"quantize": _quantize, "evaluate": _evaluate, "matte": _matte, "weights": _weights}
+
+if __name__ == "__main__":
+    sys.exit(main())
