@@ -1,8 +1,9 @@
 """The one exception for everything a user can put right."""
 
 
-class PTQ4VMError(ValueError):
+class PTQ4VMError(Exception):
     """Bad input: the message says what was expected, what was got, where, and what to do.
 
-    The command line prints it without a traceback; a program may catch it as a :class:`ValueError`.
+    The command line prints it without a traceback. Not a ValueError: those jsonargparse takes for a value of the wrong
+    type, and buries the message under the types it tried.
     """

@@ -49,7 +49,7 @@ class MattingModule(L.LightningModule):
             if clip.pha is None:
                 raise PTQ4VMError(f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree.")
             metrics.update(output.pha[0], clip.pha[0], previous=self._previous)
-            self._previous = (output.pha[0, -1:], clip.pha[0, -1:])
+            self._previous = (output.pha[0, -1], clip.pha[0, -1])
         return output
 
     def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102

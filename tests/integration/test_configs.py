@@ -1,0 +1,84 @@
+"""Every shipped YAML is read by the parser that its users meet."""
+
+import functools
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ptq4vm import cli
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
+
+CONFIGS = Path(__file__).parents[2] / "lightning_configs"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "quantize").glob("*.yaml")), ids=lambda path: path.stem)
+def test_quantize_recipe_reaches_the_pipeline(path, monkeypatch, tmp_path):
+    class Reached(Exception):
+        pass
+
+    seen = {}
+
+    @functools.wraps(cli.quantize)
+    def stop(**options):
+        seen.update(options)
+        raise Reached
+
+    monkeypatch.setattr(cli, "quantize", stop)
+    with pytest.raises(Reached):
+        cli.main(["quantize", "--config", str(path), "--data.root", str(tmp_path), "--output", str(tmp_path / "run")])
+    assert isinstance(seen["data"], VideoMattingDataModule)
+    assert seen["data"].root == tmp_path
+    assert set(seen["bits"]) <= {"W8A8", "W4A8", "W4A4"}
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "fit").glob("*.yaml")), ids=lambda path: path.stem)
+def test_fit_configuration_names_what_exists(path):
+    parser = LightningArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_lightning_class_args(cli.PTQPhase, "model", subclass_mode=True)
+    parser.add_lightning_class_args(VideoMattingDataModule, "data")
+    parser.add_lightning_class_args(cli.L.Trainer, "trainer")
+    logger = CONFIGS / "logger" / "wandb.yaml"
+    config = parser.parse_args(["--config", str(path), "--config", str(logger)])
+    assert config.model.class_path.startswith("ptq4vm.phases.")
+    assert config.trainer.logger.init_args.offline
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["frobnicate"], "Expected a subcommand"),
+        (["quantize", "--bits", "[W9A9]"], "2 to 8 bits"),
+        (["quantize", "--data.seq_length", "0"], "seq_length"),
+        (["evaluate", "no-such-model", "--data", "."], "Expected a model"),
+        (["evaluate", "rvm_mobilenetv3", "--data", "/no/such/tree"], "/no/such/tree"),
+        (["matte", "/no/such/video.mp4", "--alpha", "a.mp4"], "/no/such/video.mp4"),
+        (["weights", "rvm_mobilenetv9"], "rvm_mobilenetv9"),
+    ],
+)
+@pytest.mark.usefixtures("official_weights")
+def test_a_users_mistake_is_one_message_without_a_traceback(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(args) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_bad_bits_in_a_fit_configuration_are_told_plainly(capsys, tmp_path, monkeypatch, official_weights):
+    monkeypatch.chdir(tmp_path)
+    args = ["fit", "--config", str(CONFIGS / "fit" / "rtn.yaml"), "--model.init_args.qconfig.bits", "W9A9"]
+    assert cli.main(args) == 2
+    assert "Expected 2 to 8 bits, got 9" in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_names_every_subcommand(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("quantize", "evaluate", "matte", "weights", "fit", "predict"))
+
+
+def test_error_is_no_value_error():
+    assert not issubclass(PTQ4VMError, ValueError)

@@ -1,0 +1,95 @@
+"""The main job on tiny built-in data: every row, every file, a second run, another configuration."""
+
+import json
+
+import pytest
+import torch
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import load_model, read_header
+from ptq4vm.phases import block_reconstruction
+from ptq4vm.pipeline import quantize
+from ptq4vm.quantizers import QConfig
+
+OPTIONS = {
+    "bits": ["W4A8"],
+    "qconfig": QConfig(range_method="minmax"),
+    "block_steps": 2,
+    "gac_epochs": 2,
+    "trainer": {"accelerator": "cpu"},
+}
+
+
+def make_data(cache):
+    return VideoMattingDataModule(
+        num_sequences=2, seq_length=3, height=64, width=96, eval_clips=1, eval_frames=5, eval_chunk=3, cache_dir=cache
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, official_weights):
+    folder = tmp_path_factory.mktemp("run")
+    return quantize(make_data(folder / "cache"), folder / "run", **OPTIONS), folder
+
+
+@pytest.mark.slow
+def test_rows_and_files(run):
+    result, _ = run
+    assert [row.name for row in result.rows] == ["float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"]
+    assert all(set(row.metrics) == {"mad", "mse", "grad", "conn", "dtssd"} for row in result.rows)
+    assert result.rows[1].size_mb < 0.2 * result.rows[0].size_mb
+    assert result.pictures.stat().st_size > 10_000
+    assert len(json.loads(result.metrics.read_text())["rows"]) == 5
+    header = read_header(result.checkpoints["W4A8"])
+    assert header["layers"]["backbone.features.0.0"] == header["layers"]["project_mat.conv"] == "W8A8"
+    assert header["layers"]["aspp.aspp1.0"] == "W4A8"
+
+
+@pytest.mark.slow
+def test_the_run_folder_is_a_model(run):
+    result, _ = run
+    network = load_model(result.folder)
+    assert network.unroll(torch.rand(1, 2, 3, 65, 49)).pha.shape == (1, 2, 1, 65, 49)
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_again(run, monkeypatch):
+    result, folder = run
+    monkeypatch.setattr(block_reconstruction.BlockReconstructionModule, "training_step", None)
+    again = quantize(make_data(folder / "cache"), folder / "run", **OPTIONS)
+    assert again.rows == result.rows
+
+
+@pytest.mark.slow
+def test_another_configuration_in_the_same_folder_is_refused(run):
+    _, folder = run
+    with pytest.raises(PTQ4VMError, match="block_steps: 2 there, 3 now"):
+        quantize(make_data(folder / "cache"), folder / "run", **{**OPTIONS, "block_steps": 3})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["block", "layer"])
+def test_block_reconstruction_goes_on_after_a_kill(tmp_path, run, monkeypatch, granularity):
+    """Interrupted at a block and resumed, the result is that of an uninterrupted run, bit for bit."""
+    _, folder = run
+    options = {**OPTIONS, "gac_epochs": 1, "block_reconstruction": {"granularity": granularity, "drop_prob": 0.0}}
+    whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **options)
+
+    class Killed(BaseException):
+        pass
+
+    step = block_reconstruction.BlockReconstructionModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.learns and self.current_epoch == 7:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(block_reconstruction.BlockReconstructionModule, "training_step", killed)
+        with pytest.raises(Killed):
+            quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
+    resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
+    one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)

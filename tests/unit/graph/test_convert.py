@@ -1,0 +1,97 @@
+import copy
+
+import pytest
+import torch
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import fold_batch_norm_, partition, quantize_network, quantized_layers, run_block, trace
+from ptq4vm.graph.partition import block_layers
+from ptq4vm.models import create_model
+from ptq4vm.models.base import Block
+from ptq4vm.quantizers import QConfig
+
+
+def randomized(name="rvm_mobilenetv3", **arguments):
+    """A network whose BatchNorms are not the identity."""
+    torch.manual_seed(0)
+    network = create_model(name, **arguments)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("rvm_mobilenetv3", 1.0), ("rvm_mobilenetv3", 0.5), ("rvm_resnet50", 1.0)])
+def test_folding_batch_norm_changes_nothing(name, ratio):
+    network = randomized(name, downsample_ratio=ratio)
+    folded = fold_batch_norm_(copy.deepcopy(network))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    src = torch.rand(1, 2, 3, 96, 64)
+    with torch.no_grad():
+        a, b = network.unroll(src), folded.unroll(src)
+    for x, y in zip((a.pha, a.fgr, *a.state), (b.pha, b.fgr, *b.state), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=2e-5)
+
+
+def test_every_executed_layer_is_quantized_and_lies_in_one_block():
+    network = quantize_network(randomized(), QConfig("W4A8"))
+    executed = {layer.name for layer in trace(network, torch.rand(1, 3, 64, 64))}
+    assert executed == set(quantized_layers(network))
+    blocks = partition(network)
+    assert sum(len(block_layers(network, block)) for block in blocks) == len(executed) == 78
+
+
+def test_gates_of_a_gru_stay_together():
+    network = quantize_network(randomized(), QConfig())
+    for block in partition(network):
+        gates = {name.rsplit(".", 2)[1] for name in block_layers(network, block) if ".gru." in name}
+        assert gates in (set(), {"ih", "hh"})
+
+
+def test_a_layer_in_no_block_is_refused(monkeypatch):
+    network = quantize_network(randomized(), QConfig())
+    blocks = network.blocks()
+    monkeypatch.setattr(network, "blocks", lambda: tuple(b for b in blocks if b.name != "aspp"))
+    with pytest.raises(PTQ4VMError, match="aspp"):
+        partition(network)
+
+
+def test_blocks_that_differ_from_the_forward_are_refused(monkeypatch):
+    network = randomized()
+    forward = network.forward_frame
+    monkeypatch.setattr(network, "forward_frame", lambda s, h: forward(s, h)._replace(pha=s[:, :1]))
+    with pytest.raises(PTQ4VMError, match="forward_frame"):
+        partition(network)
+
+
+def test_sequences_of_blocks_equal_the_time_loop():
+    network = randomized()
+    src = torch.rand(2, 3, 3, 64, 64)
+    values = {"src": src}
+    with torch.no_grad():
+        whole = network.unroll(src)
+        for block in network.blocks():
+            state = None if block.state is None else network.initial_state(src[:, 0])[block.state]
+            outputs = run_block(block, [values[name] for name in block.inputs], state)
+            values.update(zip(block.outputs, outputs, strict=False))
+    torch.testing.assert_close(values["pha"], whole.pha, rtol=0, atol=1e-5)
+
+
+def test_paper_placement_quantizes_what_leaves_the_activation_function():
+    network = quantize_network(randomized(), QConfig("W4A4", placement="paper", activation_grid="symmetric"))
+    layer = quantized_layers(network)["aspp.aspp1.0"]
+    assert layer.input_quantizer is None
+    assert isinstance(layer.activation, torch.nn.ReLU)
+
+
+@pytest.mark.parametrize("change", [{"layer_bits": {"nowhere": "W8A8"}}, {"float_modules": ("nowhere",)}])
+def test_names_that_the_network_does_not_have_are_refused(change):
+    with pytest.raises(PTQ4VMError, match="nowhere"):
+        quantize_network(randomized(), QConfig(**change))
+
+
+def test_a_block_with_state_needs_one():
+    block = Block("gru", ("x",), ("y",), lambda x, h: (x, h), state=0)
+    with pytest.raises(PTQ4VMError, match="state"):
+        run_block(block, [torch.rand(1, 2, 3)])

@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+import torch
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.quantizers import (
+    LearnedScaleFakeQuantize,
+    Observer,
+    QConfig,
+    QuantizedConv2d,
+    QuantSpec,
+    WeightQuantizer,
+    annealed_beta,
+    choose_qparams,
+    dropping,
+    fake_quantize,
+    find_range,
+    inverse_rectified_sigmoid,
+    observing,
+    parse_bits,
+    quantize,
+    rectified_sigmoid,
+    rounding_regularizer,
+)
+
+
+def test_rounds_half_to_even_then_adds_the_zero_point():
+    # ONNX's QuantizeLinear: saturate(round_half_even(x / scale) + zero_point).
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5])
+    codes = quantize(x, torch.tensor(1.0), torch.tensor(1.0), 0, 255)
+    assert codes.tolist() == [1, 3, 3, 1, 0]
+
+
+@pytest.mark.parametrize(("low", "high", "zero_point"), [(0, 255, 3), (-128, 127, 0), (0, 15, 7)])
+def test_fake_quantize_equals_torchs_own_forward_and_backward(low, high, zero_point):
+    torch.manual_seed(0)
+    ours, theirs = (torch.randn(4, 500, dtype=torch.float32).requires_grad_() for _ in range(2))
+    theirs.data.copy_(ours.data)
+    scale = torch.tensor([0.0625])  # a power of two: dividing by it equals multiplying by its inverse
+    a = fake_quantize(ours, scale, torch.tensor([float(zero_point)]), low, high)
+    b = torch.fake_quantize_per_tensor_affine(theirs, 0.0625, zero_point, low, high)
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    weight = torch.randn_like(a)
+    (a * weight).sum().backward()
+    (b * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0)
+
+
+def test_gradient_of_scale_and_zero_point_is_that_of_lsq_plus():
+    x = torch.tensor([-9.0, 0.3, 1.26, 99.0])
+    scale = torch.tensor([0.5], requires_grad=True)
+    zero_point = torch.tensor([2.0], requires_grad=True)
+    fake_quantize(x, scale, zero_point, 0, 15).sum().backward()
+    inside = [round(0.3 / 0.5) - 0.3 / 0.5, round(1.26 / 0.5) - 1.26 / 0.5]
+    assert scale.grad.item() == pytest.approx((0 - 2) + sum(inside) + (15 - 2), abs=1e-5)
+    assert zero_point.grad.item() == pytest.approx(-0.5 * 2)
+
+
+def test_values_on_the_bounds_keep_their_gradient():
+    x = torch.tensor([-2.0, 1.75], requires_grad=True)
+    fake_quantize(x, torch.tensor([0.25]), torch.tensor([8.0]), 0, 15).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("grid", ["affine", "unsigned", "symmetric"])
+def test_zero_is_exact_and_extremes_are_covered(grid):
+    spec = QuantSpec(8, grid)
+    low = torch.tensor([0.0 if grid == "unsigned" else -0.7])
+    scale, zero_point = choose_qparams(low, torch.tensor([1.3]), spec.quant_min, spec.quant_max, grid)
+    zero, top = fake_quantize(torch.tensor([0.0, 1.3]), scale, zero_point, spec.quant_min, spec.quant_max).tolist()
+    assert zero == 0.0
+    assert top == pytest.approx(1.3, abs=float(scale))
+
+
+def test_mse_range_is_no_worse_than_brute_force_in_numpy():
+    generator = np.random.default_rng(0)
+    values = np.concatenate([generator.normal(size=4000), [12.0]]).astype(np.float32)
+    spec = QuantSpec(4, "symmetric")
+    low, high = find_range(torch.from_numpy(values)[None], spec)
+
+    def error(bound):
+        scale = max(bound / 7, 1e-8)
+        return np.mean((np.clip(np.rint(values / scale), -8, 7) * scale - values) ** 2)
+
+    best = min(error(bound) for bound in np.linspace(0.1, 12, 400))
+    scale, _ = choose_qparams(low, high, -8, 7, "symmetric")
+    assert error(float(scale) * 7) <= 1.05 * best
+
+
+def test_percentile_range_leaves_outliers_out():
+    values = torch.cat([torch.linspace(-1, 1, 10000), torch.tensor([50.0])])[None]
+    _, high = find_range(values, QuantSpec(8, "affine", range_method="percentile"))
+    assert high.item() < 1.01
+
+
+def test_observer_says_what_is_wrong():
+    observer = Observer(QuantSpec(8))
+    with pytest.raises(PTQ4VMError, match="got none"):
+        observer.calculate_qparams()
+    observer.observe(torch.tensor([1.0, float("nan")]))
+    with pytest.raises(PTQ4VMError, match="finite"):
+        observer.calculate_qparams()
+
+
+def test_observing_passes_values_on_and_then_starts():
+    quantizer = LearnedScaleFakeQuantize(QuantSpec(8))
+    x = torch.randn(1000)
+    with observing([quantizer]):
+        assert torch.equal(quantizer(x), x)
+    assert bool(quantizer.ready)
+    assert (quantizer(x) - x).abs().max() < 3 * float(quantizer.scale)
+
+
+def test_dropping_leaves_about_that_share_float():
+    torch.manual_seed(0)
+    quantizer = LearnedScaleFakeQuantize(QuantSpec(2))
+    x = torch.randn(10000)
+    with observing([quantizer]):
+        quantizer(x)
+    with dropping([quantizer], 0.5):
+        share = (quantizer(x) == x).float().mean()
+    assert 0.45 < share < 0.55
+
+
+def test_rectified_sigmoid_and_its_inverse():
+    h = torch.linspace(0, 1, 11)
+    torch.testing.assert_close(rectified_sigmoid(inverse_rectified_sigmoid(h)), h)
+    assert rounding_regularizer(torch.tensor([-9.0, 9.0]), 2.0).item() == pytest.approx(0.0, abs=1e-5)
+    assert rounding_regularizer(torch.tensor([0.0]), 20.0).item() == pytest.approx(1.0)
+
+
+def test_beta_goes_from_20_to_2_after_the_warmup():
+    assert annealed_beta(0.1, 0.2) is None
+    assert annealed_beta(0.2, 0.2) == pytest.approx(20.0)
+    assert annealed_beta(1.0, 0.2) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+def test_soft_rounding_starts_at_the_float_weight_and_hard_is_within_one_step(bits, granularity):
+    torch.manual_seed(0)
+    weight = torch.randn(8, 4, 3, 3)
+    quantizer = WeightQuantizer(weight, QuantSpec(bits, "symmetric", granularity, "minmax"))
+    quantizer.start_rounding(weight)
+    quantizer.mode = "soft"
+    torch.testing.assert_close(quantizer(weight), weight, rtol=0, atol=float(quantizer.scale.max()) * 0.51)
+    quantizer.mode = "hard"
+    assert ((quantizer(weight) - weight).abs() <= quantizer.scale * 1.001).all()
+    fixed = weight.clone()
+    quantizer.fix_(fixed)
+    torch.testing.assert_close(quantizer(fixed), fixed)
+    assert quantizer.codes(fixed).round().unique().numel() <= 2**bits
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_absorbed_affine_computes_the_same(per_channel):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 6, 3, padding=1)
+    layer = QuantizedConv2d.from_float(conv, QuantSpec(8, "symmetric", "per_channel"), QuantSpec(8))
+    x = torch.randn(1, 4, 8, 8)
+    with observing([layer.activation_quantizer]):
+        layer(x)
+    layer.fix_()
+    plain = layer(x)
+    layer.start_affine(per_channel=per_channel)
+    torch.testing.assert_close(layer(x), plain)
+    layer.affine.log_scale.data.uniform_(-0.5, 0.5)
+    layer.affine.shift.data.uniform_(-0.5, 0.5)
+    before = layer(x)
+    gamma = layer.affine.log_scale.exp().reshape(1, -1, 1, 1)
+    bias = conv.bias.reshape(1, -1, 1, 1)
+    expected = gamma * (plain - bias) + bias + layer.affine.shift.reshape(1, -1, 1, 1)
+    torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
+    layer.absorb_affine_()
+    torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.to_float()(layer.input_quantizer(x)), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", ["W8", "8", "W1A8", "W8A16", ""])
+def test_unknown_bits_are_refused(bits):
+    with pytest.raises(PTQ4VMError, match="Choose"):
+        QConfig(bits)
+
+
+def test_bits_by_layer_win():
+    qconfig = QConfig("W4A4", layer_bits={"aspp": "W6A8"})
+    assert [spec.bits for spec in qconfig.specs("aspp", edge=True)] == [6, 8]
+    assert [spec.bits for spec in qconfig.specs("other", edge=True)] == [8, 8]
+    assert QConfig(**qconfig.to_dict()) == qconfig
+    assert parse_bits("w4a8") == (4, 8)
