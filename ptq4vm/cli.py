@@ -60,8 +60,12 @@ def main(args: list[str] | None = None) -> int:
             known = ", ".join([*_LIGHTNING, *_COMMANDS])
             raise PTQ4VMError(f"Expected a subcommand ({known}), got {args[0]!r}. See `ptq4vm --help`.")
         command(args if command is _lightning else args[1:])
-    except PTQ4VMError as error:
-        Console(stderr=True).print(f"ptq4vm: {error}", style="bold red", highlight=False, markup=False)
+    except (PTQ4VMError, ValueError) as error:
+        # jsonargparse buries what a constructor raised under the list of types it tried.
+        mistake = error if isinstance(error, PTQ4VMError) else error.__cause__
+        if not isinstance(mistake, PTQ4VMError):
+            raise
+        Console(stderr=True).print(f"ptq4vm: {mistake}", style="bold red", highlight=False, markup=False)
         return 2
     except KeyboardInterrupt:
         Console(stderr=True).print("ptq4vm: interrupted; the same command goes on from here.", highlight=False)

@@ -4,6 +4,5 @@
 class PTQ4VMError(Exception):
     """Bad input: the message says what was expected, what was got, where, and what to do.
 
-    The command line prints it without a traceback. Not a ValueError: those jsonargparse takes for a value of the wrong
-    type, and buries the message under the types it tried.
+    The command line prints it without a traceback.
     """

@@ -78,8 +78,7 @@ def _search_mse(values: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> t
             error = (dequantize(codes, scale, zero_point) - values).square_().mean(1)
             better = error < best
             best, best_low, best_high = (
-                torch.where(better, new, old)
-                for new, old in ((error, best), (a, best_low), (b, best_high))
+                torch.where(better, new, old) for new, old in ((error, best), (a, best_low), (b, best_high))
             )
         low, high = best_low, best_high
     return low, high

@@ -8,7 +8,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ptq4vm import cli
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.errors import PTQ4VMError
 
 CONFIGS = Path(__file__).parents[2] / "lightning_configs"
 
@@ -78,7 +77,3 @@ def test_help_names_every_subcommand(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ("quantize", "evaluate", "matte", "weights", "fit", "predict"))
-
-
-def test_error_is_no_value_error():
-    assert not issubclass(PTQ4VMError, ValueError)
