@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ptq4vm.models import fetch_weights
+
+# Small networks gain nothing from threads, and lose much where other jobs run beside the tests.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
