@@ -167,6 +167,10 @@ class _Run:
         if self._bar is not None:
             self._bar.advance(self._task, work)
 
+    def _attached(self, done: int, total: int, what: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, description=what)
+
     def _frames(self) -> int:
         return self.data.num_sequences * self.data.seq_length
 
@@ -176,13 +180,13 @@ class _Run:
         self._macs = {layer.name: layer.macs for layer in layers}
         self._say("calibration set: frames, float mattes, optical flow")
         self.data.setup("fit")
-        self.data.attach(make_teacher(teacher), create_flow("dis"))
+        self.data.attach(make_teacher(teacher), create_flow("dis"), self._attached)
         frames = self._frames()
         scored = sum(clip.src.shape[1] for clip in self.data.test_dataloader())
         blocks = 6.0 * frames + 3.0 * block_samples * self.data.seq_length
         work = scored + plans * (blocks + 2 * 3.0 * gac_epochs * frames + len(STAGES) * scored)
         if self._bar is not None:
-            self._bar.update(self._task, total=work)
+            self._bar.reset(self._task, total=work)
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
