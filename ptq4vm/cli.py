@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as L
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -60,10 +61,10 @@ def main(args: list[str] | None = None) -> int:
             known = ", ".join([*_LIGHTNING, *_COMMANDS])
             raise PTQ4VMError(f"Expected a subcommand ({known}), got {args[0]!r}. See `ptq4vm --help`.")
         command(args if command is _lightning else args[1:])
-    except (PTQ4VMError, ValueError) as error:
+    except (PTQ4VMError, MisconfigurationException, ValueError) as error:
         # jsonargparse buries what a constructor raised under the list of types it tried.
-        mistake = error if isinstance(error, PTQ4VMError) else error.__cause__
-        if not isinstance(mistake, PTQ4VMError):
+        mistake = error.__cause__ if isinstance(error, ValueError) else error
+        if not isinstance(mistake, PTQ4VMError | MisconfigurationException):
             raise
         Console(stderr=True).print(f"ptq4vm: {mistake}", style="bold red", highlight=False, markup=False)
         return 2
@@ -82,7 +83,8 @@ def _lightning(args: list[str]) -> None:
         trainer_defaults={"num_sanity_val_steps": 0},
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "yaml"},
-        args=args,
+        # Lightning warns where arguments are given twice.
+        args=None if args == sys.argv[1:] else args,
     )
 
 
@@ -131,7 +133,7 @@ def _evaluate(args: list[str]) -> None:
     trainer = L.Trainer(accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks)  # type: ignore[arg-type]
     results = trainer.test(MattingModule(network, config.scoring), datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): value for key, value in results.items()}
-    height, width = next(iter(data.test_dataloader())).src.shape[-2:]
+    height, width = data.evaluation_set[0].src.shape[-2:]
     cost = network_cost(network, height, width)
     qconfig: QConfig | None = getattr(network, "qconfig", None)
     bits, placement = ("W32A32", "") if qconfig is None else (qconfig.bits, qconfig.placement)

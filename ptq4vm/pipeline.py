@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 STAGES = {"rtn": "round to nearest", "biq": "BIQ", "gac": "BIQ + GAC", "ofa": "BIQ + GAC + OFA"}
 """Folder and name of each row that a bit width gets, in order."""
+_SETTLED = 12
+"""So many frames into a clip the recurrent state no longer changes what is seen."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class _Run:
         self.folder, self.data, self.trainer, self.scoring = folder, data, trainer, scoring
         self._bar: Progress | None = None
         self._macs: dict[str, int] = {}
+        self._size = (0, 0)
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Write the settings into a new folder, or see that an existing one has the same."""
@@ -182,7 +185,9 @@ class _Run:
         self.data.setup("fit")
         self.data.attach(make_teacher(teacher), create_flow("dis"), self._attached)
         frames = self._frames()
-        scored = sum(clip.src.shape[1] for clip in self.data.test_dataloader())
+        scored = self.data.evaluation_set.num_frames
+        height, width = self.data.evaluation_set[0].src.shape[-2:]
+        self._size = (height, width)
         blocks = 6.0 * frames + 3.0 * block_samples * self.data.seq_length
         work = scored + plans * (blocks + 2 * 3.0 * gac_epochs * frames + len(STAGES) * scored)
         if self._bar is not None:
@@ -241,13 +246,9 @@ class _Run:
             metrics = trainer.test(MattingModule(network, self.scoring), datamodule=self.data, verbose=False)[0]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({key.removeprefix("test/"): value for key, value in metrics.items()}))
-        cost = network_cost(network, *self._scored_size())
+        cost = network_cost(network, *self._size)
         label = "W32A32" if stage == "float" else bits
         return ResultRow(name, label, placement, json.loads(path.read_text()), cost.size_mb, cost.bit_operations * 1e9)
-
-    def _scored_size(self) -> tuple[int, int]:
-        clip = next(iter(self.data.test_dataloader()))
-        return int(clip.src.shape[-2]), int(clip.src.shape[-1])
 
     def report(self, teacher: MattingModel, plans: list[QConfig], rows: list[ResultRow]) -> QuantizeResult:
         """Table, metrics.json and pictures."""
@@ -268,16 +269,17 @@ class _Run:
 def collect_strips(
     data: VideoMattingDataModule, teacher: MattingModel, network: MattingModel, count: int = 4
 ) -> list[Strip]:
-    """The last frame of the first chunk of some evaluation clips, through both networks."""
+    """One frame, after the state has settled, of some evaluation clips, through both networks."""
+    chunks = data.evaluation_set
     strips: list[Strip] = []
-    for clip in data.test_dataloader():
-        if int(clip.start) != 0 or len(strips) == count:
-            continue
-        src = clip.src[:, :12]
-        float_pha, quantized_pha = teacher.unroll(src).pha, network.unroll(src).pha
-        truth = None if clip.pha is None else clip.pha[0, src.shape[1] - 1]
-        title = f"{clip.name}, frame {src.shape[1] - 1}"
-        strips.append(Strip(title, src[0, -1], truth, float_pha[0, -1], quantized_pha[0, -1]))
+    for index in [i for i, chunk in enumerate(chunks.chunks) if chunk.start == 0][:count]:
+        clip = chunks[index]
+        src = clip.src[:_SETTLED]
+        float_pha, quantized_pha = teacher.unroll(src[None]).pha, network.unroll(src[None]).pha
+        last = len(src) - 1
+        truth = None if clip.pha is None else clip.pha[last]
+        title = f"{clip.name}, frame {last}"
+        strips.append(Strip(title, src[last], truth, float_pha[0, last], quantized_pha[0, last]))
     return strips
 
 

@@ -228,12 +228,16 @@ class VideoMattingDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def _evaluation_dataloader(self) -> DataLoader[MattingClip]:
+    @property
+    def evaluation_set(self) -> EvaluationChunks:
+        """Chunks of evaluation clips in order; a map-style Dataset of unbatched MattingClip."""
         source = self._evaluation_source or self._make_evaluation_source()
         if isinstance(source, BuiltinSource):
             source.portrait()  # Say here, not in a loader process, that attach is missing.
-        chunks = EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
-        return DataLoader(chunks, batch_size=1, num_workers=self.num_workers, collate_fn=collate_chunk)
+        return EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
+
+    def _evaluation_dataloader(self) -> DataLoader[MattingClip]:
+        return DataLoader(self.evaluation_set, batch_size=1, num_workers=self.num_workers, collate_fn=collate_chunk)
 
     def val_dataloader(self) -> DataLoader[MattingClip]:
         """Chunks of evaluation clips in order, (1, T, C, H, W), one clip after the other."""

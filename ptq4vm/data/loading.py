@@ -40,6 +40,11 @@ class EvaluationChunks(Dataset[MattingClip]):
     def __len__(self) -> int:
         return len(self.chunks)
 
+    @property
+    def num_frames(self) -> int:
+        """Frames in all chunks together."""
+        return sum(chunk.stop - chunk.start for chunk in self.chunks)
+
     def __getitem__(self, index: int) -> MattingClip:
         """One chunk, (T, C, H, W)."""
         return self.source.read(*self.chunks[index])
