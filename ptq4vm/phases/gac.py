@@ -102,7 +102,7 @@ class GACModule(PTQPhase):
     def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:
         """Weights and alphas to learn from; without true alpha the float network is the only teacher."""
         if batch.pha is None:
-            weights = [(self.teacher_weight or 1.0, batch.teacher_pha)]
+            weights = [(self.truth_weight + self.teacher_weight, batch.teacher_pha)]
         else:
             weights = [(self.truth_weight, batch.pha), (self.teacher_weight, batch.teacher_pha)]
         targets = [(weight, alpha) for weight, alpha in weights if weight > 0]

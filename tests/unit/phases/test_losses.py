@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+
+from ptq4vm.phases.losses import alpha_loss, clamp_ste, cosine, reconstruction_loss, temporal_loss
+
+
+def test_reconstruction_loss_sums_channels_and_averages_the_rest():
+    generator = np.random.default_rng(0)
+    shapes = [(2, 3, 5, 4, 6), (2, 3, 2, 2, 3)]
+    outputs, targets = ([generator.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(2))
+    expected = sum(((y - t) ** 2).sum(2).mean() for y, t in zip(outputs, targets, strict=True))
+    loss = reconstruction_loss(tuple(map(torch.from_numpy, outputs)), tuple(map(torch.from_numpy, targets)))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_clamped_alpha_learns_only_where_the_clamp_is_wrong():
+    x = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
+    target = torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0])
+    alpha_loss(clamp_ste(x), target, l1_weight=1.0, mse_weight=1.0).backward()
+    assert x.grad[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
+    assert x.grad[1] < 0 < x.grad[4]
+
+
+def test_temporal_loss_follows_the_flow_and_leaves_occlusions_out():
+    previous = torch.rand(1, 1, 8, 10)
+    flow = torch.zeros(1, 2, 8, 10)
+    flow[:, 0] = -2.0  # what is at x now was at x - 2
+    moved = torch.zeros_like(previous)
+    moved[..., 2:] = previous[..., :-2]
+    visible = torch.ones(1, 1, 8, 10)
+    visible[..., :2] = 0.0
+    assert temporal_loss(moved, previous, flow, visible).item() == pytest.approx(0.0, abs=1e-6)
+    assert temporal_loss(moved + 0.1, previous, flow, visible).item() == pytest.approx(0.1, rel=1e-4)
+    assert temporal_loss(moved, previous, flow, torch.zeros_like(visible)).item() == 0.0
+
+
+def test_cosine_ends():
+    assert [cosine(p) for p in (-1.0, 0.0, 0.5, 1.0, 2.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
