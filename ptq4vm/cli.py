@@ -91,7 +91,7 @@ def _lightning(args: list[str]) -> None:
 def _quantize(args: list[str]) -> None:
     parser = ArgumentParser(prog="ptq4vm quantize", description=quantize.__doc__)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times, later ones win.")
-    parser.add_class_arguments(VideoMattingDataModule, "data")
+    parser.add_class_arguments(VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"})
     parser.add_class_arguments(BlockReconstructionModule, "block_reconstruction", skip=_FROM_RECIPE, instantiate=False)
     parser.add_class_arguments(GACModule, "gac", skip=_FROM_RECIPE, instantiate=False)
     parser.add_class_arguments(L.Trainer, "trainer", skip={"max_epochs", "default_root_dir"}, instantiate=False)

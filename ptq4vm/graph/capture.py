@@ -65,7 +65,7 @@ class SequenceStore:
         if size * 4 > free:
             raise PTQ4VMError(
                 f"Expected {size * 4 / 1e9:.1f} GB free in {self.folder} for the cached activations, got "
-                f"{free / 1e9:.1f} GB. Set cache_dir to a larger disk, or lower num_sequences or seq_length."
+                f"{free / 1e9:.1f} GB. Put the run folder on a larger disk, or lower num_sequences or seq_length."
             )
         flat = torch.from_file(str(self.folder / f"{name.replace('/', '-')}.f32"), shared=True, size=size)
         return flat.view(self.num_sequences, *value.shape)

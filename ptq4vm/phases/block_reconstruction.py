@@ -1,6 +1,6 @@
 """BIQ: block-wise initial quantization, as a Lightning fit with one epoch for each block."""
 
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -125,9 +125,9 @@ class BlockReconstructionModule(PTQPhase):
     def on_fit_start(self) -> None:
         """Begin the walk through the network; after a restart, the finished blocks are walked through again."""
         clips = self.calibration.calibration_set
-        cache = self.calibration.cache_dir
-        cache.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="activations-", dir=cache))
+        # In the run's own folder, so that what a killed run left behind is found and removed.
+        folder = Path(self.trainer.default_root_dir) / f"activations-{self.global_rank}"
+        shutil.rmtree(folder, ignore_errors=True)
         self._store, self._walked = SequenceStore(folder, len(clips)), 0
         for index in range(len(clips)):
             for side in ("float", "quantized"):

@@ -26,5 +26,5 @@ def test_reads_what_was_written_and_gives_the_space_back(tmp_path):
 def test_a_disk_too_small_is_told_before_it_is_full(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 5, 5))
-    with pytest.raises(PTQ4VMError, match="cache_dir"):
+    with pytest.raises(PTQ4VMError, match="larger disk"):
         SequenceStore(tmp_path / "store", 3).write("x", 0, torch.rand(4))
