@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -156,9 +157,11 @@ def _matte(args: list[str]) -> None:
         "--downsample_ratio", type=float | None, default=None,
         help="the network works at this fraction of the frame's size; by default its longer side becomes 512",
     )  # fmt: skip
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
     config = parser.parse_args(args)
     background = Path(config.background) if Path(config.background).exists() else config.background
-    network = load_model(config.model, config.network)
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    network = load_model(config.model, config.network).to(config.device or device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_console) as progress:
         task = progress.add_task("matting", total=None)

@@ -183,7 +183,9 @@ class _Run:
         self._macs = {layer.name: layer.macs for layer in layers}
         self._say("calibration set: frames, float mattes, optical flow")
         self.data.setup("fit")
+        teacher.to(self._make_trainer(self.folder, logger=False).strategy.root_device)
         self.data.attach(make_teacher(teacher), create_flow("dis"), self._attached)
+        teacher.cpu()
         frames = self._frames()
         scored = self.data.evaluation_set.num_frames
         height, width = self.data.evaluation_set[0].src.shape[-2:]

@@ -115,7 +115,8 @@ class PTQPhase(MattingModule):
 
     def setup(self, stage: str) -> None:
         """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
-        self.calibration.attach(make_teacher(self._teacher[0], self._teacher_key), self.flow)
+        teacher = self._teacher[0].to(self.trainer.strategy.root_device)
+        self.calibration.attach(make_teacher(teacher, self._teacher_key), self.flow)
 
 
 def make_float_network(name: str, weights: str, downsample_ratio: float) -> MattingModel:
