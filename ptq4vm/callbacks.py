@@ -8,13 +8,14 @@ import cv2
 import lightning.pytorch as L
 import numpy as np
 
-from ptq4vm.graph import quantized_layers
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import block_layers
 from ptq4vm.phases import BlockReconstructionModule, MattingModule
 from ptq4vm.types import MattingClip, MattingOutput
 
 
 class AlphaWriter(L.Callback):
-    """Writes the mattes that are scored, as 8-bit PNG, rounded: ``<set>/<clip>/pha/<frame>.png``.
+    """Writes the mattes that are scored or predicted, as 8-bit PNG, rounded: ``<set>/<clip>/pha/<frame>.png``.
 
     Args:
         folder: where to.
@@ -26,13 +27,24 @@ class AlphaWriter(L.Callback):
     def on_test_batch_end(  # noqa: D102
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
     ) -> None:
-        output: MattingOutput = outputs
-        folder = self.folder / batch.name / "pha"
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, alpha in enumerate(output.pha[0, :, 0].cpu().numpy(), start=int(batch.start)):
-            path = folder / f"{index:04d}.png"
-            if not cv2.imwrite(str(path), np.rint(alpha * 255).astype(np.uint8)):
-                raise OSError(f"could not write {path}")
+        self._write(outputs, batch)
+
+    def on_predict_batch_end(  # noqa: D102
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
+    ) -> None:
+        self._write(outputs, batch)
+
+    def _write(self, output: MattingOutput, clip: MattingClip) -> None:
+        folder = self.folder / clip.name / "pha"
+        start = int(clip.start)
+        names = clip.frames or [f"{index:04d}" for index in range(start, start + clip.src.shape[1])]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, alpha in zip(names, output.pha[0, :, 0].cpu().numpy(), strict=True):
+                png = cv2.imencode(".png", np.rint(alpha * 255).astype(np.uint8))[1]
+                (folder / f"{name}.png").write_bytes(png.tobytes())
+        except OSError as error:
+            raise PTQ4VMError(f"Can't write mattes to {folder}: {error}. Choose another folder.") from error
 
 
 class WorkProgress(L.Callback):
@@ -51,7 +63,7 @@ class WorkProgress(L.Callback):
     def _share(self, module: L.LightningModule) -> float:
         if not isinstance(module, BlockReconstructionModule):
             return 1.0
-        names = [n for n in quantized_layers(module.network) if any(n.startswith(m) for m in module.block.modules)]
+        names = block_layers(module.network, module.block)
         return sum(self.macs.get(name, 0) for name in names) / max(1, sum(self.macs.values()))
 
     def on_train_batch_end(  # noqa: D102

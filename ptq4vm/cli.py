@@ -69,19 +69,38 @@ def main(args: list[str] | None = None) -> int:
             raise
         Console(stderr=True).print(f"ptq4vm: {mistake}", style="bold red", highlight=False, markup=False)
         return 2
-    except KeyboardInterrupt:
+    except OSError as error:
+        Console(stderr=True).print(f"ptq4vm: {error}. Correct the path.", style="bold red", highlight=False)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning ends a fit that was interrupted with SystemExit.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
         Console(stderr=True).print("ptq4vm: interrupted; the same command goes on from here.", highlight=False)
         return 130
     return 0
 
 
+class _CLI(LightningCLI):
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's Trainer; what it refuses is a user's mistake."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:
+            raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
+
+    def before_predict(self) -> None:
+        """Mattes go to files as they come (add ptq4vm.callbacks.AlphaWriter); kept, they would fill the memory."""
+        self.config_init["predict"]["return_predictions"] = False
+
+
 def _lightning(args: list[str]) -> None:
-    LightningCLI(
+    _CLI(
         PTQPhase,
         VideoMattingDataModule,
         subclass_mode_model=True,
         seed_everything_default=0,
-        trainer_defaults={"num_sanity_val_steps": 0},
+        trainer_defaults={"num_sanity_val_steps": 0, "devices": 1},
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "yaml"},
         # Lightning warns where arguments are given twice.
@@ -125,7 +144,8 @@ def _evaluate(args: list[str]) -> None:
     parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
     parser.add_argument("--clips", type=int | None, default=None, help="score at most so many clips")
     parser.add_argument("--frames", type=int | None, default=None, help="score at most so many frames of a clip")
-    parser.add_argument("--accelerator", type=str, default="auto", help="where to run: auto, cpu, gpu, ...")
+    accelerators = ["auto", "cpu", "gpu", "cuda", "mps"]
+    parser.add_argument("--accelerator", type=str, default="auto", choices=accelerators, help="where to run")
     config = parser.parse_args(args)
     network = load_model(config.model, config.network)
     data = VideoMattingDataModule(evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames)
@@ -161,7 +181,11 @@ def _matte(args: list[str]) -> None:
     config = parser.parse_args(args)
     background = Path(config.background) if Path(config.background).exists() else config.background
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    network = load_model(config.model, config.network).to(config.device or device)
+    try:
+        device = torch.empty(0, device=config.device or device).device
+    except RuntimeError as error:
+        raise PTQ4VMError(f"Expected a device that is there, got {config.device!r}: {error}") from error
+    network = load_model(config.model, config.network).to(device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_console) as progress:
         task = progress.add_task("matting", total=None)

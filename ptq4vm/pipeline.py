@@ -93,9 +93,11 @@ def quantize(
     """
     settings = {name: value for name, value in locals().items() if name not in ("data", "output", "trainer")}
     run = _Run(Path(output), data, dict(trainer or {}), scoring)
-    run.claim({**settings, "data": _data_settings(data)})
-    teacher = make_float_network(network, weights, downsample_ratio)
+    # A folder is claimed only for what can be run.
     plans = [dataclasses.replace(qconfig, bits=one) for one in bits]
+    teacher = make_float_network(network, weights, downsample_ratio)
+    data.setup("fit")
+    run.claim({**settings, "data": _data_settings(data)})
     with run.progress():
         run.prepare(teacher, len(plans), block_steps * block_batch_size, gac_epochs)
         rows = [run.score("float", "float", teacher)]
@@ -124,13 +126,14 @@ class _Run:
         self._bar: Progress | None = None
         self._macs: dict[str, int] = {}
         self._size = (0, 0)
+        self._work: dict[str, float] = {}
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Write the settings into a new folder, or see that an existing one has the same."""
         path = self.folder / "settings.json"
         text = json.dumps(settings, indent=2, default=_plain, sort_keys=True)
         if path.is_file():
-            before, now = json.loads(path.read_text()), json.loads(text)
+            before, now = _read_json(path), json.loads(text)
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
             if changed:
                 differences = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
@@ -141,9 +144,7 @@ class _Run:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(text)
-            partial.replace(path)
+            _write_text(path, text)
         except OSError as error:
             raise PTQ4VMError(f"Can't write the run folder {self.folder}: {error}. Choose another --output.") from error
 
@@ -182,7 +183,6 @@ class _Run:
         layers = trace(teacher, example_frame(teacher))
         self._macs = {layer.name: layer.macs for layer in layers}
         self._say("calibration set: frames, float mattes, optical flow")
-        self.data.setup("fit")
         teacher.to(self._make_trainer(self.folder, logger=False).strategy.root_device)
         self.data.attach(make_teacher(teacher), create_flow("dis"), self._attached)
         teacher.cpu()
@@ -190,16 +190,21 @@ class _Run:
         scored = self.data.evaluation_set.num_frames
         height, width = self.data.evaluation_set[0].src.shape[-2:]
         self._size = (height, width)
-        blocks = 6.0 * frames + 3.0 * block_samples * self.data.seq_length
-        work = scored + plans * (blocks + 2 * 3.0 * gac_epochs * frames + len(STAGES) * scored)
+        calibrate = 3.0 * gac_epochs * frames
+        blocks = 3.0 * frames
+        self._work = {"rtn": blocks, "biq": blocks + 3.0 * block_samples * self.data.seq_length}
+        self._work |= {"gac": calibrate, "ofa": calibrate, "score": float(scored)}
+        score = self._work["score"]
         if self._bar is not None:
-            self._bar.reset(self._task, total=work)
+            self._bar.reset(self._task, total=score + plans * (sum(self._work.values()) + (len(STAGES) - 1) * score))
 
     # ---- steps ------------------------------------------------------------------------------------------------
 
     def _make_trainer(self, folder: Path, **options: Any) -> L.Trainer:
         settings = {
-            "logger": CSVLogger(folder.parent, name=folder.name, version=""),
+            # A version for each start: the log of what was done before a kill stays.
+            "logger": CSVLogger(folder.parent, name=folder.name),
+            "devices": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "log_every_n_steps": 10,
@@ -209,7 +214,10 @@ class _Run:
         }
         settings["callbacks"] = [*(self.trainer.get("callbacks") or []), *options.get("callbacks", [])]
         settings["callbacks"].append(WorkProgress(self._advance, self._macs))
-        return L.Trainer(**settings)
+        try:
+            return L.Trainer(**settings)
+        except ValueError as error:
+            raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
 
     def fit(
         self,
@@ -225,6 +233,7 @@ class _Run:
         output = folder / f"{stage}.safetensors"
         self._say(f"{folder.name.upper()}: {STAGES[stage]}" + (" (done before)" if output.is_file() else ""))
         if output.is_file():
+            self._advance(self._work[stage])
             return
         L.seed_everything(self.data.seed, verbose=False)
         self.data.batch_size, self.data.steps_per_epoch = batch, steps
@@ -237,6 +246,11 @@ class _Run:
         trainer.fit(module(**options, output=output), datamodule=self.data, ckpt_path=resume, weights_only=True)
         last.unlink(missing_ok=True)
 
+    def _loggers(self) -> list[Any]:
+        """The loggers that the user asked for, which get the table's rows; the default CSV logs only fits."""
+        loggers = self.trainer.get("logger") or []
+        return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
+
     def score(self, bits: str, stage: str, network: MattingModel, placement: str = "") -> ResultRow:
         """A row of the table; scored once."""
         folder = self.folder if stage == "float" else self.folder / bits.lower()
@@ -247,10 +261,15 @@ class _Run:
             trainer = self._make_trainer(folder / "evaluation", logger=False)
             metrics = trainer.test(MattingModule(network, self.scoring), datamodule=self.data, verbose=False)[0]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({key.removeprefix("test/"): value for key, value in metrics.items()}))
+            _write_text(path, json.dumps({key.removeprefix("test/"): value for key, value in metrics.items()}))
+        else:
+            self._advance(self._work["score"])
+        values = _read_json(path)
+        for logger in self._loggers():
+            logger.log_metrics({f"{folder.name}/{stage}/{key}": value for key, value in values.items()})
         cost = network_cost(network, *self._size)
         label = "W32A32" if stage == "float" else bits
-        return ResultRow(name, label, placement, json.loads(path.read_text()), cost.size_mb, cost.bit_operations * 1e9)
+        return ResultRow(name, label, placement, values, cost.size_mb, cost.bit_operations * 1e9)
 
     def report(self, teacher: MattingModel, plans: list[QConfig], rows: list[ResultRow]) -> QuantizeResult:
         """Table, metrics.json and pictures."""
@@ -292,6 +311,20 @@ def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
         "seq_length", "size", "augment", "seed", "eval_clips", "eval_frames",
     )  # fmt: skip
     return {"root": str(data.root.resolve()), **{name: getattr(data, name) for name in names}}
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise PTQ4VMError(f"Expected JSON in {path}, got something else ({error}). Remove the file.") from error
 
 
 def _plain(value: Any) -> Any:

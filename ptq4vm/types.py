@@ -35,6 +35,8 @@ class MattingClip(NamedTuple):
     """`<set>/<clip>` of its source."""
     start: int = 0
     """Index within the clip of the first frame held here; 0 means: begin with a fresh recurrent state."""
+    frames: tuple[str, ...] = ()
+    """The frames' file names without suffix, where they come from files of their own."""
 
 
 class CalibrationClip(NamedTuple):

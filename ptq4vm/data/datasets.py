@@ -202,7 +202,8 @@ class EvaluationSource(ClipSource):
             check_same_size(self.names[index], read["com"], frames, layers["com"][start], layers[part][start])
         if self.size is not None:
             read = {part: cover_crop(frames, self.size) for part, frames in read.items()}
-        return MattingClip(read["com"], read.get("pha"), read.get("fgr"), None, self.names[index], start)
+        stems = tuple(path.stem for path in layers["com"][start:stop])
+        return MattingClip(read["com"], read.get("pha"), read.get("fgr"), None, self.names[index], start, stems)
 
     def fingerprint(self) -> str:
         """Hash of every file's path, size and time of change."""

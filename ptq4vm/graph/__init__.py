@@ -1,7 +1,13 @@
 """Float network to quantizable network: fold, convert, cut into blocks, run blocks, save."""
 
 from ptq4vm.graph.capture import SequenceStore, run_block
-from ptq4vm.graph.checkpoint import is_quantized_checkpoint, load_quantized, read_header, save_quantized
+from ptq4vm.graph.checkpoint import (
+    is_quantized_checkpoint,
+    load_quantized,
+    read_header,
+    require_calibrated,
+    save_quantized,
+)
 from ptq4vm.graph.convert import Cost, network_cost, quantize_network, quantized_layers
 from ptq4vm.graph.fold_bn import fold_batch_norm_
 from ptq4vm.graph.loading import FINAL_CHECKPOINT, load_model
@@ -23,6 +29,7 @@ __all__ = [
     "quantize_network",
     "quantized_layers",
     "read_header",
+    "require_calibrated",
     "run_block",
     "save_quantized",
     "trace",

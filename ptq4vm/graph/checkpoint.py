@@ -31,6 +31,7 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
         made: how it was made, plain JSON, kept in the header.
     """
     layers = quantized_layers(network)
+    require_calibrated(network)
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     for name, layer in layers.items():
         if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
@@ -48,6 +49,16 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
     partial.replace(path)
+
+
+def require_calibrated(network: MattingModel) -> None:
+    """Raise PTQ4VMError if a layer's activation range was never found."""
+    missing = [n for n, layer in quantized_layers(network).items() if not bool(layer.activation_quantizer.ready)]
+    if missing:
+        raise PTQ4VMError(
+            f"Expected a calibrated network, got {len(missing)} layers without activation ranges ({missing[0]}, ...). "
+            "Let the fit of block reconstruction run to its end; after a stop go on with --ckpt_path."
+        )
 
 
 def layer_bits(layer: torch.nn.Module) -> str:

@@ -31,6 +31,16 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         if name not in names and name != "refiner":
             raise PTQ4VMError(f"Expected layer_bits and float_modules to name modules of {network.name}, got {name!r}.")
     layers = [layer for layer in trace(network, example_frame(network)) if not qconfig.is_float(layer.name)]
+    if not layers:
+        raise PTQ4VMError(
+            f"Expected layers to quantize, got float_modules that hold all of {network.name}. Shorten it."
+        )
+    activations = [layer.activation for layer in layers if layer.activation is not None]
+    if qconfig.placement == "paper" and len(set(activations)) < len(activations):
+        raise PTQ4VMError(
+            f"Expected one activation module for each use in {network.name}, got one that several layers share. "
+            "Give each its own in the network's definition, or choose placement deploy."
+        )
     edges = {layers[0].name, layers[-1].name}
     for layer in layers:
         activation: nn.Module | None = None

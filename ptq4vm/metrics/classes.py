@@ -27,9 +27,12 @@ class _FrameMean(Metric):
             raise PTQ4VMError(f"Expected scoring to be one of {', '.join(get_args(Scoring))}, got {scoring!r}.")
         self.scoring = scoring
         # MetricCollection merges metrics whose states have equal names and equal first values: each has its own names.
-        # float64: in float32 a total of many frames stops growing evenly.
+        # In float32 a total of many frames stops growing evenly, and not every device has float64: what each addition
+        # rounds away is kept as well (Kahan's compensated summation).
         self._total, self._frames = f"{self.metric_name}_total", f"{self.metric_name}_frames"
-        self.add_state(self._total, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self._lost = f"{self.metric_name}_lost"
+        self.add_state(self._total, default=torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state(self._lost, default=torch.zeros(()), dist_reduce_fx="sum")
         self.add_state(self._frames, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None = None) -> None:
@@ -50,12 +53,16 @@ class _FrameMean(Metric):
             preds = functional.to_png8(preds)
             previous = previous and (functional.to_png8(previous[0]), previous[1])
         values = self._per_frame(preds, target, previous)
-        setattr(self, self._total, getattr(self, self._total) + values.detach().double().sum())
+        added, total = values.detach().float().sum(), getattr(self, self._total)
+        new = total + added
+        large, small = torch.maximum(total, added), torch.minimum(total, added)  # neither is ever negative
+        setattr(self, self._lost, getattr(self, self._lost) + (small - (new - large)))
+        setattr(self, self._total, new)
         setattr(self, self._frames, getattr(self, self._frames) + values.numel())
 
     def compute(self) -> Tensor:
-        """Mean over every frame seen, () float64; NaN when none was."""
-        return getattr(self, self._total) / getattr(self, self._frames)
+        """Mean over every frame seen, (); NaN when none was."""
+        return (getattr(self, self._total) + getattr(self, self._lost)) / getattr(self, self._frames)
 
     def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
         raise NotImplementedError

@@ -174,8 +174,8 @@ class RobustVideoMatting(MattingModel):
         if stage == 1 and index == 0:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         layer: nn.Module = self.backbone.get_submodule(f"layer{stage}.{index}")
-        y = layer.relu(layer.bn1(layer.conv1(x)))  # type: ignore[operator]
-        y = layer.relu(layer.bn2(layer.conv2(y)))  # type: ignore[operator]
+        y = layer.relu1(layer.bn1(layer.conv1(x)))  # type: ignore[operator]
+        y = layer.relu2(layer.bn2(layer.conv2(y)))  # type: ignore[operator]
         y = layer.bn3(layer.conv3(y))  # type: ignore[operator]
         shortcut = x if layer.downsample is None else layer.downsample(x)  # type: ignore[operator]
         return (layer.relu(y + shortcut),)  # type: ignore[operator]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import mobilenet_v3_large, resnet50
+from torchvision.models.resnet import Bottleneck
 
 
 class MobileNetFeatures(nn.Module):
@@ -19,6 +20,10 @@ def resnet_features() -> nn.Module:
     """ResNet-50 without its classifier, last stage dilated."""
     backbone = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
     del backbone.fc, backbone.avgpool, backbone.maxpool
+    for block in backbone.modules():
+        if isinstance(block, Bottleneck):
+            # One module for each use: quantization may put one of them elsewhere.
+            block.relu1, block.relu2 = nn.ReLU(), nn.ReLU()
     never_in_place(backbone)
     return backbone
 

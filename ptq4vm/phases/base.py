@@ -11,7 +11,7 @@ from torch import Tensor
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import fold_batch_norm_
+from ptq4vm.graph import fold_batch_norm_, require_calibrated
 from ptq4vm.metrics import matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
@@ -115,8 +115,39 @@ class PTQPhase(MattingModule):
 
     def setup(self, stage: str) -> None:
         """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
+        if self.trainer.world_size > 1:
+            raise PTQ4VMError(
+                f"Expected one device, got {self.trainer.world_size}: calibration on several is not there yet. "
+                "Set --trainer.devices 1."
+            )
+        if stage == "fit" and self.output is not None and Path(self.output).exists():
+            raise PTQ4VMError(f"Expected {self.output} to be new, got a file. Choose another output, or remove it.")
         teacher = self._teacher[0].to(self.trainer.strategy.root_device)
-        self.calibration.attach(make_teacher(teacher, self._teacher_key), self.flow)
+        # Evaluation needs the teacher only to cut the built-in portrait out, and no calibration set.
+        self.calibration.attach(make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another module or network before Lightning loads it.
+
+        Raises:
+            PTQ4VMError: its keys are not this module's.
+        """
+        wrong = sorted(set(checkpoint["state_dict"]) ^ set(self.state_dict()))
+        if wrong:
+            raise PTQ4VMError(
+                f"Expected a checkpoint of {type(self).__name__} with these settings, got one with missing or "
+                f"left-over keys: {', '.join(wrong[:5])}. Give the checkpoint that this configuration wrote."
+            )
+
+    def on_test_start(self) -> None:  # noqa: D102
+        require_calibrated(self.network)
+
+    def on_predict_start(self) -> None:  # noqa: D102
+        require_calibrated(self.network)
+
+    def on_validation_start(self) -> None:
+        """Within a fit of block reconstruction the blocks ahead are not calibrated yet."""
+        require_calibrated(self.network)
 
 
 def make_float_network(name: str, weights: str, downsample_ratio: float) -> MattingModel:

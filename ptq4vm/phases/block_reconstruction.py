@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import (
     SequenceStore,
     block_layers,
@@ -85,6 +86,11 @@ class BlockReconstructionModule(PTQPhase):
         flow_weights: Path | None = None,
         scoring: Scoring = "float",
     ) -> None:
+        if granularity == "layer" and qconfig.placement == "paper":
+            raise PTQ4VMError(
+                "Expected granularity block with placement paper, got layer: a layer's output is compared before its "
+                "activation function, which that placement takes into the layer. Choose placement deploy."
+            )
         teacher = make_float_network(network, weights, downsample_ratio)
         super().__init__(quantize_network(teacher, qconfig), teacher, output, flow, flow_weights, scoring)
         self.qconfig = qconfig
@@ -109,6 +115,12 @@ class BlockReconstructionModule(PTQPhase):
         super().setup(stage)
         if stage == "fit":
             self.trainer.fit_loop.max_epochs = len(self.learned_blocks)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Blocks that were learned have hard roundings; which ones the epoch tells."""
+        super().on_load_checkpoint(checkpoint)
+        for block in self.learned_blocks[: checkpoint["epoch"] + 1]:
+            self._set_mode(block, "hard")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
         layers = quantized_layers(self.network).values()
@@ -155,7 +167,8 @@ class BlockReconstructionModule(PTQPhase):
             if block is self.block:
                 break
             self._set_mode(block, "hard")
-            self._walk(block, "float", self.teacher)
+            if f"float/{block.outputs[0]}" not in self.store:  # a block that was learned has been walked in float
+                self._walk(block, "float", self.teacher)
             self._walk(block, "quantized", self.network)
             self._forget_after(block)
         self._walked = self.blocks.index(self.block)

@@ -9,7 +9,8 @@ from torch import Tensor
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers, save_quantized
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
-from ptq4vm.phases.losses import alpha_loss, clamp_ste, cosine, temporal_loss
+from ptq4vm.phases.losses import alpha_loss, cosine, temporal_loss
+from ptq4vm.quantizers import clamp_ste
 from ptq4vm.types import CalibrationClip
 
 
@@ -83,7 +84,9 @@ class GACModule(PTQPhase):
         time = batch.src.shape[1]
         for t in range(time):
             values, state = self.network.forward_values(batch.src[:, t], state)
-            pha = clamp_ste(values["pha_unclamped"]) if "pha_unclamped" in values else values["pha"]
+            # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
+            # helpful one where it doesn't.
+            pha = clamp_ste(values["pha_unclamped"], 0.0, 1.0) if "pha_unclamped" in values else values["pha"]
             alphas = [w * alpha_loss(pha, y[:, t], self.l1_weight, self.mse_weight) for w, y in targets]
             losses.append(torch.stack(alphas).sum())
             if self.fgr_weight > 0:

@@ -17,15 +17,6 @@ def reconstruction_loss(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]
     return torch.stack(losses).sum()
 
 
-def clamp_ste(x: Tensor) -> Tensor:
-    """Clamp to [0, 1], the gradient passing straight through.
-
-    A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a helpful one
-    where it doesn't; torch's clamp would stop it.
-    """
-    return x + (x.clamp(0.0, 1.0) - x).detach()
-
-
 def alpha_loss(pha: Tensor, target: Tensor, l1_weight: float, mse_weight: float) -> Tensor:
     """Weighted sum of mean absolute and mean squared error of alpha."""
     error = pha - target

@@ -8,7 +8,14 @@ from ptq4vm.quantizers.adaround import (
     rounding_regularizer,
 )
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize, activation_quantizers, dropping, observing
-from ptq4vm.quantizers.functional import choose_qparams, dequantize, fake_quantize, quantize, round_ste
+from ptq4vm.quantizers.functional import (
+    choose_qparams,
+    clamp_ste,
+    dequantize,
+    fake_quantize,
+    quantize,
+    round_ste,
+)
 from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d
 from ptq4vm.quantizers.observers import Observer, find_range
 from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, parse_bits
@@ -24,6 +31,7 @@ __all__ = [
     "activation_quantizers",
     "annealed_beta",
     "choose_qparams",
+    "clamp_ste",
     "dequantize",
     "dropping",
     "fake_quantize",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers.functional import fake_quantize, round_ste
+from ptq4vm.quantizers.functional import clamp_ste, fake_quantize, round_ste
 from ptq4vm.quantizers.observers import Observer
 from ptq4vm.quantizers.qconfig import QuantSpec
 
@@ -25,6 +25,7 @@ class LearnedScaleFakeQuantize(nn.Module):
         self.spec = spec
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.offset = nn.Parameter(torch.zeros(1), requires_grad=spec.grid == "affine")
+        # Whether a range was found. In checkpoints, so that an unfinished one is known when it is loaded.
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.enabled = True
         self.observer: Observer | None = None
@@ -40,7 +41,7 @@ class LearnedScaleFakeQuantize(nn.Module):
     def zero_point(self) -> Tensor:
         """(1,), an integer between the lowest and the highest code."""
         codes = self.spec.quant_max - self.spec.quant_min
-        return round_ste(self.offset * codes).clamp(self.spec.quant_min, self.spec.quant_max)
+        return clamp_ste(round_ste(self.offset * codes), self.spec.quant_min, self.spec.quant_max)
 
     @torch.no_grad()
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:

@@ -15,6 +15,11 @@ def round_ste(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp; the gradient passes straight through. torch's own clamp stops it at the bounds too (seen in 2.14)."""
+    return x + (x.clamp(low, high) - x).detach()
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """Float to integer codes (returned in x's dtype). ``scale`` and ``zero_point`` broadcast against x."""
     return (x / scale).round().add_(zero_point).clamp_(quant_min, quant_max)

@@ -77,3 +77,18 @@ def test_help_names_every_subcommand(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in ("quantize", "evaluate", "matte", "weights", "fit", "predict"))
+
+
+def test_testing_what_was_never_calibrated_is_refused(capsys, tmp_path, monkeypatch, official_weights):
+    monkeypatch.chdir(tmp_path)
+    args = ["test", "--config", str(CONFIGS / "fit" / "rtn.yaml"), "--model.init_args.qconfig.range_method", "minmax"]
+    assert cli.main([*args, "--trainer.accelerator", "cpu", "--trainer.logger", "false"]) == 2
+    assert "Expected a calibrated network" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("extra", [["--trainer.accelerator", "foo"], ["--ckpt_path", "nope.ckpt"]])
+def test_what_lightning_refuses_is_told_without_a_traceback(extra, capsys, tmp_path, monkeypatch, official_weights):
+    monkeypatch.chdir(tmp_path)
+    args = ["fit", "--config", str(CONFIGS / "fit" / "rtn.yaml"), "--data.height", "32", "--data.width", "32"]
+    assert cli.main([*args, "--data.num_sequences", "1", *extra]) == 2
+    assert extra[1] in " ".join(capsys.readouterr().err.split())

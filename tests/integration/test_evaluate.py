@@ -21,7 +21,7 @@ def tree(tmp_path):
             for t in range(3):
                 image = np.roll(frame, t, 1)
                 image = image[..., 1] // 128 * 255 if kind == "pha" else image[..., ::-1]
-                cv2.imwrite(str(folder / f"{t:04d}.png"), image)
+                cv2.imwrite(str(folder / f"frame_{t + 1}.png"), image)
     return tmp_path / "tree"
 
 
@@ -31,7 +31,9 @@ def test_evaluate_writes_metrics_and_the_mattes_it_scored(tree, tmp_path):
     assert cli.main(["evaluate", "rvm_mobilenetv3", *args, "--accelerator", "cpu"]) == 0
     row = json.loads((tmp_path / "m.json").read_text())["rows"][0]
     written = sorted(path.relative_to(tmp_path / "alpha") for path in (tmp_path / "alpha").rglob("*.png"))
-    assert [str(path) for path in written] == [f"set/{c}/pha/{t:04d}.png" for c in ("0000", "0001") for t in range(3)]
+    assert [str(path) for path in written] == [
+        f"set/{c}/pha/frame_{t}.png" for c in ("0000", "0001") for t in (1, 2, 3)
+    ]
     errors = []
     for path in written:
         preds, target = (

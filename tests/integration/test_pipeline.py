@@ -8,7 +8,7 @@ import torch
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, read_header
-from ptq4vm.phases import block_reconstruction
+from ptq4vm.phases import block_reconstruction, gac
 from ptq4vm.pipeline import quantize
 from ptq4vm.quantizers import QConfig
 
@@ -91,5 +91,37 @@ def test_block_reconstruction_goes_on_after_a_kill(tmp_path, run, monkeypatch, g
         with pytest.raises(Killed):
             quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
     resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
+    one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_mistake_claims_no_folder(tmp_path):
+    data = VideoMattingDataModule(source="video", root=tmp_path, cache_dir=tmp_path)
+    with pytest.raises(PTQ4VMError, match="user_clips"):
+        quantize(data, tmp_path / "run", weights="official")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch):
+    """As for block reconstruction, at an epoch."""
+    _, folder = run
+    whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **OPTIONS)
+
+    class Killed(BaseException):
+        pass
+
+    step = gac.GACModule.training_step
+
+    def killed(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gac.GACModule, "training_step", killed)
+        with pytest.raises(Killed):
+            quantize(make_data(folder / "cache"), tmp_path / "killed", **OPTIONS)
+    resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **OPTIONS)
     one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -96,3 +96,22 @@ def test_a_block_with_state_needs_one():
     block = Block("gru", ("x",), ("y",), lambda x, h: (x, h), state=0)
     with pytest.raises(PTQ4VMError, match="state"):
         run_block(block, [torch.rand(1, 2, 3)])
+
+
+def test_paper_placement_of_resnet_computes_the_float_network():
+    """Each ReLU goes to its own convolution, and the one behind the shortcut stays."""
+    network = randomized("rvm_resnet50")
+    quantized = quantize_network(network, QConfig("W8A8", placement="paper", range_method="minmax"))
+    for layer in quantized_layers(quantized).values():
+        layer.activation_quantizer.enabled = False
+        layer.weight_quantizer.mode = "fixed"  # the weight as it is
+    src = torch.rand(1, 1, 3, 64, 64)
+    with torch.no_grad():
+        a, b = network.unroll(src), quantized.unroll(src)
+    for x, y in zip((a.pha, *a.state), (b.pha, *b.state), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
+
+
+def test_all_float_is_refused():
+    with pytest.raises(PTQ4VMError, match="float_modules"):
+        quantize_network(randomized(), QConfig(float_modules=("backbone", "aspp", "decoder", "project_mat")))

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ptq4vm.phases.losses import alpha_loss, clamp_ste, cosine, reconstruction_loss, temporal_loss
+from ptq4vm.phases.losses import alpha_loss, cosine, reconstruction_loss, temporal_loss
+from ptq4vm.quantizers import clamp_ste
 
 
 def test_reconstruction_loss_sums_channels_and_averages_the_rest():
@@ -17,7 +18,7 @@ def test_reconstruction_loss_sums_channels_and_averages_the_rest():
 def test_clamped_alpha_learns_only_where_the_clamp_is_wrong():
     x = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0], requires_grad=True)
     target = torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0])
-    alpha_loss(clamp_ste(x), target, l1_weight=1.0, mse_weight=1.0).backward()
+    alpha_loss(clamp_ste(x, 0.0, 1.0), target, l1_weight=1.0, mse_weight=1.0).backward()
     assert x.grad[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
     assert x.grad[1] < 0 < x.grad[4]
 

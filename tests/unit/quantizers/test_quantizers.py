@@ -188,3 +188,10 @@ def test_bits_by_layer_win():
     assert [spec.bits for spec in qconfig.specs("other", edge=True)] == [8, 8]
     assert QConfig(**qconfig.to_dict()) == qconfig
     assert parse_bits("w4a8") == (4, 8)
+
+
+def test_a_zero_point_on_its_bound_still_learns():
+    quantizer = LearnedScaleFakeQuantize(QuantSpec(4))
+    quantizer.set_qparams(torch.tensor([0.1]), torch.tensor([0.0]))
+    quantizer(torch.tensor([-1.0])).sum().backward()
+    assert quantizer.offset.grad.item() != 0.0
