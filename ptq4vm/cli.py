@@ -29,6 +29,12 @@ from ptq4vm.reporting import ResultRow, render_table, write_metrics
 _console = Console()
 _LIGHTNING = ("fit", "validate", "test", "predict")
 _FROM_RECIPE = {"network", "weights", "downsample_ratio", "qconfig", "output", "checkpoint", "scoring"}
+_EXPECTED_WARNINGS = (
+    "does not have many workers",
+    "`training_step` returned `None`",  # round to nearest has nothing to learn
+    "Found .* in eval mode at the start of training",  # a network being quantized stays in eval mode
+    "The number of training batches .* is smaller than the logging interval",
+)
 _HELP = """\
 ptq4vm: post-training quantization of video matting networks.
 
@@ -51,8 +57,8 @@ def main(args: list[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         _console.print(_HELP, highlight=False, markup=False)
         return 0 if args else 2
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{message}")
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)

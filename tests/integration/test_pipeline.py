@@ -1,10 +1,13 @@
 """The main job on tiny built-in data: every row, every file, a second run, another configuration."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
+from ptq4vm import cli
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, read_header
@@ -125,3 +128,21 @@ def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch):
     resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **OPTIONS)
     one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_fit_is_tracked_by_weights_and_biases_offline(run, tmp_path, monkeypatch):
+    """The second phase on its own through `lightning fit`, with one more configuration file."""
+    result, folder = run
+    monkeypatch.chdir(tmp_path)
+    configs = Path(__file__).parents[2] / "lightning_configs"
+    args = ["fit", "--config", str(configs / "fit" / "gac.yaml"), "--config", str(configs / "logger" / "wandb.yaml")]
+    args += ["--model.init_args.checkpoint", str(result.folder / "w4a8" / "biq.safetensors")]
+    args += ["--model.init_args.output", str(tmp_path / "gac.safetensors"), "--data.cache_dir", str(folder / "cache")]
+    args += ["--data.num_sequences", "2", "--data.seq_length", "3", "--data.height", "64", "--data.width", "96"]
+    args += ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
+    assert cli.main(args) == 0
+    wandb.finish()
+    assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/files/media/images/val/alpha*.png"))
+    assert load_model(tmp_path / "gac.safetensors").name == "rvm_mobilenetv3"
