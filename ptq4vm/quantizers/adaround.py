@@ -39,7 +39,8 @@ class WeightQuantizer(nn.Module):
     """Quantizes a weight (out channels, ...) that it does not own.
 
     ``rounding`` holds V of AdaRound. What happens to it is explicit: ``mode`` is ``nearest`` (V unused), ``soft``
-    (h(V), differentiable), ``hard`` (h(V) ≥ ½) or ``fixed`` (the weight lies on the grid already: nothing is done).
+    (h(V), differentiable), ``hard`` (h(V) ≥ ½), ``fixed`` (the weight lies on the grid already: nothing is done) or
+    ``float`` (the weight is used as it is).
     """
 
     scale: Tensor
@@ -77,7 +78,7 @@ class WeightQuantizer(nn.Module):
         return ((weight / self.scale).floor() + up + self.zero_point).clamp(low, high)
 
     def forward(self, weight: Tensor) -> Tensor:  # noqa: D102
-        if self.mode == "fixed":
+        if self.mode in ("fixed", "float"):
             return weight
         return dequantize(self.codes(weight), self.scale, self.zero_point)
 
