@@ -21,7 +21,7 @@ from ptq4vm.callbacks import AlphaWriter
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import load_model, network_cost
+from ptq4vm.graph import bits_label, load_model, network_cost
 from ptq4vm.inference import matte_video
 from ptq4vm.models import fetch_weights, list_models
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
@@ -129,7 +129,7 @@ def _quantize(args: list[str]) -> None:
     parser.add_class_arguments(GACModule, "gac", skip=_FROM_RECIPE, instantiate=False)
     parser.add_class_arguments(L.Trainer, "trainer", skip={"max_epochs", "default_root_dir"}, instantiate=False)
     parser.add_function_arguments(quantize, skip={"data", "block_reconstruction", "gac", "trainer", "bits"})
-    parser.add_argument("--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8]")
+    parser.add_argument("--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8, auto]")
     config = parser.instantiate_classes(parser.parse_args(args))
     result = quantize(**_options(config))
     render_table(result.rows, _console)
@@ -170,7 +170,7 @@ def _evaluate(args: list[str]) -> None:
     height, width = data.evaluation_set[0].src.shape[-2:]
     cost = network_cost(network, height, width)
     qconfig: QConfig | None = getattr(network, "qconfig", None)
-    bits, placement = ("W32A32", "") if qconfig is None else (qconfig.bits, qconfig.placement)
+    bits, placement = ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
     row = ResultRow(str(config.model), bits, placement, metrics, cost.size_mb, cost.bit_operations * 1e9)
     render_table([row], _console)
     if config.json is not None:
