@@ -83,7 +83,7 @@ def measure_sensitivity(
 
     Ranges are found once for each of ``bits``, on what the float network gives each layer, and weights are rounded to
     nearest. The evaluation clips are never looked at. What reaches the current block is kept in memory, so that only
-    what follows it is computed again; for RVM that is about six floats for each pixel of the calibration frames.
+    what follows it is computed again; for RVM that is at most about 20 floats for each pixel of the frames measured on.
 
     Args:
         network: the float network, on the device to measure on.
