@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +20,22 @@ from ptq4vm.callbacks import WorkProgress
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized, network_cost, trace
+from ptq4vm.graph import FINAL_CHECKPOINT, bits_label, load_quantized, network_cost, trace
 from ptq4vm.graph.trace import example_frame
+from ptq4vm.mixed_precision import CANDIDATE_BITS, choose_bits, require_budget
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, make_teacher
 from ptq4vm.phases.base import Scoring, make_float_network
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, Strip, draw_strips, markdown_table, write_metrics
+from ptq4vm.sensitivity import BASE_BITS, list_layers, measure_sensitivity
 
 _log = logging.getLogger(__name__)
 
 STAGES = {"rtn": "round to nearest", "biq": "BIQ", "gac": "BIQ + GAC", "ofa": "BIQ + GAC + OFA"}
 """Folder and name of each row that a bit width gets, in order."""
+AUTO = "auto"
+"""Stands among the bits for W4A4 with more bits in the layers that need them most."""
 _SETTLED = 12
 """So many frames into a clip the recurrent state no longer changes what is seen."""
 
@@ -56,6 +60,7 @@ def quantize(
     weights: str = "official",
     downsample_ratio: float = 1.0,
     bits: Iterable[str] = ("W8A8",),
+    budget: float = 0.1,
     qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
     block_reconstruction: dict[str, Any] | None = None,
     gac: dict[str, Any] | None = None,
@@ -77,7 +82,9 @@ def quantize(
         network: the registry's name of the network.
         weights: ``official``, or a file of float weights.
         downsample_ratio: the network's body works at this fraction of the frame's size.
-        bits: one or more of W8A8, W4A8, W4A4, ...
+        bits: one or more of W8A8, W4A8, W4A4, ..., or ``auto``: W4A4, but W4A8 or W8A8 in the layers that gain most,
+            found by quantizing each alone on calibration sequences.
+        budget: of ``auto``: the share of all bit operations that layers above W4A4 may take, first and last included.
         qconfig: everything else about quantization; its ``bits`` are replaced by each of ``bits``.
         block_reconstruction: options of :class:`BlockReconstructionModule`.
         gac: options of :class:`GACModule`; its ``flow_weight`` is that of the last row.
@@ -94,15 +101,21 @@ def quantize(
     settings = {name: value for name, value in locals().items() if name not in ("data", "output", "trainer")}
     run = _Run(Path(output), data, dict(trainer or {}), scoring)
     # A folder is claimed only for what can be run.
-    plans = [dataclasses.replace(qconfig, bits=one) for one in bits]
+    plans = {one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits}
     teacher = make_float_network(network, weights, downsample_ratio)
+    if AUTO in plans:
+        require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, budget)
+    else:
+        del settings["budget"]
     data.setup("fit")
     run.claim({**settings, "data": _data_settings(data)})
     with run.progress():
         run.prepare(teacher, len(plans), block_steps * block_batch_size, gac_epochs)
         rows = [run.score("float", "float", teacher)]
-        for plan in plans:
-            folder = run.folder / plan.bits.lower()
+        if AUTO in plans:
+            plans[AUTO] = run.mix(teacher, plans[AUTO], budget)
+        for name, plan in plans.items():
+            folder = run.folder / name.lower()
             common = {"network": network, "weights": weights, "downsample_ratio": downsample_ratio, "qconfig": plan}
             blocks = {**common, **(block_reconstruction or {})}
             nearest = {**blocks, "learn_rounding": False, "learn_scales": False}
@@ -113,9 +126,9 @@ def quantize(
             run.fit(folder, "ofa", GACModule, calibrate, gac_batch_size, None, gac_epochs)
             for stage in STAGES:
                 scored = load_quantized(folder / f"{stage}.safetensors")[0]
-                rows.append(run.score(plan.bits, stage, scored, plan.placement))
+                rows.append(run.score(name, stage, scored, plan))
             shutil.copyfile(folder / "ofa.safetensors", folder / FINAL_CHECKPOINT)
-        return run.report(teacher, plans, rows)
+        return run.report(teacher, list(plans), rows)
 
 
 class _Run:
@@ -198,6 +211,31 @@ class _Run:
         if self._bar is not None:
             self._bar.reset(self._task, total=score + plans * (sum(self._work.values()) + (len(STAGES) - 1) * score))
 
+    def mix(self, teacher: MattingModel, plan: QConfig, budget: float) -> QConfig:
+        """The plan with more bits for the layers that gain most; what was measured for it stays in the run folder."""
+        self._say("AUTO: each layer quantized alone")
+        path = self.folder / AUTO / "sensitivity.json"
+        bits = (BASE_BITS, *CANDIDATE_BITS)
+        teacher.to(self._make_trainer(self.folder, logger=False).strategy.root_device)
+        with self._second_bar() as progress:
+            found = measure_sensitivity(teacher, self.data, bits, plan, path=path, progress=progress)
+        teacher.cpu()
+        # What the user set wins.
+        return dataclasses.replace(plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits})
+
+    @contextmanager
+    def _second_bar(self) -> Iterator[Callable[[int, int, str], None] | None]:
+        """A bar for one long step."""
+        bar = self._bar
+        if bar is None:
+            yield None
+            return
+        task = bar.add_task("starting", total=None)
+        try:
+            yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+        finally:
+            bar.remove_task(task)
+
     # ---- steps ------------------------------------------------------------------------------------------------
 
     def _make_trainer(self, folder: Path, **options: Any) -> L.Trainer:
@@ -251,7 +289,7 @@ class _Run:
         loggers = self.trainer.get("logger") or []
         return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
 
-    def score(self, bits: str, stage: str, network: MattingModel, placement: str = "") -> ResultRow:
+    def score(self, bits: str, stage: str, network: MattingModel, plan: QConfig | None = None) -> ResultRow:
         """A row of the table; scored once."""
         folder = self.folder if stage == "float" else self.folder / bits.lower()
         path = folder / f"{stage}.json"
@@ -268,18 +306,18 @@ class _Run:
         for logger in self._loggers():
             logger.log_metrics({f"{folder.name}/{stage}/{key}": value for key, value in values.items()})
         cost = network_cost(network, *self._size)
-        label = "W32A32" if stage == "float" else bits
+        label, placement = ("W32A32", "") if plan is None else (bits_label(plan, cost), plan.placement)
         return ResultRow(name, label, placement, values, cost.size_mb, cost.bit_operations * 1e9)
 
-    def report(self, teacher: MattingModel, plans: list[QConfig], rows: list[ResultRow]) -> QuantizeResult:
+    def report(self, teacher: MattingModel, names: list[str], rows: list[ResultRow]) -> QuantizeResult:
         """Table, metrics.json and pictures."""
         self._say("writing the table and the pictures")
-        checkpoints = {plan.bits: self.folder / plan.bits.lower() / FINAL_CHECKPOINT for plan in plans}
+        checkpoints = {name: self.folder / name.lower() / FINAL_CHECKPOINT for name in names}
         meta = {"scoring": self.scoring, "checkpoints": {bits: str(path) for bits, path in checkpoints.items()}}
         write_metrics(self.folder / "metrics.json", rows, meta)
         table = self.folder / "table.md"
         table.write_text(markdown_table(rows))
-        quantized = load_quantized(checkpoints[plans[-1].bits])[0]
+        quantized = load_quantized(checkpoints[names[-1]])[0]
         draw_strips(collect_strips(self.data, teacher, quantized), self.folder / "pictures.png")
         return QuantizeResult(
             self.folder, rows, table, self.folder / "pictures.png", self.folder / "metrics.json", checkpoints

@@ -16,9 +16,9 @@ from ptq4vm.quantizers.functional import (
     quantize,
     round_ste,
 )
-from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d
+from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, left_float
 from ptq4vm.quantizers.observers import Observer, find_range
-from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, parse_bits
+from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, canonical_bits, parse_bits
 
 __all__ = [
     "AffineCalibration",
@@ -30,6 +30,7 @@ __all__ = [
     "WeightQuantizer",
     "activation_quantizers",
     "annealed_beta",
+    "canonical_bits",
     "choose_qparams",
     "clamp_ste",
     "dequantize",
@@ -37,6 +38,7 @@ __all__ = [
     "fake_quantize",
     "find_range",
     "inverse_rectified_sigmoid",
+    "left_float",
     "observing",
     "parse_bits",
     "quantize",

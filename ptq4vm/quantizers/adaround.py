@@ -41,8 +41,8 @@ class WeightQuantizer(nn.Module):
     """Quantizes a weight (out channels, ...) that it does not own.
 
     ``rounding`` holds V of AdaRound. What happens to it is explicit: ``mode`` is ``nearest`` (V unused), ``soft``
-    (h(V), differentiable), ``hard`` (h(V) ≥ ½), ``latent`` (see :meth:`start_latent`) or ``fixed`` (the weight lies on
-    the grid already: nothing is done).
+    (h(V), differentiable), ``hard`` (h(V) ≥ ½), ``latent`` (see :meth:`start_latent`), ``fixed`` (the weight lies on
+    the grid already: nothing is done) or ``float`` (the weight is used as it is).
     """
 
     scale: Tensor
@@ -98,7 +98,7 @@ class WeightQuantizer(nn.Module):
         return ((weight / self.scale).floor() + up + self.zero_point).clamp(low, high)
 
     def forward(self, weight: Tensor) -> Tensor:  # noqa: D102
-        if self.mode == "fixed":
+        if self.mode in ("fixed", "float"):
             return weight
         return dequantize(self.codes(weight), self.scale, self.zero_point)
 

@@ -1,5 +1,8 @@
 """Layers that compute on quantized tensors."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,3 +127,18 @@ class QuantizedConv2d(nn.Module):
         )  # fmt: skip
         conv.load_state_dict({"weight": weight, "bias": bias})
         return conv
+
+
+@contextmanager
+def left_float(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
+    """Inside, these layers compute as the float convolutions they were made from; their weights must not be fixed."""
+    before = [(layer, layer.weight_quantizer.mode, layer.activation_quantizer.enabled) for layer in layers]
+    if any(mode == "fixed" for _, mode, _ in before):
+        raise RuntimeError("a fixed weight lies on its grid: its float value is gone")
+    for layer, _, _ in before:
+        layer.weight_quantizer.mode, layer.activation_quantizer.enabled = "float", False
+    try:
+        yield
+    finally:
+        for layer, mode, enabled in before:
+            layer.weight_quantizer.mode, layer.activation_quantizer.enabled = mode, enabled
