@@ -287,6 +287,11 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """Held-out people, (1, T, C, H, W) each, if :meth:`add_references` found some."""
         return None if self._held_out is None else self._loader(self._held_out)
 
+    @property
+    def held_out_frames(self) -> int:
+        """Frames of all held-out clips together."""
+        return 0 if self._held_out is None else self._held_out.num_frames
+
     def _evaluation_dataloader(self) -> DataLoader[MattingClip]:
         return self._loader(self.evaluation_set)
 

@@ -74,6 +74,11 @@ class HeldOutClips(Dataset[MattingClip]):
     def __len__(self) -> int:
         return len(self.sequences)
 
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips together."""
+        return len(self) * len(self.sequences[0].src)
+
     def __getitem__(self, index: int) -> MattingClip:
         """One clip, (T, C, H, W)."""
         sequence = self.sequences[index]

@@ -41,6 +41,9 @@ def test_rows_and_files(run):
     result, _ = run
     assert [row.name for row in result.rows] == ["float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"]
     assert all(set(row.metrics) == {"mad", "mse", "grad", "conn", "dtssd"} for row in result.rows)
+    assert all({"mad_to_float", "dtssd_to_float"} <= set(row.extra) for row in result.rows)
+    assert result.rows[0].extra["mad_to_float"] < 0.01
+    assert all({"minutes", "peak_gb"} <= set(row.extra) for row in result.rows[1:])
     assert result.rows[1].size_mb < 0.2 * result.rows[0].size_mb
     assert result.pictures.stat().st_size > 10_000
     assert len(json.loads(result.metrics.read_text())["rows"]) == 5
