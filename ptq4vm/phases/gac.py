@@ -26,12 +26,18 @@ class GACModule(PTQPhase):
         weights: the float network's weights, ``official`` or a file: the teacher.
         affine: ``per_channel`` γ and β, or the paper's ``per_layer`` scalars.
         lr: Adam's learning rate for γ, β, log scales and zero points; cosine decay over the fit.
+        weight_lr: its learning rate for the weights' codes, in steps of their grids, straight through the rounding;
+            each moves by at most one step. 0 keeps the roundings of block reconstruction, as the paper does.
+        max_grad_norm: gradients are scaled down to this norm.
+        window: frames to unroll over, from anywhere in a sequence, beginning with the float network's state there; the
+            whole sequence from its beginning if not given.
         truth_weight: weight of the alpha loss against the true alpha (calibration clips with alpha only).
         teacher_weight: weight of the alpha loss against the float network's alpha.
         l1_weight: weight of the mean absolute error within an alpha loss.
         mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.
         fgr_weight: weight of the mean absolute foreground error against the float network.
         state_weight: weight of the mean absolute error of the recurrent states against the float network's.
+        coherence_weight: weight of the squared error of alpha's change between frames, against the float network's.
         flow_weight: λ of optical flow assistance; 0 turns it off.
         output: where the quantized checkpoint goes.
         flow: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
@@ -45,12 +51,16 @@ class GACModule(PTQPhase):
         weights: str = "official",
         affine: Literal["per_channel", "per_layer"] = "per_channel",
         lr: float = 1e-3,
+        weight_lr: float = 0.0,
+        max_grad_norm: float = 1.0,
+        window: int | None = None,
         truth_weight: float = 0.5,
         teacher_weight: float = 0.5,
         l1_weight: float = 1.0,
         mse_weight: float = 5.0,
         fgr_weight: float = 0.1,
         state_weight: float = 0.02,
+        coherence_weight: float = 0.0,
         flow_weight: float = 0.05,
         output: Path | None = None,
         flow: Literal["dis", "raft"] = "dis",
@@ -61,46 +71,79 @@ class GACModule(PTQPhase):
         teacher = make_float_network(network.name, weights, network.downsample_ratio)
         super().__init__(network, teacher, output, flow, flow_weights, scoring)
         self.qconfig = qconfig
-        self.lr = lr
+        self.lr, self.weight_lr, self.max_grad_norm, self.window = lr, weight_lr, max_grad_norm, window
         self.truth_weight, self.teacher_weight = truth_weight, teacher_weight
         self.l1_weight, self.mse_weight = l1_weight, mse_weight
         self.fgr_weight, self.state_weight, self.flow_weight = fgr_weight, state_weight, flow_weight
-        for layer in quantized_layers(network).values():
+        self.coherence_weight = coherence_weight
+        for name, layer in quantized_layers(network).items():
             layer.start_affine(per_channel=affine == "per_channel")
             layer.activation_quantizer.log_scale.requires_grad_(True)
             layer.activation_quantizer.offset.requires_grad_(layer.activation_quantizer.spec.grid == "affine")
+            if weight_lr > 0:
+                floats = self._teacher[0].get_submodule(name).weight
+                layer.weight_quantizer.start_latent(layer.weight, floats)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:  # noqa: D102
-        optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.lr)
+        latents = [layer.weight_quantizer.latent for layer in quantized_layers(self.network).values()]
+        latents = [latent for latent in latents if latent is not None]
+        known = set(map(id, latents))
+        others = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
+        groups = [{"params": others, "lr": self.lr}, {"params": latents, "lr": self.weight_lr}]
+        optimizer = torch.optim.Adam([group for group in groups if group["params"]])
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """A clip on which the network fails must not throw the scales about."""
+        self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+
     def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor:
         """Unroll over the clips, (B, T, ...), the quantized state fed back."""
         targets = self._targets(batch)
+        start, stop = self._frames(batch.src.shape[1])
         state = self.network.initial_state(batch.src[:, 0])
+        if start > 0:
+            state = tuple(steps[:, start - 1] for steps in batch.teacher_state)
         losses, previous = [], None
-        time = batch.src.shape[1]
-        for t in range(time):
+        for t in range(start, stop):
             values, state = self.network.forward_values(batch.src[:, t], state)
             # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
             # helpful one where it doesn't.
             pha = clamp_ste(values["pha_unclamped"], 0.0, 1.0) if "pha_unclamped" in values else values["pha"]
-            alphas = [w * alpha_loss(pha, y[:, t], self.l1_weight, self.mse_weight) for w, y in targets]
-            losses.append(torch.stack(alphas).sum())
+            losses += [w * alpha_loss(pha, y[:, t], self.l1_weight, self.mse_weight) for w, y in targets]
             if self.fgr_weight > 0:
                 losses.append(self.fgr_weight * (values["fgr"] - batch.teacher_fgr[:, t]).abs().mean())
             if self.state_weight > 0:
                 pairs = zip(state, batch.teacher_state, strict=True)
                 losses += [self.state_weight * (s - y[:, t]).abs().mean() for s, y in pairs]
-            if self.flow_weight > 0 and previous is not None:
-                flow, visible = batch.flow[:, t - 1], batch.visible[:, t - 1]
-                losses.append(self.flow_weight * temporal_loss(pha, previous, flow, visible))
+            if previous is not None:
+                losses += self._temporal_losses(batch, t, pha, previous)
             previous = pha
-        loss = torch.stack(losses).sum() / time
+        loss = torch.stack(losses).sum() / (stop - start)
         self.log("gac/loss", loss, prog_bar=True)
         return loss
+
+    def _frames(self, time: int) -> tuple[int, int]:
+        """Which frames of a sequence to unroll over."""
+        if self.window is None or self.window >= time:
+            return 0, time
+        # By step, not from the global generator: a fit that goes on after a kill must draw the same.
+        generator = torch.Generator().manual_seed(self.global_step)
+        start = int(torch.randint(time - self.window + 1, (), generator=generator))
+        return start, start + self.window
+
+    def _temporal_losses(self, batch: CalibrationClip, t: int, pha: Tensor, previous: Tensor) -> list[Tensor]:
+        """What alpha's change from frame t-1 to frame t costs."""
+        losses = []
+        if self.flow_weight > 0:
+            flow, visible = batch.flow[:, t - 1], batch.visible[:, t - 1]
+            losses.append(self.flow_weight * temporal_loss(pha, previous, flow, visible))
+        if self.coherence_weight > 0:
+            change = batch.teacher_pha[:, t] - batch.teacher_pha[:, t - 1]
+            losses.append(self.coherence_weight * (pha - previous - change).square().mean())
+        return losses
 
     def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:
         """Weights and alphas to learn from."""
@@ -113,6 +156,7 @@ class GACModule(PTQPhase):
     def on_fit_end(self) -> None:
         """Absorb γ and β and write the quantized checkpoint."""
         for layer in quantized_layers(self.network).values():
+            layer.fix_()
             layer.absorb_affine_()
         if self.output is not None and self.trainer.is_global_zero:
             save_quantized(self.network, self.qconfig, self.output, {"phase": "gac", "flow": self.flow_weight})
