@@ -12,7 +12,7 @@ from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, read_header
 from ptq4vm.phases import block_reconstruction, gac
-from ptq4vm.pipeline import quantize
+from ptq4vm.pipeline import Row, quantize
 from ptq4vm.quantizers import QConfig
 
 OPTIONS = {
@@ -109,10 +109,13 @@ def test_a_mistake_claims_no_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch):
+@pytest.mark.parametrize("gac_options", [{}, {"weight_lr": 0.05, "window": 2, "coherence_weight": 1.0}])
+def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac_options):
     """As for block reconstruction, at an epoch."""
     _, folder = run
-    whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **OPTIONS)
+    options = {**OPTIONS, "gac": gac_options, "rows": {"biq": Row("BIQ"), "ours": Row("ours", start="biq")}}
+    whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **options)
+    assert [row.name for row in whole.rows] == ["float", "BIQ", "ours"]
 
     class Killed(BaseException):
         pass
@@ -127,8 +130,8 @@ def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(gac.GACModule, "training_step", killed)
         with pytest.raises(Killed):
-            quantize(make_data(folder / "cache"), tmp_path / "killed", **OPTIONS)
-    resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **OPTIONS)
+            quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
+    resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
     one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -222,3 +222,34 @@ def test_observer_keeps_samples_not_whole_tensors():
     observer = Observer(QuantSpec(8))
     observer.observe(torch.rand(1_000_000))
     assert observer.samples[0].untyped_storage().nbytes() < 50_000
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_are_learned_on_within_one_step(bits):
+    torch.manual_seed(0)
+    floats = torch.randn(3, 4, 3, 3)
+    fresh = WeightQuantizer(floats, QuantSpec(bits, "symmetric", "per_channel"))
+    keys = set(fresh.state_dict())
+    # As block reconstruction leaves it: on the grid, some roundings not to nearest.
+    fresh.start_rounding(floats)
+    with torch.no_grad():
+        fresh.rounding += torch.randn_like(fresh.rounding)
+    fixed = floats.clone()
+    fresh.fix_(fixed)
+    before = fresh.codes(fixed)
+    fresh.start_latent(fixed, floats)
+    assert torch.equal(fresh(fixed), fixed)
+    target = torch.randn_like(fixed)
+    (fresh(fixed) * target).sum().backward()
+    expected = (target * fresh.scale).where((before > -(2 ** (bits - 1))) & (before < 2 ** (bits - 1) - 1), 0.0)
+    inside = expected != 0
+    torch.testing.assert_close(fresh.latent.grad[inside], expected[inside])
+    with torch.no_grad():
+        fresh.latent += 100 * torch.randn_like(fresh.latent)
+    moved = fixed.clone()
+    fresh.fix_(moved)
+    codes = (moved / fresh.scale).round()
+    assert 0 < (codes - before).abs().max() <= 2  # from the edge of a code, one step may cross two boundaries
+    assert codes.abs().max() <= 2 ** (bits - 1)
+    assert set(fresh.state_dict()) == keys
+    assert fresh.mode == "fixed"
