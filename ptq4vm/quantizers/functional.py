@@ -22,7 +22,7 @@ def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """Float to integer codes (returned in x's dtype). ``scale`` and ``zero_point`` broadcast against x."""
-    return (x / scale).round().add_(zero_point).clamp_(quant_min, quant_max)
+    return (x / scale).round_().add_(zero_point).clamp_(quant_min, quant_max)
 
 
 def dequantize(x_int: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
@@ -51,25 +51,24 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
+        x_hat = quantize(x, scale, zero_point, quant_min, quant_max).sub_(zero_point).mul_(scale)
+        ctx.save_for_backward(x, scale, zero_point, x_hat)
         ctx.bounds = (quant_min, quant_max)
-        return quantize(x, scale, zero_point, quant_min, quant_max).sub_(zero_point).mul_(scale)
+        return x_hat
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, scale, zero_point = ctx.saved_tensors
+        x, scale, zero_point, x_hat = ctx.saved_tensors
         quant_min, quant_max = ctx.bounds
-        ratio = x / scale
-        code = ratio.round().add_(zero_point)
-        inside = (code >= quant_min) & (code <= quant_max)
-        grad_x = grad * inside
+        code = (x / scale).round_().add_(zero_point)
+        # The gradient where quant_min <= code <= quant_max, zero elsewhere: one pass, and no mask to convert.
+        grad_x = torch.ops.aten.hardtanh_backward(grad, code, quant_min - 0.5, quant_max + 0.5)
         grad_scale = grad_zero_point = None
-        if ctx.needs_input_grad[1]:
-            # d x_hat / d scale: rounding error where inside, the clamped code where outside.
-            code.clamp_(quant_min, quant_max).sub_(zero_point).sub_(ratio.mul_(inside))
-            grad_scale = _sum_like(code.mul_(grad), scale)
-        if ctx.needs_input_grad[2]:
-            grad_zero_point = _sum_like(grad_x - grad, zero_point) * scale
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            outside = torch.sub(grad, grad_x, out=code)
+            grad_zero_point = -_sum_like(outside, zero_point) * scale
+            # d x_hat / d scale: rounding error where inside, the clamped code where outside; both times scale here.
+            grad_scale = _sum_like((x_hat - x).mul_(grad).addcmul_(outside, x), scale) / scale
         return grad_x, grad_scale, grad_zero_point, None, None
 
 
