@@ -29,6 +29,7 @@ from ptq4vm.quantizers import (
     annealed_beta,
     dropping,
     observing,
+    random_mask,
     rounding_regularizer,
 )
 from ptq4vm.types import CalibrationClip
@@ -314,7 +315,7 @@ def _state_name(block: Block) -> tuple[str, ...]:
 
 def _mix(quantized: Tensor, floats: Tensor, drop_prob: float) -> Tensor:
     """QDrop's mixing of the two inputs."""
-    return torch.where(torch.empty_like(floats, dtype=torch.bool).bernoulli_(drop_prob), floats, quantized)
+    return torch.lerp(quantized, floats, random_mask(quantized, drop_prob).to(quantized.dtype))
 
 
 @contextmanager

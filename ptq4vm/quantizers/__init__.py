@@ -14,6 +14,7 @@ from ptq4vm.quantizers.functional import (
     dequantize,
     fake_quantize,
     quantize,
+    random_mask,
     round_ste,
 )
 from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d
@@ -40,6 +41,7 @@ __all__ = [
     "observing",
     "parse_bits",
     "quantize",
+    "random_mask",
     "rectified_sigmoid",
     "round_ste",
     "rounding_regularizer",
