@@ -84,7 +84,8 @@ class BottleneckBlock(nn.Module):
 def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
     """Twice the size, cropped to the size of ``like``: odd sizes were rounded up on the way down."""
     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False)
-    return x[:, :, : like.shape[2], : like.shape[3]]
+    # Not where nothing is cut: the gradient of a slice is a copy, in a format in which interpolation is slow.
+    return x if x.shape[2:] == like.shape[2:] else x[:, :, : like.shape[2], : like.shape[3]]
 
 
 class UpsamplingBlock(nn.Module):
