@@ -31,6 +31,7 @@ from ptq4vm.quantizers import (
     observing,
     random_mask,
     rounding_regularizer,
+    weights_prepared,
 )
 from ptq4vm.types import CalibrationClip
 
@@ -195,7 +196,7 @@ class BlockReconstructionModule(PTQPhase):
         if self.drop_prob > 0.0:
             floats = self._inputs(self.block, "float", index)
             inputs = [_mix(q, f, self.drop_prob) for q, f in zip(inputs, floats, strict=True)]
-        with dropping(self._quantizers(self.block), self.drop_prob):
+        with dropping(self._quantizers(self.block), self.drop_prob), weights_prepared(self._layers(self.block)):
             reconstruction = self._reconstruction(inputs, index)
         loss = reconstruction
         beta = annealed_beta(self._progress(batch_idx), self.warmup)

@@ -7,6 +7,7 @@ from ptq4vm.quantizers.adaround import (
     rectified_sigmoid,
     rounding_regularizer,
 )
+from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize, activation_quantizers, dropping, observing
 from ptq4vm.quantizers.functional import (
     choose_qparams,
@@ -17,12 +18,13 @@ from ptq4vm.quantizers.functional import (
     random_mask,
     round_ste,
 )
-from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d
+from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, weights_prepared
 from ptq4vm.quantizers.observers import Observer, find_range
 from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, parse_bits
 
 __all__ = [
     "AffineCalibration",
+    "ConvGeometry",
     "LearnedScaleFakeQuantize",
     "Observer",
     "QConfig",
@@ -30,9 +32,11 @@ __all__ = [
     "QuantizedConv2d",
     "WeightQuantizer",
     "activation_quantizers",
+    "affine_conv2d",
     "annealed_beta",
     "choose_qparams",
     "clamp_ste",
+    "conv2d",
     "dequantize",
     "dropping",
     "fake_quantize",
@@ -45,4 +49,5 @@ __all__ = [
     "rectified_sigmoid",
     "round_ste",
     "rounding_regularizer",
+    "weights_prepared",
 ]

@@ -1,5 +1,8 @@
 """Layers that compute on quantized tensors."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +64,7 @@ class QuantizedConv2d(nn.Module):
         self.output_quantizer = quantizer if placement == "paper" else None
         self.activation = activation
         self.affine: AffineCalibration | None = None
+        self._prepared: Tensor | None = None
 
     @classmethod
     def from_float(
@@ -85,7 +89,7 @@ class QuantizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        weight = self.weight_quantizer(self.weight)
+        weight = self.weight_quantizer(self.weight) if self._prepared is None else self._prepared
         if self.affine is None:
             x = conv2d(x, weight, self.bias, self.geometry)
         elif weight.requires_grad:
@@ -129,3 +133,20 @@ class QuantizedConv2d(nn.Module):
         )
         conv.load_state_dict({"weight": weight, "bias": bias})
         return conv
+
+
+@contextmanager
+def weights_prepared(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
+    """Inside, each layer quantizes its weight once, at the start, and not anew for each frame of a rollout.
+
+    The gradient is the same: it passes through that one quantization. Open it around one forward pass, and let the
+    optimizer step, or a change of the weight quantizers' mode, come after it.
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer._prepared = layer.weight_quantizer(layer.weight)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._prepared = None
