@@ -36,8 +36,11 @@ def random_mask(like: Tensor, share: float) -> Tensor:
     Four come from each random number of 64 bits: on CPU about ten times faster than ``bernoulli_``.
     """
     mask = torch.empty_like(like, dtype=torch.bool)
+    if share >= 1.0:
+        return mask.fill_(True)
     bits = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return torch.lt(bits.view(torch.int16).as_strided(mask.shape, mask.stride()), round(share * 2**16) - 2**15, out=mask)
+    threshold = min(round(share * 2**16), 2**16 - 1) - 2**15
+    return torch.lt(bits.view(torch.int16).as_strided(mask.shape, mask.stride()), threshold, out=mask)
 
 
 def fake_quantize(

@@ -50,8 +50,7 @@ class QuantizedConv2d(nn.Module):
                 f"Expected a convolution padded with a number of zeros, got padding={conv.padding!r} "
                 f"({conv.padding_mode}). Add its name to float_modules, or pad before the convolution."
             )
-        pairs = ((value[0], value[-1]) for value in (conv.stride, conv.padding, conv.dilation))
-        self.geometry = ConvGeometry(*pairs, conv.groups)
+        self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
         # A weight in this format has its convolution compute, and return, in it: on CPU the faster one.
         weight = conv.weight.detach().clone(memory_format=torch.channels_last)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -93,7 +92,8 @@ class QuantizedConv2d(nn.Module):
         if self.affine is None:
             x = conv2d(x, weight, self.bias, self.geometry)
         elif weight.requires_grad:
-            x = conv2d(x, *self.affine(weight, self.bias), self.geometry)
+            weight, bias = self.affine(weight, self.bias)
+            x = conv2d(x, weight, bias, self.geometry)
         else:
             x = affine_conv2d(x, weight, self.bias, self.affine.log_scale, self.affine.shift, self.geometry)
         if self.activation is not None:
@@ -129,7 +129,10 @@ class QuantizedConv2d(nn.Module):
         if self.affine is not None:
             weight, bias = self.affine(weight, bias)
         conv = nn.Conv2d(
-            weight.shape[1] * self.geometry.groups, weight.shape[0], weight.shape[2:], *self.geometry  # type: ignore[arg-type]
+            weight.shape[1] * self.geometry.groups,
+            weight.shape[0],
+            weight.shape[2:],
+            *self.geometry,  # type: ignore[arg-type]
         )
         conv.load_state_dict({"weight": weight, "bias": bias})
         return conv
