@@ -210,7 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bits", default="W4A4", help="W<weights>A<activations>; hardly matters to speed")
     parser.add_argument("--size", default="256x144", help="width x height of the calibration frames")
     parser.add_argument("--frames", type=int, default=4, help="frames of a sequence; a step takes one sequence")
-    parser.add_argument("--sequences", type=int, default=4, help="calibration sequences: walks take longer with more")
+    parser.add_argument("--sequences", type=int, default=8, help="calibration sequences: walks take longer with more")
     parser.add_argument("--block-steps", type=int, default=4, help="measured steps of each block, at least 2")
     parser.add_argument("--gac-steps", type=int, default=6, help="measured steps of global calibration, at least 2")
     parser.add_argument("--rounds", type=int, default=3, help="how often both phases take turns")

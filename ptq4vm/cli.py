@@ -12,21 +12,27 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from ptq4vm.callbacks import AlphaWriter
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import load_model, network_cost
+from ptq4vm.flow import create_flow
+from ptq4vm.graph import bits_label, load_model, network_cost
 from ptq4vm.inference import matte_video
 from ptq4vm.models import fetch_weights, list_models
-from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase
+from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
+from ptq4vm.phases.base import make_float_network
 from ptq4vm.pipeline import quantize
-from ptq4vm.quantizers import QConfig
-from ptq4vm.reporting import ResultRow, render_table, write_metrics
+from ptq4vm.quantizers import QConfig, canonical_bits
+from ptq4vm.reporting import LayerBar, ResultRow, draw_sensitivity, render_table, write_metrics
+from ptq4vm.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 
 _console = Console()
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _LIGHTNING = ("fit", "validate", "test", "predict")
 _FROM_RECIPE = {"network", "weights", "downsample_ratio", "qconfig", "output", "checkpoint", "scoring"}
 _EXPECTED_WARNINGS = (
@@ -41,6 +47,7 @@ ptq4vm: post-training quantization of video matting networks.
   ptq4vm weights rvm_mobilenetv3                     bring the official weights
   ptq4vm quantize --config lightning_configs/quantize/demo.yaml
                                                      both phases, evaluation and the table in one go
+  ptq4vm sensitivity NETWORK --data.root ROOT ...    which layers quantization hurts most, one by one
   ptq4vm evaluate MODEL --data ROOT                  score a network on an evaluation tree
   ptq4vm matte INPUT --model MODEL --alpha OUT       turn a video into mattes
   ptq4vm fit --config FILE                           one phase as a Lightning fit (also: lightning fit)
@@ -122,7 +129,7 @@ def _quantize(args: list[str]) -> None:
     parser.add_class_arguments(GACModule, "gac", skip=_FROM_RECIPE, instantiate=False)
     parser.add_class_arguments(L.Trainer, "trainer", skip={"max_epochs", "default_root_dir"}, instantiate=False)
     parser.add_function_arguments(quantize, skip={"data", "block_reconstruction", "gac", "trainer", "bits"})
-    parser.add_argument("--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8]")
+    parser.add_argument("--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8, auto]")
     config = parser.instantiate_classes(parser.parse_args(args))
     result = quantize(**_options(config))
     render_table(result.rows, _console)
@@ -163,7 +170,7 @@ def _evaluate(args: list[str]) -> None:
     height, width = data.evaluation_set[0].src.shape[-2:]
     cost = network_cost(network, height, width)
     qconfig: QConfig | None = getattr(network, "qconfig", None)
-    bits, placement = ("W32A32", "") if qconfig is None else (qconfig.bits, qconfig.placement)
+    bits, placement = ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
     row = ResultRow(str(config.model), bits, placement, metrics, cost.size_mb, cost.bit_operations * 1e9)
     render_table([row], _console)
     if config.json is not None:
@@ -186,20 +193,74 @@ def _matte(args: list[str]) -> None:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
     config = parser.parse_args(args)
     background = Path(config.background) if Path(config.background).exists() else config.background
-    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        device = torch.empty(0, device=config.device or device).device
-    except RuntimeError as error:
-        raise PTQ4VMError(f"Expected a device that is there, got {config.device!r}: {error}") from error
-    network = load_model(config.model, config.network).to(device)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console) as progress:
+    network = load_model(config.model, config.network).to(_device(config.device))
+    with Progress(*_COLUMNS, console=_console) as progress:
         task = progress.add_task("matting", total=None)
         frames = matte_video(
             network, config.input, config.alpha, config.composite, background, config.foreground,
             config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
         )  # fmt: skip
     _console.print(f"{frames} frames", highlight=False)
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this name, or by default what there is."""
+    default = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        return torch.empty(0, device=name or default).device
+    except RuntimeError as error:
+        raise PTQ4VMError(f"Expected a device that is there, got {name!r}: {error}") from error
+
+
+def _sensitivity(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm sensitivity", description=measure_sensitivity.__doc__)
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times, later ones win.")
+    parser.add_argument("network", help=", ".join(list_models()))
+    parser.add_argument("--weights", type=str, default="official", help="official, or a file of float weights")
+    parser.add_argument("--downsample_ratio", type=float, default=1.0, help="the body works at this share of the size")
+    parser.add_argument("--bits", type=list[str] | str, default="W4A4", help="e.g. W4A4, or [W4A4, W4A8, W8A8]")
+    parser.add_argument("--sequences", type=int | None, default=None, help="measure on so many; by default on all")
+    parser.add_argument("--output", type=Path, default=Path("runs/sensitivity"), help="a folder for what was found")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
+    parser.add_class_arguments(VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"})
+    parser.add_class_arguments(QConfig, "qconfig", skip={"bits"})
+    config = parser.instantiate_classes(parser.parse_args(args))
+    wanted = [canonical_bits(one) for one in ([config.bits] if isinstance(config.bits, str) else config.bits)]
+    network = make_float_network(config.network, config.weights, config.downsample_ratio).to(_device(config.device))
+    path = config.output / "sensitivity.json"
+    with Progress(*_COLUMNS, console=_console) as progress:
+        task = progress.add_task("calibration set", total=None)
+
+        def report(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        config.data.attach(make_teacher(network), create_flow("dis"), report)
+        found = measure_sensitivity(network, config.data, wanted, config.qconfig, config.sequences, path, report)
+    picture = config.output / "sensitivity.png"
+    draw_sensitivity([_bar(layer, wanted) for layer in found.layers], picture)
+    _print_most_sensitive(found, wanted[0])
+    _console.print(f"layers      {path}\npicture     {picture}", highlight=False, soft_wrap=True)
+
+
+def _bar(layer: LayerSensitivity, wanted: list[str]) -> LayerBar:
+    errors = {bits: layer.errors[bits] for bits in wanted}
+    return LayerBar(
+        layer.name,
+        {bits: error.mad for bits, error in errors.items()},
+        {bits: error.dtssd for bits, error in errors.items()},
+    )
+
+
+def _print_most_sensitive(found: Sensitivity, bits: str, count: int = 10) -> None:
+    table = Table(title=f"The layers most sensitive to {bits}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layer", overflow="fold")
+    for heading in ("weights", "share of MACs", "MAD ×10³", "dtSSD ×10²"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shares = found.shares()
+    for layer in found.ranked(bits)[:count]:
+        mad, dtssd = (f"{value:.2f}" for value in layer.errors[bits])
+        table.add_row(layer.name, f"{layer.weights}", f"{shares[layer.name]:.1%}", mad, dtssd)
+    _console.print(table)
 
 
 def _weights(args: list[str]) -> None:
@@ -209,7 +270,13 @@ def _weights(args: list[str]) -> None:
     _console.print(str(path), highlight=False, soft_wrap=True)
 
 
-_COMMANDS = {"quantize": _quantize, "evaluate": _evaluate, "matte": _matte, "weights": _weights}
+_COMMANDS = {
+    "quantize": _quantize,
+    "sensitivity": _sensitivity,
+    "evaluate": _evaluate,
+    "matte": _matte,
+    "weights": _weights,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

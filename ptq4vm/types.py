@@ -37,6 +37,8 @@ class MattingClip(NamedTuple):
     """Index within the clip of the first frame held here; 0 means: begin with a fresh recurrent state."""
     frames: tuple[str, ...] = ()
     """The frames' file names without suffix, where they come from files of their own."""
+    float_pha: Tensor | None = None
+    """The float network's alpha, where it was asked for."""
 
 
 class CalibrationClip(NamedTuple):
@@ -45,8 +47,8 @@ class CalibrationClip(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """Number of the sequence in the calibration set, () or (B,) int64."""
     src: Tensor
-    pha: Tensor | None
-    """True alpha, or None in a label-free calibration."""
+    pha: Tensor
+    """True alpha; the float network's where nobody knows it, or nobody may look."""
     fgr: Tensor | None
     teacher_pha: Tensor
     """The float network's alpha."""
@@ -62,8 +64,9 @@ class CalibrationClip(NamedTuple):
 class Teacher(NamedTuple):
     """The float network as the data room sees it."""
 
-    forward: Callable[[Tensor], MattingOutput]
-    """src (B, T, 3, H, W) -> fgr, pha (B, T, C, H, W) and every state after every frame, (B, T, C, h, w) each."""
+    forward: Callable[..., MattingOutput]
+    """src (B, T, 3, H, W), and a state to begin with or None -> fgr, pha (B, T, C, H, W) and every state after every
+    frame, (B, T, C, h, w) each."""
     key: str
     """Changes when the network, its weights or its downsample ratio change. Caches are keyed with it."""
 

@@ -22,6 +22,7 @@ Progress = Callable[[int, int, str], None]
 class SequencePlace(NamedTuple):
     """Where a calibration sequence comes from."""
 
+    source: ClipSource
     clip: int
     start: int
 
@@ -45,7 +46,7 @@ def draw_sequences(source: ClipSource, count: int, length: int, seed: int) -> li
         for clip in source.draw_order(generator):
             room = source.num_frames(clip) - length
             if room >= 0 and len(drawn) < count:
-                drawn.append(SequencePlace(clip, int(torch.randint(room + 1, (), generator=generator))))
+                drawn.append(SequencePlace(source, clip, int(torch.randint(room + 1, (), generator=generator))))
         if len(drawn) == before:
             longest = max(range(len(source)), key=source.num_frames)
             raise PTQ4VMError(
@@ -53,6 +54,16 @@ def draw_sequences(source: ClipSource, count: int, length: int, seed: int) -> li
                 f"in clip {source.names[longest]}. Shorten seq_length or add longer clips."
             )
     return drawn
+
+
+def draw_from_all(sources: list[ClipSource], count: int, length: int, seed: int) -> list[SequencePlace]:
+    """Draw from several sources in turn; arguments and errors as in :func:`draw_sequences`."""
+    shares = [range(i, count, len(sources)) for i in range(len(sources))]
+    drawn = [
+        draw_sequences(source, len(share), length, derive_seed(seed, i))
+        for i, (source, share) in enumerate(zip(sources, shares, strict=True))
+    ]
+    return [drawn[i % len(sources)][i // len(sources)] for i in range(count)]
 
 
 def exact_visibility(pha: Tensor, flow: Tensor) -> Tensor:
@@ -107,7 +118,7 @@ class CalibrationSet(Dataset[CalibrationClip]):
         return CalibrationClip(
             index=torch.tensor(index),
             src=clip["src"],
-            pha=clip.get("pha"),
+            pha=clip.get("pha", teacher["pha"]),
             fgr=clip.get("fgr"),
             teacher_pha=teacher["pha"],
             teacher_fgr=teacher["fgr"],
@@ -126,8 +137,7 @@ class CalibrationBuilder:
     """Makes what is missing of a calibration set, sequence by sequence: memory holds one of them at a time.
 
     Args:
-        source: where the clips come from.
-        sequences: what to take from it.
+        sequences: what to take from which source.
         length: frames of a sequence.
         augmentation: changes each sequence, by seed; None leaves them alone.
         labels: keep true alpha and foreground.
@@ -136,30 +146,29 @@ class CalibrationBuilder:
 
     def __init__(
         self,
-        source: ClipSource,
         sequences: list[SequencePlace],
         length: int,
         augmentation: ClipAugmentation | None,
         labels: bool,
         seed: int,
     ) -> None:
-        self.source, self.sequences, self.length = source, sequences, length
+        self.sequences, self.length = sequences, length
         self.augmentation, self.labels, self.seed = augmentation, labels, seed
         # An exact flow is as much of a label as the alpha it follows, and it doesn't survive augmentation.
-        self.exact_flow = source.exact_flow and labels and augmentation is None
+        self.exact_flow = all(place.source.exact_flow for place in sequences) and labels and augmentation is None
 
     def compose(self, index: int) -> MattingClip:
         """Draw a sequence from the source: (T, C, H, W), floats, with alpha and foreground only if labels are kept."""
-        clip, start = self.sequences[index]
+        source, clip, start = self.sequences[index]
         stop = start + self.length
         seed = derive_seed(self.seed, index)
         if self.augmentation is None:
-            drawn = self.source.read(clip, start, stop)
-        elif isinstance(self.source, LayeredSource):
-            layers = self.augmentation.layers(self.source.read_layers(clip, start, stop), seed)
-            drawn = compose(layers, self.source.names[clip], start)
+            drawn = source.read(clip, start, stop)
+        elif isinstance(source, LayeredSource):
+            layers = self.augmentation.layers(source.read_layers(clip, start, stop), seed)
+            drawn = compose(layers, source.names[clip], start)
         else:
-            drawn = self.augmentation.clip(self.source.read(clip, start, stop), seed)
+            drawn = self.augmentation.clip(source.read(clip, start, stop), seed)
         return drawn if self.labels else drawn._replace(pha=None, fgr=None, flow=None)
 
     def build(self, folder: Path, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> CalibrationSet:

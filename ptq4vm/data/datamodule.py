@@ -2,16 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning.pytorch as pl
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.builtin import PORTRAIT, SETTLE_FRAMES, BuiltinSource
-from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_sequences
+from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_from_all, draw_sequences
+from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
 from ptq4vm.data.loading import EvaluationChunks, ShuffledPasses, collate_calibration, collate_chunk
+from ptq4vm.data.references import HeldOutClips, ReferencedChunks
 from ptq4vm.data.sources import ClipSource
 from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
 from ptq4vm.data.transforms import ClipAugmentation
@@ -19,9 +22,11 @@ from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
+Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
+HELD_OUT_CLIPS, HELD_OUT_FRAMES = 8, 24
 
 
 class VideoMattingDataModule(pl.LightningDataModule):
@@ -34,11 +39,14 @@ class VideoMattingDataModule(pl.LightningDataModule):
     Args:
         root: Folder that the paths below are relative to; the working directory if not given.
         source: What to calibrate on. `builtin` needs no files: a portrait moved before photographs. `videomatte`
-            composes `foregrounds` with `backgrounds`, `evaluation` takes `composites`, `video` takes `videos`.
+            composes `foregrounds` with `backgrounds`, `evaluation` takes `composites`, `video` takes `videos`, `cutout`
+            composes people, cut out of `videos` by the float network, with `backgrounds`. Several take turns.
         foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout.
         backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still.
         composites: Folder with `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder that holds those.
         videos: Folder with video files or folders of frames, of which no alpha is known.
+        held_out: Patterns of clips in `foregrounds`, `backgrounds` and `videos` that calibration never sees. Held-out
+            people before held-out backgrounds are scored too, by their distance to the float network.
         labels: Use true alpha and foreground in calibration where the source has them.
         evaluation: Folder to evaluate on, laid out like `composites`; the built-in test clips if not given.
         num_sequences: Number of calibration sequences.
@@ -62,11 +70,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: Path | None = None,
-        source: Literal["builtin", "videomatte", "evaluation", "video"] = "builtin",
+        source: Source | list[Source] = "builtin",
         foregrounds: str = "videomatte240k_layout",
         backgrounds: str = "backgrounds",
         composites: str = "evaluation",
         videos: str = "user_clips",
+        held_out: list[str] | None = None,
         labels: bool = True,
         evaluation: str | None = None,
         num_sequences: int = 16,
@@ -84,9 +93,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
         cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
-        self.root, self.source = Path(root or "."), source
+        self.root, self.sources = Path(root or "."), [source] if isinstance(source, str) else list(source)
         self.foregrounds, self.backgrounds, self.composites = foregrounds, backgrounds, composites
-        self.videos, self.labels, self.evaluation = videos, labels, evaluation
+        self.videos, self.held_out, self.labels, self.evaluation = videos, list(held_out or []), labels, evaluation
         self.num_sequences, self.seq_length, self.size = num_sequences, seq_length, (height, width)
         self.augment, self.seed = augment, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
@@ -94,11 +103,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         default = os.environ.get("PTQ4VM_CACHE") or Path.home() / ".cache" / "ptq4vm"
         self.cache_dir = Path(cache_dir or default).expanduser()
-        self._calibration_source: ClipSource | None = None
+        self._calibration_sources: list[ClipSource] = []
         self._evaluation_source: ClipSource | None = None
+        self._references: ReferencedChunks | None = None
+        self._held_out: HeldOutClips | None = None
         self._calibration_set: CalibrationSet | None = None
-        if source not in ("builtin", "videomatte", "evaluation", "video"):
-            raise PTQ4VMError(f"Expected source builtin, videomatte, evaluation or video, got {source!r}.")
+        if not self.sources or not set(self.sources) <= set(get_args(Source)):
+            raise PTQ4VMError(f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}.")
         at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0}
         at_least |= {"steps_per_epoch": 1, "eval_clips": 1, "eval_frames": 1}
         numbers = {name: (getattr(self, name), low) for name, low in at_least.items()}
@@ -114,10 +125,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """
         if self._evaluation_source is None:
             self._evaluation_source = self._make_evaluation_source()
-        if stage in (None, "fit") and self._calibration_source is None:
-            source = self._make_calibration_source()
-            self._sequences = draw_sequences(source, self.num_sequences, self.seq_length, self.seed)
-            self._calibration_source = source
+        if stage in (None, "fit") and not self._calibration_sources:
+            sources = [self._make_calibration_source(name) for name in self.sources]
+            self._sequences = draw_from_all(sources, self.num_sequences, self.seq_length, self.seed)
+            self._calibration_sources = sources
 
     def attach(self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None) -> None:
         """Make the calibration set, or what is missing of it, and cut the built-in portrait out.
@@ -146,13 +157,14 @@ class VideoMattingDataModule(pl.LightningDataModule):
 
     def _attach(self, teacher: Teacher, flow: FlowEstimator | None, progress: Progress | None) -> None:
         self.setup("fit" if flow is not None else "test")
-        sources = [s for s in (self._calibration_source, self._evaluation_source) if isinstance(s, BuiltinSource)]
-        for source in sources:
-            source.use(lambda src: self._cached_cutout(teacher, src))
-        if flow is None or self._calibration_source is None:
+        for source in (*self._calibration_sources, self._evaluation_source):
+            if isinstance(source, BuiltinSource):
+                source.use(lambda src: self._cached_cutout(teacher, src))
+            elif isinstance(source, CutoutSource):
+                source.use(teacher)
+        if flow is None:
             return
         builder = CalibrationBuilder(
-            source=self._calibration_source,
             sequences=self._sequences,
             length=self.seq_length,
             augmentation=ClipAugmentation() if self.augment else None,
@@ -160,6 +172,34 @@ class VideoMattingDataModule(pl.LightningDataModule):
             seed=self.seed,
         )
         self._calibration_set = builder.build(self._set_folder(teacher), teacher, flow, progress)
+
+    def add_references(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None) -> None:
+        """Have the evaluation clips scored against the float network too, and held-out people if there are any.
+
+        Its mattes are computed once and kept; :meth:`attach` must have come before.
+
+        Raises:
+            PTQ4VMError: files can't be read or written; ``held_out`` names no videos or no backgrounds.
+        """
+        chunks = self._chunks()
+        source = chunks.source
+        settings = {"teacher": teacher.key, "clips": source.fingerprint(), "chunks": chunks.chunks}
+        folder = self.cache_dir / "references" / short_hash(settings | {"format": FORMAT_VERSION})
+        self._references = ReferencedChunks(chunks, folder).build(teacher, progress)
+        if not self.held_out:
+            return
+        # As large as what is evaluated: how much of a frame a person fills decides how hard it is.
+        height, width = self._references[0].src.shape[-2:]
+        people = VideoSource(self.root / self.videos, (height, width), self.held_out)
+        scenes = CutoutSource(people, Backgrounds(self.root / self.backgrounds, self.held_out), (height, width))
+        scenes.use(teacher)
+        length = min(HELD_OUT_FRAMES, *map(scenes.num_frames, range(len(scenes))))
+        places = draw_sequences(scenes, HELD_OUT_CLIPS, length, 0)
+        held_out = {"clips": scenes.fingerprint(), "frames": (HELD_OUT_CLIPS, length, height, width)}
+        folder = self.cache_dir / "held_out" / short_hash(held_out | {"format": FORMAT_VERSION})
+        builder = CalibrationBuilder(places, length, None, labels=False, seed=0)
+        sequences = builder.build(folder, teacher, flow, progress)
+        self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
 
     def _cached_cutout(self, teacher: Teacher, src: Tensor) -> Tensor:
         shown = {"portrait": PORTRAIT, "frames": SETTLE_FRAMES, "format": FORMAT_VERSION}
@@ -170,13 +210,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return read_tensors(path)["pha"]
 
     def _set_folder(self, teacher: Teacher) -> Path:
-        source = self._calibration_source
-        if source is None:
-            raise PTQ4VMError("Expected setup('fit') before the calibration set is named, got no source of clips.")
         settings = {
             "format": FORMAT_VERSION,
-            "source": self.source,
-            "fingerprint": source.fingerprint(),
+            "source": self.sources,
+            "fingerprint": [source.fingerprint() for source in self._calibration_sources],
             "labels": self.labels,
             "num_sequences": self.num_sequences,
             "seq_length": self.seq_length,
@@ -184,19 +221,23 @@ class VideoMattingDataModule(pl.LightningDataModule):
             "augment": self.augment,
             "seed": self.seed,
             # Whoever cut the portrait out decided what the clips look like.
-            "cutout": teacher.key if isinstance(source, BuiltinSource) else None,
+            "cutout": teacher.key if "builtin" in self.sources else None,
         }
         return self.cache_dir / "calibration" / short_hash(settings)
 
-    def _make_calibration_source(self) -> ClipSource:
-        if self.source == "videomatte":
-            return VideoMatteSource(self.root / self.foregrounds, self.root / self.backgrounds, self.size, self.seed)
-        if self.source == "evaluation":
+    def _make_calibration_source(self, name: Source) -> ClipSource:
+        backgrounds = self.root / self.backgrounds
+        if name == "videomatte":
+            return VideoMatteSource(self.root / self.foregrounds, backgrounds, self.size, self.seed, self.held_out)
+        if name == "evaluation":
             return EvaluationSource(self.root / self.composites, self.size, self.labels)
-        if self.source == "video":
-            return VideoSource(self.root / self.videos, self.size)
-        frames = max(2 * self.seq_length, 32)
-        return BuiltinSource("train", self.size, self.num_sequences, frames, self.seed)
+        if name == "builtin":
+            frames = max(2 * self.seq_length, 32)
+            return BuiltinSource("train", self.size, self.num_sequences, frames, self.seed)
+        videos = VideoSource(self.root / self.videos, self.size, held_out=self.held_out)
+        if name == "video":
+            return videos
+        return CutoutSource(videos, Backgrounds(backgrounds, held_out=self.held_out), self.size, self.seed)
 
     def _make_evaluation_source(self) -> ClipSource:
         if self.evaluation is not None:
@@ -229,15 +270,30 @@ class VideoMattingDataModule(pl.LightningDataModule):
         )
 
     @property
-    def evaluation_set(self) -> EvaluationChunks:
+    def evaluation_set(self) -> EvaluationChunks | ReferencedChunks:
         """Chunks of evaluation clips in order; a map-style Dataset of unbatched MattingClip."""
+        return self._references or self._chunks()
+
+    def _chunks(self) -> EvaluationChunks:
         source = self._evaluation_source or self._make_evaluation_source()
         if isinstance(source, BuiltinSource):
             source.portrait()  # Say here, not in a loader process, that attach is missing.
         return EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
 
+    def _loader(self, clips: Dataset[MattingClip]) -> DataLoader[MattingClip]:
+        return DataLoader(clips, batch_size=1, num_workers=self.num_workers, collate_fn=collate_chunk)
+
+    def held_out_dataloader(self) -> DataLoader[MattingClip] | None:
+        """Held-out people, (1, T, C, H, W) each, if :meth:`add_references` found some."""
+        return None if self._held_out is None else self._loader(self._held_out)
+
+    @property
+    def held_out_frames(self) -> int:
+        """Frames of all held-out clips together."""
+        return 0 if self._held_out is None else self._held_out.num_frames
+
     def _evaluation_dataloader(self) -> DataLoader[MattingClip]:
-        return DataLoader(self.evaluation_set, batch_size=1, num_workers=self.num_workers, collate_fn=collate_chunk)
+        return self._loader(self.evaluation_set)
 
     def val_dataloader(self) -> DataLoader[MattingClip]:
         """Chunks of evaluation clips in order, (1, T, C, H, W), one clip after the other."""

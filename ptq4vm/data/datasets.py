@@ -1,16 +1,18 @@
 """Sources of clips with known alpha: foregrounds to be composed, and composed evaluation sets."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Generator
 
+from ptq4vm.data.backgrounds import Backgrounds, pair_evenly
 from ptq4vm.data.files import (
     cover_crop,
     files_fingerprint,
     list_folders,
     list_frames,
-    ping_pong,
+    matches,
     read_frames,
     require_folder,
     size_text,
@@ -20,7 +22,6 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingClip
 
 FOREGROUND_LAYOUT = "train/{fgr,pha}/<clip>/<frame>.jpg|png"
-BACKGROUND_LAYOUT = "train/<clip>/<frame>.jpg|png"
 EVALUATION_LAYOUT = "<set>/<clip>/{com,pha,fgr}/<frame>.jpg|png"
 
 
@@ -53,18 +54,29 @@ class VideoMatteSource(LayeredSource):
         backgrounds: folder with `train/<clip>/<frame>`; images directly in `train` are stills.
         size: height and width; everything is scaled to cover it and cut.
         seed: pairs foregrounds with backgrounds.
+        held_out: patterns of clips and backgrounds to leave alone.
 
     Raises:
         PTQ4VMError: a folder is missing or empty, or the layers of a clip don't match.
     """
 
-    def __init__(self, foregrounds: Path, backgrounds: Path, size: tuple[int, int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        foregrounds: Path,
+        backgrounds: Path,
+        size: tuple[int, int],
+        seed: int = 0,
+        held_out: Sequence[str] = (),
+    ) -> None:
         self.size = size
-        self._roots = (foregrounds, backgrounds)
-        self._foregrounds = self._list_foregrounds(foregrounds)
-        self._backgrounds = self._list_backgrounds(backgrounds)
-        self._pairs = self._pair(seed)
-        clips, stages = list(self._foregrounds), list(self._backgrounds)
+        self._root = foregrounds
+        found = self._list_foregrounds(foregrounds)
+        self._foregrounds = {name: layers for name, layers in found.items() if not matches(name, held_out)}
+        if not self._foregrounds:
+            raise PTQ4VMError(f"Expected clips that are not held out in {foregrounds}, got none. Correct held_out.")
+        self._backgrounds = Backgrounds(backgrounds, held_out=held_out)
+        clips, stages = list(self._foregrounds), self._backgrounds.names
+        self._pairs = pair_evenly(len(clips), len(stages), seed)
         self.names = [f"train/{clips[c]}+{stages[b]}" for c, b in self._pairs]
 
     @staticmethod
@@ -83,23 +95,6 @@ class VideoMatteSource(LayeredSource):
             raise PTQ4VMError(f"Expected clips laid out as {FOREGROUND_LAYOUT}, got none in {root}.")
         return clips
 
-    @staticmethod
-    def _list_backgrounds(root: Path) -> dict[str, list[Path]]:
-        train = require_folder(root / "train", "backgrounds", BACKGROUND_LAYOUT)
-        clips = {image.stem: [image] for image in list_frames(train)}
-        clips |= {folder.name: frames for folder in list_folders(train) if (frames := list_frames(folder))}
-        if not clips:
-            raise PTQ4VMError(f"Expected backgrounds laid out as {BACKGROUND_LAYOUT}, got no image in {train}.")
-        return clips
-
-    def _pair(self, seed: int) -> list[tuple[int, int]]:
-        generator = Generator().manual_seed(seed)
-        clips = torch.randperm(len(self._foregrounds), generator=generator).tolist()
-        stages = torch.randperm(len(self._backgrounds), generator=generator).tolist()
-        # In each round every foreground meets a background it hasn't met yet.
-        rounds = range(len(stages))
-        return [(clip, stages[(i + r) % len(stages)]) for r in rounds for i, clip in enumerate(clips)]
-
     def num_frames(self, index: int) -> int:
         """The number of frames of the foreground."""
         return len(list(self._foregrounds.values())[self._pairs[index][0]][0])
@@ -111,20 +106,13 @@ class VideoMatteSource(LayeredSource):
         fgr_paths, pha_paths = list(self._foregrounds.values())[clip]
         fgr, pha = read_frames(fgr_paths[start:stop]), read_frames(pha_paths[start:stop], gray=True)
         check_same_size(self.names[index], fgr, pha, fgr_paths[start], pha_paths[start])
-        bgr_paths = list(self._backgrounds.values())[stage]
-        if len(bgr_paths) == 1:
-            bgr = cover_crop(read_frames(bgr_paths), self.size).expand(stop - start, -1, -1, -1)
-        else:
-            bgr = read_frames([bgr_paths[ping_pong(t, len(bgr_paths))] for t in range(start, stop)])
-            bgr = cover_crop(bgr, self.size)
+        bgr = self._backgrounds.read(stage, start, stop, self.size)
         return Layers(cover_crop(fgr, self.size), cover_crop(pha, self.size), bgr)
 
     def fingerprint(self) -> str:
         """Hash of every file's path, size and time of change."""
         foregrounds = [path for layers in self._foregrounds.values() for layer in layers for path in layer]
-        backgrounds = [path for frames in self._backgrounds.values() for path in frames]
-        parts = zip(self._roots, (foregrounds, backgrounds), strict=True)
-        return "-".join(files_fingerprint(root, paths) for root, paths in parts)
+        return f"{files_fingerprint(self._root, foregrounds)}-{self._backgrounds.fingerprint()}"
 
     def draw_order(self, generator: Generator) -> list[int]:
         """The pairs as they stand: they are mixed by seed already, and evenly."""

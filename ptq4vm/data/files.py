@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import cv2
@@ -32,6 +33,11 @@ def list_frames(folder: Path) -> list[Path]:
         return []
     frames = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     return sorted(frames, key=natural_key)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name fits one of the patterns, as in a shell: ``take_*``."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def require_folder(folder: Path, what: str, layout: str) -> Path:

@@ -88,7 +88,7 @@ def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
     return CalibrationClip(
         index=torch.stack([clip.index for clip in clips]),
         src=torch.stack([clip.src for clip in clips]),
-        pha=known([clip.pha for clip in clips]),
+        pha=torch.stack([clip.pha for clip in clips]),
         fgr=known([clip.fgr for clip in clips]),
         teacher_pha=torch.stack([clip.teacher_pha for clip in clips]),
         teacher_fgr=torch.stack([clip.teacher_fgr for clip in clips]),
@@ -107,5 +107,6 @@ def collate_chunk(chunks: list[MattingClip]) -> MattingClip:
     if len(chunks) != 1:
         raise ValueError(f"Expected one chunk in a batch, got {len(chunks)}. Evaluate with a batch size of 1.")
     chunk = chunks[0]
-    pha, fgr, flow = (None if part is None else part[None] for part in (chunk.pha, chunk.fgr, chunk.flow))
-    return chunk._replace(src=chunk.src[None], pha=pha, fgr=fgr, flow=flow)
+    known = (chunk.pha, chunk.fgr, chunk.flow, chunk.float_pha)
+    pha, fgr, flow, float_pha = (None if part is None else part[None] for part in known)
+    return chunk._replace(src=chunk.src[None], pha=pha, fgr=fgr, flow=flow, float_pha=float_pha)

@@ -1,6 +1,6 @@
 """A source of clips without alpha: video files and folders of frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ptq4vm.data.files import (
     files_fingerprint,
     list_folders,
     list_frames,
+    matches,
     natural_key,
     read_frames,
     require_folder,
@@ -31,21 +32,35 @@ class VideoSource(ClipSource):
     Args:
         root: the folder that holds them.
         size: height and width to scale and cut to; None leaves the frames as they are.
+        names: patterns of the clips to take, without suffix.
+        held_out: patterns of those to leave alone.
 
     Raises:
-        PTQ4VMError: the folder is missing, holds no clips, or a video has no frame that can be decoded.
+        PTQ4VMError: the folder is missing, holds no such clips, or a video has no frame that can be decoded.
     """
 
-    def __init__(self, root: Path, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        size: tuple[int, int] | None = None,
+        names: Sequence[str] = ("*",),
+        held_out: Sequence[str] = (),
+    ) -> None:
         self.root, self.size = require_folder(root, "videos", LAYOUT), size
         videos = [path for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
         folders = [folder for folder in list_folders(root) if list_frames(folder)]
-        self._clips = sorted(videos + folders, key=natural_key)
-        if not self._clips:
+        found = sorted(videos + folders, key=natural_key)
+        self._clips = [c for c in found if matches(c.stem, names) and not matches(c.stem, held_out)]
+        if not found:
             raise PTQ4VMError(f"Expected videos laid out as {LAYOUT}, got none in {root}. Correct the path.")
+        if not self._clips:
+            raise PTQ4VMError(
+                f"Expected videos named {', '.join(names)} in {root}, without {', '.join(held_out) or 'exception'}, "
+                f"got {len(found)} others. Correct held_out."
+            )
         self.names = [f"{root.resolve().name}/{path.name}" for path in self._clips]
         self._counts: dict[int, int] = {}
-        for path in videos:
+        for path in set(videos) & set(self._clips):
             with _opened(path) as capture:
                 if not capture.grab():
                     raise PTQ4VMError(f"Expected a video with frames in {path}, got none. Replace or remove it.")

@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
@@ -69,19 +70,33 @@ class Cost:
     """Σ MACs x weight bits x activation bits, in 10^9, for one frame."""
     macs: float
     """Multiply-accumulates of one frame, in 10^9."""
+    weight_bits: float
+    """Mean over the MACs of the quantized layers; 32 where there are none."""
+    activation_bits: float
+    """Likewise."""
+
+
+def bits_label(qconfig: QConfig, cost: Cost) -> str:
+    """``W4A4``, or ``W4A4 mixed (W4.2A4.5)``, with the mean over the MACs, where layers have bits of their own."""
+    if not qconfig.layer_bits:
+        return qconfig.bits
+    return f"{qconfig.bits} mixed (W{cost.weight_bits:.1f}A{cost.activation_bits:.1f})"
 
 
 def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     """Size and work of a float (32 bits) or quantized network for frames of this size."""
     layers = {layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))}
     bits, operations = 0, 0
+    mean = torch.zeros(3, dtype=torch.float64)  # MACs, and those times the bits of weights and of activations
     counted = set()
     for name, macs in layers.items():
         module = network.get_submodule(name)
         if isinstance(module, QuantizedConv2d):
             weight_bits = module.weight_quantizer.spec.bits
             bits += weight_bits * module.weight.numel() + 32 * (module.weight_quantizer.scale.numel() + 2)
-            operations += macs * weight_bits * module.activation_quantizer.spec.bits
+            activation_bits = module.activation_quantizer.spec.bits
+            operations += macs * weight_bits * activation_bits
+            mean += macs * torch.tensor([1, weight_bits, activation_bits])
             counted.add(module.weight)
         else:
             operations += macs * 32 * 32
@@ -91,4 +106,5 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
         if bias is not None:
             bits += 32 * bias.numel()  # type: ignore[union-attr, operator]
             counted.add(bias)  # type: ignore[arg-type]
-    return Cost(bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9)
+    weight_mean, activation_mean = (mean[1:] / mean[0]).tolist() if mean[0] > 0 else (32.0, 32.0)
+    return Cost(bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9, weight_mean, activation_mean)

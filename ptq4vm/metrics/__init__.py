@@ -1,6 +1,6 @@
 """Matting metrics: pure functions per frame, and torchmetrics classes over them."""
 
-from ptq4vm.metrics.classes import DTSSD, MAD, MSE, Conn, Grad, Scoring, matting_metrics
+from ptq4vm.metrics.classes import DTSSD, MAD, MSE, Conn, Grad, Scoring, fidelity_metrics, matting_metrics
 from ptq4vm.metrics.functional import conn, dtssd, grad, mad, mse, to_png8
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Scoring",
     "conn",
     "dtssd",
+    "fidelity_metrics",
     "grad",
     "mad",
     "matting_metrics",

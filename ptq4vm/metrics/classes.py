@@ -140,3 +140,9 @@ def matting_metrics(
         metrics.insert(3, Conn(scoring))
     # no two share a state, so there are no groups to look for
     return MetricCollection({m.metric_name: m for m in metrics}, prefix=prefix or None, compute_groups=False)
+
+
+def fidelity_metrics(scoring: Scoring = "float", prefix: str = "") -> MetricCollection:
+    """How far mattes are from the float network's own: ``mad_to_float`` and ``dtssd_to_float``; see matting_metrics."""
+    metrics: dict[str, Any] = {"mad_to_float": MAD(scoring), "dtssd_to_float": DTSSD(scoring)}
+    return MetricCollection(metrics, prefix=prefix or None, compute_groups=False)

@@ -12,7 +12,7 @@ from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import fold_batch_norm_, require_calibrated
-from ptq4vm.metrics import matting_metrics
+from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
@@ -22,6 +22,9 @@ Scoring = Literal["float", "png8"]
 
 class MattingModule(L.LightningModule):
     """Scores a matting network: validation, test and prediction over chunks of clips, the state carried between them.
+
+    Clips with true alpha give the five metrics, clips with the float network's alpha ``mad_to_float`` and
+    ``dtssd_to_float``.
 
     Args:
         network: the network, float or quantized.
@@ -33,43 +36,53 @@ class MattingModule(L.LightningModule):
         self.network = network
         self.val_metrics = matting_metrics(scoring, prefix="val/")
         self.test_metrics = matting_metrics(scoring, prefix="test/")
+        self.test_fidelity = fidelity_metrics(scoring, prefix="test/")
         self._state: RecurrentState | None = None
-        self._previous: tuple[Tensor, Tensor] | None = None
+        self._previous: tuple[Any, ...] | None = None
 
     def forward(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
         """(B, T, 3, H, W) -> mattes."""
         return self.network.unroll(src, state)
 
-    def _step(self, clip: MattingClip, metrics: Any | None) -> MattingOutput:
+    def _step(self, clip: MattingClip, truth: Any | None, fidelity: Any | None) -> MattingOutput:
         if int(clip.start) == 0:
             self._state = self._previous = None
         output = self(clip.src, self._state)
         self._state = output.state
-        if metrics is not None:
-            if clip.pha is None:
+        if truth is not None:
+            if clip.pha is None and (clip.float_pha is None or fidelity is None):
                 raise PTQ4VMError(f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree.")
-            metrics.update(output.pha[0], clip.pha[0], previous=self._previous)
-            self._previous = (output.pha[0, -1], clip.pha[0, -1])
+            self._compare(output.pha[0], ((truth, clip.pha), (fidelity, clip.float_pha)))
         return output
 
+    def _compare(self, preds: Tensor, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
+        """Compare (T, 1, H, W) with each target (1, T, 1, H, W) that is known."""
+        last_preds, *last_targets = self._previous or (None, *(None for _ in against))
+        for (metrics, target), last in zip(against, last_targets, strict=True):
+            if metrics is not None and target is not None:
+                metrics.update(preds, target[0], previous=None if last is None else (last_preds, last))
+        self._previous = (preds[-1], *(None if target is None else target[0, -1] for _, target in against))
+
     def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102
-        return self._step(batch, self.val_metrics)
+        return self._step(batch, self.val_metrics, None)
 
     def test_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102
-        return self._step(batch, self.test_metrics)
+        return self._step(batch, self.test_metrics, self.test_fidelity)
 
     def predict_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
-        return self._step(batch, None)
+        return self._step(batch, None, None)
 
     def on_validation_epoch_end(self) -> None:  # noqa: D102
         self._log_metrics(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:  # noqa: D102
         self._log_metrics(self.test_metrics)
+        self._log_metrics(self.test_fidelity)
 
     def _log_metrics(self, metrics: Any) -> None:
-        self.log_dict({name: value.float() for name, value in metrics.compute().items()})
-        metrics.reset()
+        if any(metric.update_called for metric in metrics.values()):
+            self.log_dict({name: value.float() for name, value in metrics.compute().items()})
+            metrics.reset()
 
 
 class PTQPhase(MattingModule):
@@ -164,10 +177,10 @@ def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
     """The float network as the data room uses it."""
 
     @torch.no_grad()
-    def forward(src: Tensor) -> MattingOutput:
+    def forward(src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
         device = next(network.parameters()).device
         src = src.to(device)
-        state = network.initial_state(src[:, 0])
+        state = network.initial_state(src[:, 0]) if state is None else state
         fgr, pha, states = [], [], []
         for frame in src.unbind(1):
             output = network.forward_frame(frame, state)

@@ -103,11 +103,8 @@ class GACModule(PTQPhase):
         return loss
 
     def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:
-        """Weights and alphas to learn from; without true alpha the float network is the only teacher."""
-        if batch.pha is None:
-            weights = [(self.truth_weight + self.teacher_weight, batch.teacher_pha)]
-        else:
-            weights = [(self.truth_weight, batch.pha), (self.teacher_weight, batch.teacher_pha)]
+        """Weights and alphas to learn from."""
+        weights = [(self.truth_weight, batch.pha), (self.teacher_weight, batch.teacher_pha)]
         targets = [(weight, alpha) for weight, alpha in weights if weight > 0]
         if not targets:
             raise PTQ4VMError("Expected truth_weight or teacher_weight above 0, got neither. Set one of them.")

@@ -18,9 +18,9 @@ from ptq4vm.quantizers.functional import (
     random_mask,
     round_ste,
 )
-from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, weights_prepared
+from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, left_float, weights_prepared
 from ptq4vm.quantizers.observers import Observer, find_range
-from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, parse_bits
+from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, canonical_bits, parse_bits
 
 __all__ = [
     "AffineCalibration",
@@ -34,6 +34,7 @@ __all__ = [
     "activation_quantizers",
     "affine_conv2d",
     "annealed_beta",
+    "canonical_bits",
     "choose_qparams",
     "clamp_ste",
     "conv2d",
@@ -42,6 +43,7 @@ __all__ = [
     "fake_quantize",
     "find_range",
     "inverse_rectified_sigmoid",
+    "left_float",
     "observing",
     "parse_bits",
     "quantize",

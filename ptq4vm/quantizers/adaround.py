@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers.functional import choose_qparams, dequantize, quantize
+from ptq4vm.quantizers.functional import choose_qparams, dequantize, quantize, round_ste
 from ptq4vm.quantizers.observers import find_range
 from ptq4vm.quantizers.qconfig import QuantSpec
 
 ZETA, GAMMA = 1.1, -0.1
+_NEAR = 0.49
+"""So far from its code can a latent lie at most to be rounded to it."""
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -59,11 +61,13 @@ class WeightQuantizer(nn.Module):
     """Quantizes a weight (out channels, ...) that it does not own.
 
     ``rounding`` holds V of AdaRound. What happens to it is explicit: ``mode`` is ``nearest`` (V unused), ``soft``
-    (h(V), differentiable), ``hard`` (h(V) ≥ ½) or ``fixed`` (the weight lies on the grid already: nothing is done).
+    (h(V), differentiable), ``hard`` (h(V) ≥ ½), ``latent`` (see :meth:`start_latent`), ``fixed`` (the weight lies on
+    the grid already: nothing is done) or ``float`` (the weight is used as it is).
     """
 
     scale: Tensor
     zero_point: Tensor
+    home: Tensor
 
     def __init__(self, weight: Tensor, spec: QuantSpec) -> None:
         super().__init__()
@@ -77,6 +81,8 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("scale", scale.expand(len(weight)).reshape(shape).clone())
         self.register_buffer("zero_point", zero_point.expand(len(weight)).reshape(shape).clone())
         self.rounding: nn.Parameter | None = None
+        self.latent: nn.Parameter | None = None
+        self.register_buffer("home", None)
 
     @torch.no_grad()
     def start_rounding(self, weight: Tensor) -> None:
@@ -84,9 +90,24 @@ class WeightQuantizer(nn.Module):
         ratio = weight / self.scale
         self.rounding = nn.Parameter(inverse_rectified_sigmoid(ratio - ratio.floor()))
 
+    @torch.no_grad()
+    def start_latent(self, weight: Tensor, floats: Tensor) -> None:
+        """Go on learning the codes of a fixed weight, rounded with the gradient straight through.
+
+        Args:
+            weight: on its grid.
+            floats: what it was made from, same shape: says how near to another code each code is. None of them moves
+                by more than one step.
+        """
+        codes = self.codes(weight)
+        near = codes + (floats / self.scale + self.zero_point - codes).clamp(-_NEAR, _NEAR)
+        self.home, self.latent, self.mode = near.clone(), nn.Parameter(near), "latent"
+
     def codes(self, weight: Tensor) -> Tensor:
         """The weight's integer codes by the current mode (soft ones lie between two integers)."""
         low, high = self.spec.quant_min, self.spec.quant_max
+        if self.latent is not None:
+            return round_ste(self.home + (self.latent - self.home).clamp(-1.0, 1.0)).clamp(low, high)
         if self.mode in ("nearest", "fixed"):
             return quantize(weight, self.scale, self.zero_point, low, high)
         if self.rounding is None:
@@ -97,13 +118,13 @@ class WeightQuantizer(nn.Module):
         return ((weight / self.scale).floor() + up + self.zero_point).clamp(low, high)
 
     def forward(self, weight: Tensor) -> Tensor:  # noqa: D102
-        if self.mode == "fixed":
+        if self.mode in ("fixed", "float"):
             return weight
         return dequantize(self.codes(weight), self.scale, self.zero_point)
 
     @torch.no_grad()
     def fix_(self, weight: Tensor) -> None:
-        """Put the weight on the grid, by hard rounding where it was learned, and forget V."""
+        """Put the weight on the grid, by hard rounding where it was learned, and forget what was learned with."""
         self.mode = "hard" if self.rounding is not None else self.mode
         weight.copy_(self(weight))
-        self.mode, self.rounding = "fixed", None
+        self.mode, self.rounding, self.latent, self.home = "fixed", None, None, None  # type: ignore[assignment]

@@ -153,3 +153,18 @@ def weights_prepared(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._prepared = None
+
+
+@contextmanager
+def left_float(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
+    """Inside, these layers compute as the float convolutions they were made from; their weights must not be fixed."""
+    before = [(layer, layer.weight_quantizer.mode, layer.activation_quantizer.enabled) for layer in layers]
+    if any(mode == "fixed" for _, mode, _ in before):
+        raise RuntimeError("a fixed weight lies on its grid: its float value is gone")
+    for layer, _, _ in before:
+        layer.weight_quantizer.mode, layer.activation_quantizer.enabled = "float", False
+    try:
+        yield
+    finally:
+        for layer, mode, enabled in before:
+            layer.weight_quantizer.mode, layer.activation_quantizer.enabled = mode, enabled

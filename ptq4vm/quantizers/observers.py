@@ -30,7 +30,8 @@ class Observer:
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         # A stride that shares no factor with the usual widths walks through all channels and places.
         stride = max(1, x.numel() // _SAMPLES_A_CALL) | 1
-        self.samples.append(x[::stride].cpu())
+        # A copy: a view would keep all of x in memory.
+        self.samples.append(x[::stride].to("cpu", copy=True))
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, each of shape (1,).

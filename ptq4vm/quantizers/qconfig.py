@@ -100,3 +100,9 @@ def parse_bits(bits: str) -> tuple[int, int]:
     if match is None:
         raise PTQ4VMError(f"Expected bits as W<weights>A<activations>, got {bits!r}. Choose e.g. W8A8, W4A8 or W4A4.")
     return int(match[1]), int(match[2])
+
+
+def canonical_bits(bits: str) -> str:
+    """``w4a8`` -> ``W4A8``. Raises PTQ4VMError as :func:`parse_bits`."""
+    weight_bits, activation_bits = parse_bits(bits)
+    return f"W{weight_bits}A{activation_bits}"

@@ -24,6 +24,13 @@ _HEADINGS = {
     "conn": "Conn",
     "dtssd": "dtSSD ×10²",
 }
+_EXTRA_HEADINGS = {
+    "mad_to_float": "MAD to float",
+    "dtssd_to_float": "dtSSD to float",
+    "held_out_mad": "held-out MAD to float",
+    "held_out_dtssd": "held-out dtSSD to float",
+    "peak_gb": "peak GB",
+}
 _WITH_RATIO = ("mad", "dtssd")
 _NOTHING = "–"
 
@@ -111,7 +118,7 @@ def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
     extras = dict.fromkeys(name for row in rows for name in row.extra or {})
     columns += [(name, lambda row, name=name: _number((row.extra or {}).get(name))) for name in extras]  # type: ignore[misc]
     columns = [column for column in columns if any(column[1](row) != _NOTHING for row in rows)]
-    readable = (heading.replace("_", " ") for heading, _ in columns)
+    readable = (_EXTRA_HEADINGS.get(heading, heading.replace("_", " ")) for heading, _ in columns)
     headings = ["name", "bits", "placement", *readable]
     body = [
         [row.name, str(row.bits) or _NOTHING, row.placement or _NOTHING, *(cell(row) for _, cell in columns)]

@@ -51,6 +51,14 @@ def test_fit_configuration_names_what_exists(path):
         (["frobnicate"], "Expected a subcommand"),
         (["quantize", "--bits", "[W9A9]"], "2 to 8 bits"),
         (["quantize", "--data.seq_length", "0"], "seq_length"),
+        (["quantize", "--bits", "[auto]", "--budget", "0.001"], "Expected a budget of at least 0."),
+        (["sensitivity", "rvm_mobilenetv9"], "rvm_mobilenetv9"),
+        (
+            ["sensitivity", "rvm_mobilenetv3", "--bits", "W9A9", "--data.height", "32", "--data.width", "32"],
+            "2 to 8 bits",
+        ),
+        (["sensitivity", "rvm_mobilenetv3", "--bits", "[W4A4, 8]"], "W<weights>A<activations>"),
+        (["sensitivity", "rvm_mobilenetv3", "--device", "nowhere"], "Expected a device that is there"),
         (["evaluate", "no-such-model", "--data", "."], "Expected a model"),
         (["evaluate", "rvm_mobilenetv3", "--data", "/no/such/tree"], "/no/such/tree"),
         (["matte", "/no/such/video.mp4", "--alpha", "a.mp4"], "/no/such/video.mp4"),
@@ -76,7 +84,7 @@ def test_bad_bits_in_a_fit_configuration_are_told_plainly(capsys, tmp_path, monk
 def test_help_names_every_subcommand(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("quantize", "evaluate", "matte", "weights", "fit", "predict"))
+    assert all(name in text for name in ("quantize", "sensitivity", "evaluate", "matte", "weights", "fit", "predict"))
 
 
 def test_testing_what_was_never_calibrated_is_refused(capsys, tmp_path, monkeypatch, official_weights):

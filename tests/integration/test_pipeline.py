@@ -7,7 +7,7 @@ import pytest
 import torch
 import wandb
 
-from ptq4vm import cli
+from ptq4vm import cli, sensitivity
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, read_header
@@ -41,6 +41,9 @@ def test_rows_and_files(run):
     result, _ = run
     assert [row.name for row in result.rows] == ["float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"]
     assert all(set(row.metrics) == {"mad", "mse", "grad", "conn", "dtssd"} for row in result.rows)
+    assert all({"mad_to_float", "dtssd_to_float"} <= set(row.extra) for row in result.rows)
+    assert result.rows[0].extra["mad_to_float"] < 0.01
+    assert all({"minutes", "peak_gb"} <= set(row.extra) for row in result.rows[1:])
     assert result.rows[1].size_mb < 0.2 * result.rows[0].size_mb
     assert result.pictures.stat().st_size > 10_000
     assert len(json.loads(result.metrics.read_text())["rows"]) == 5
@@ -146,3 +149,41 @@ def test_a_fit_is_tracked_by_weights_and_biases_offline(run, tmp_path, monkeypat
     assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
     assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/files/media/images/val/alpha*.png"))
     assert load_model(tmp_path / "gac.safetensors").name == "rvm_mobilenetv3"
+
+
+@pytest.mark.slow
+def test_mixed_precision_is_chosen_once_and_said_in_the_table(tmp_path, run, monkeypatch):
+    _, folder = run
+    options = {**OPTIONS, "bits": ["auto"], "budget": 0.15, "gac_epochs": 1}
+    result = quantize(make_data(folder / "cache"), tmp_path / "run", **options)
+    header = read_header(result.checkpoints["auto"])
+    raised = {name: bits for name, bits in header["layers"].items() if bits != "W4A4"}
+    assert raised == {"backbone.features.0.0": "W8A8", "project_mat.conv": "W8A8", **header["qconfig"]["layer_bits"]}
+    assert len(raised) > 2
+    assert all(row.bits.startswith("W4A4 mixed (W4.") for row in result.rows[1:])
+    layers = json.loads((tmp_path / "run" / "auto" / "sensitivity.json").read_text())["layers"]
+    assert [set(layer["errors"]) for layer in layers] == [{"W4A4", "W4A8", "W8A8"}] * 78
+    costs = {layer["name"]: layer["macs"] * bit_product(header["layers"][layer["name"]]) for layer in layers}
+    assert sum(costs[name] for name in raised) <= 0.15 * sum(costs.values())
+    monkeypatch.setattr(sensitivity, "quantize_network", None)
+    assert quantize(make_data(folder / "cache"), tmp_path / "run", **options).rows == result.rows
+    with pytest.raises(PTQ4VMError, match=r"budget: 0.15 there, 0.2 now"):
+        quantize(make_data(folder / "cache"), tmp_path / "run", **{**options, "budget": 0.2})
+
+
+def bit_product(bits):
+    return int(bits[1]) * int(bits[3])
+
+
+@pytest.mark.slow
+def test_sensitivity_as_a_user_calls_it(tmp_path, capsys, official_weights):
+    size = ["--data.height", "32", "--data.width", "48", "--data.seq_length", "2", "--data.cache_dir", str(tmp_path)]
+    args = ["sensitivity", "rvm_mobilenetv3", "--data.num_sequences", "2", "--sequences", "1", *size]
+    args += ["--qconfig.range_method", "minmax", "--bits", "w4a8", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main(args) == 0
+    assert "sensitive to W4A8" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
+    assert len(content["layers"]) == 78
+    assert sum(layer["macs_share"] for layer in content["layers"]) == pytest.approx(1.0)
+    assert all(set(layer["errors"]["W4A8"]) == {"mad", "dtssd"} for layer in content["layers"])
+    assert (tmp_path / "out" / "sensitivity.png").stat().st_size > 10_000

@@ -17,9 +17,11 @@ from layouts import (
 from torch import nn
 
 from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMattingDataModule
+from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.calibration import draw_sequences
 from ptq4vm.data.loading import collate_chunk
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.types import MattingOutput, Teacher
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def files(tmp_path, pattern="cache/calibration/*/**/*.safetensors"):
     return sorted(tmp_path.glob(pattern))
 
 
-@pytest.mark.parametrize("source", ["builtin", "videomatte", "evaluation", "video"])
+@pytest.mark.parametrize("source", ["builtin", "videomatte", "evaluation", "video", "cutout"])
 @pytest.mark.parametrize("augment", [True, False])
 def test_calibration_sequences_of_every_source(make, source, augment):
     module = make(source=source, augment=augment)
@@ -65,7 +67,7 @@ def test_calibration_sequences_of_every_source(make, source, augment):
     assert clip.flow.shape == (2, 2, HEIGHT, WIDTH)
     assert clip.visible.shape == (2, 1, HEIGHT, WIDTH)
     assert all(part is None or part.dtype == torch.float32 for part in (*clip[1:6], *clip.teacher_state, *clip[7:]))
-    assert (clip.pha is None) == (source == "video")
+    assert torch.equal(clip.pha, clip.teacher_pha) == (source == "video")
     exact = source == "builtin" and not augment
     assert len(flow_calls) == (0 if exact else 4)
     assert ((clip.flow == 0.5).all()) != exact
@@ -162,11 +164,81 @@ def test_label_free_calibration_knows_no_labels(make, tmp_path, source):
     module = make(source=source, labels=False, augment=False)
     _, flow_calls = attach(module)
     clip = module.calibration_set[0]
-    assert clip.pha is None
+    assert torch.equal(clip.pha, clip.teacher_pha)
     assert clip.fgr is None
     assert len(flow_calls) == 4  # An exact flow would follow the true alpha.
-    module.batch_size = 2
-    assert next(iter(module.train_dataloader())).pha is None
+
+
+def test_several_sources_take_turns(make):
+    module = make(source=["videomatte", "video", "cutout"], num_sequences=5, augment=False)
+    attach(module)
+    kinds = [type(place.source).__name__ for place in module._sequences]
+    assert kinds == ["VideoMatteSource", "VideoSource", "CutoutSource", "VideoMatteSource", "VideoSource"]
+    clips = [module.calibration_set[i] for i in range(5)]
+    assert [clip.fgr is not None for clip in clips] == [True, False, True, True, False]
+    assert [torch.equal(clip.pha, clip.teacher_pha) for clip in clips] == [False, True, False, False, True]
+    module.batch_size = 5
+    assert next(iter(module.train_dataloader())).pha.shape[0] == 5
+    with pytest.raises(PTQ4VMError, match="Expected source to be of builtin, videomatte"):
+        make(source=["videomatte", "videos"])
+    with pytest.raises(PTQ4VMError, match="Expected source"):
+        make(source=[])
+
+
+def test_people_cut_out_are_composed_with_other_backgrounds(make, tmp_path):
+    module = make(source="cutout", augment=False)
+    attach(module)
+    place = module._sequences[0]
+    alpha = make_teacher()[0].forward(torch.zeros(1, 3, 3, HEIGHT, WIDTH)).pha[0]
+    person = place.source.people.read(0, place.start, place.start + 3).src
+    layers = place.source.read_layers(place.clip, place.start, place.start + 3)
+    assert torch.equal(layers.pha, alpha)
+    assert torch.equal(layers.fgr, 1 - person)  # this teacher's foreground
+    background = Backgrounds(tmp_path / "bg").read(
+        place.source._pairs[place.clip][1], place.start, place.start + 3, (HEIGHT, WIDTH)
+    )
+    expected = layers.fgr * alpha + background * (1 - alpha)
+    torch.testing.assert_close(module.calibration_set[0].src, expected, atol=1 / 255, rtol=0)
+
+
+def test_held_out_clips_are_seen_by_scoring_alone(make, tmp_path):
+    write_video(tmp_path / "vid" / "b.avi")
+    module = make(source=["videomatte", "video", "cutout"], num_sequences=12, held_out=["b", "room", "0001"])
+    attach(module)
+    names = [place.source.names[place.clip] for place in module._sequences]
+    assert not [name for name in names if "b.avi" in name or "room" in name or "0001" in name]
+    assert module.held_out_dataloader() is None
+    module.add_references(make_teacher()[0], make_flow()[0])
+    clips = list(module.held_out_dataloader())
+    assert {clip.name for clip in clips} == {"vid/b.avi+room"}
+    assert clips[0].pha is None
+    assert clips[0].float_pha.shape == (1, 8, 1, HEIGHT, WIDTH)
+    with pytest.raises(PTQ4VMError, match="Correct held_out"):
+        make(source="video", held_out=["*"]).setup("fit")
+    with pytest.raises(PTQ4VMError, match="Expected clips that are not held out"):
+        make(held_out=["000*"]).setup("fit")
+    with pytest.raises(PTQ4VMError, match=r"Expected backgrounds named .* Correct held_out"):
+        make(held_out=["room", "hall", "street"]).setup("fit")
+
+
+def test_references_are_the_float_network_over_whole_clips(make, tmp_path):
+    """Made once, the state carried from chunk to chunk."""
+
+    def counting(src, state=None):
+        calls.append(len(src[0]))
+        start = torch.zeros(()) if state is None else state[0][0]
+        steps = start + torch.arange(1, src.shape[1] + 1) / 10
+        pha = steps.view(1, -1, 1, 1, 1).expand(1, -1, 1, *src.shape[-2:])
+        return MattingOutput(src, pha, (steps[None],))
+
+    calls = []
+    teacher = Teacher(counting, "counting")
+    for _ in range(2):
+        module = make(eval_chunk=2)
+        module.add_references(teacher, make_flow()[0])
+        chunks = [module.evaluation_set[i] for i in range(len(module.evaluation_set))]
+        assert [round(float(clip.float_pha[-1].mean()), 3) for clip in chunks] == [0.2, 0.4, 0.5] * 3
+        assert calls == [2, 2, 1] * 3
 
 
 def test_label_free_calibration_reads_composites_without_alpha(make, tmp_path):
@@ -366,7 +438,7 @@ def test_with_several_processes_the_first_makes_the_set(make):
         ({"eval_frames": 0}, "eval_frames"),
         ({"num_workers": -1}, "num_workers"),
         ({"seed": -1}, "seed"),
-        ({"source": "films"}, "Expected source builtin, videomatte, evaluation or video, got 'films'"),
+        ({"source": "films"}, "Expected source to be of builtin, videomatte, .* got 'films'"),
         ({"foregrounds": "no"}, "Expected a folder of foregrounds .* got nothing at .*no"),
         ({"backgrounds": "no"}, "Expected a folder of backgrounds"),
         ({"evaluation": "no"}, "Expected a folder of evaluation sets"),
@@ -408,4 +480,4 @@ def test_numbers_out_of_the_set_end_it(make):
     attach(module)
     with pytest.raises(IndexError):
         module.calibration_set[4]
-    assert isinstance(make(source="builtin")._make_calibration_source(), BuiltinSource)
+    assert isinstance(make(source="builtin")._make_calibration_source("builtin"), BuiltinSource)

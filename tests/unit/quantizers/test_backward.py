@@ -162,7 +162,7 @@ def test_rounding_regularizer_has_the_gradient_of_its_formula(beta):
     torch.testing.assert_close(torch.autograd.grad(3 * ours, v), torch.autograd.grad(3 * naive, v))
 
 
-@pytest.mark.parametrize("mode", ["soft", "nearest", "fixed"])
+@pytest.mark.parametrize("mode", ["soft", "nearest", "latent", "fixed"])
 @pytest.mark.parametrize("affine", [True, False])
 def test_prepared_weights_give_the_same_rollout(mode, affine):
     torch.manual_seed(0)
@@ -172,6 +172,10 @@ def test_prepared_weights_give_the_same_rollout(mode, affine):
         layer(x)
     if mode == "soft":
         layer.weight_quantizer.start_rounding(layer.weight)
+    if mode == "latent":
+        floats = layer.weight.detach().clone()
+        layer.fix_()
+        layer.weight_quantizer.start_latent(layer.weight, floats)
     layer.weight_quantizer.mode = mode
     if affine:
         layer.start_affine(per_channel=True)
@@ -188,7 +192,5 @@ def test_prepared_weights_give_the_same_rollout(mode, affine):
     assert torch.equal(plain, prepared)
     torch.testing.assert_close(plain_gradients, prepared_gradients)
     assert ("weight_quantizer.rounding" in plain_gradients) == (mode == "soft")
-    with torch.no_grad():
-        layer.weight.zero_()
-    assert layer.weight_quantizer.mode == mode
+    assert ("weight_quantizer.latent" in plain_gradients) == (mode == "latent")
     assert layer._prepared is None

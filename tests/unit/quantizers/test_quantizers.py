@@ -16,6 +16,7 @@ from ptq4vm.quantizers import (
     fake_quantize,
     find_range,
     inverse_rectified_sigmoid,
+    left_float,
     observing,
     parse_bits,
     quantize,
@@ -195,3 +196,29 @@ def test_a_zero_point_on_its_bound_still_learns():
     quantizer.set_qparams(torch.tensor([0.1]), torch.tensor([0.0]))
     quantizer(torch.tensor([-1.0])).sum().backward()
     assert quantizer.offset.grad.item() != 0.0
+
+
+def test_layers_left_float_compute_as_before():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(3, 4, 3)
+    layer, x = (
+        QuantizedConv2d.from_float(conv, QuantSpec(4, "symmetric", "per_channel"), QuantSpec(4)),
+        torch.rand(1, 3, 8, 8),
+    )
+    with torch.no_grad():
+        with observing([layer.activation_quantizer]):
+            layer(x)
+        quantized = layer(x)
+        with left_float([layer]):
+            torch.testing.assert_close(layer(x), conv(x))
+        assert torch.equal(layer(x), quantized)
+        assert not torch.allclose(quantized, conv(x))
+    layer.fix_()
+    with pytest.raises(RuntimeError, match="float value is gone"), left_float([layer]):
+        pass
+
+
+def test_observer_keeps_samples_not_whole_tensors():
+    observer = Observer(QuantSpec(8))
+    observer.observe(torch.rand(1_000_000))
+    assert observer.samples[0].untyped_storage().nbytes() < 50_000

@@ -1,0 +1,68 @@
+"""Background clips, and how people are paired with them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from ptq4vm.data.files import (
+    cover_crop,
+    files_fingerprint,
+    list_folders,
+    list_frames,
+    matches,
+    ping_pong,
+    read_frames,
+    require_folder,
+)
+from ptq4vm.errors import PTQ4VMError
+
+LAYOUT = "train/<clip>/<frame>.jpg|png"
+
+
+class Backgrounds:
+    """Background clips; one of a single frame is a still, a short one is read to and fro.
+
+    Args:
+        root: folder with `train/<clip>/<frame>`; images directly in `train` are stills.
+        names: patterns of the clips to take.
+        held_out: patterns of those to leave alone.
+
+    Raises:
+        PTQ4VMError: the folder is missing, or holds no such clips.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str] = ("*",), held_out: Sequence[str] = ()) -> None:
+        self.root = root
+        train = require_folder(root / "train", "backgrounds", LAYOUT)
+        self._clips = {image.stem: [image] for image in list_frames(train)}
+        self._clips |= {folder.name: frames for folder in list_folders(train) if (frames := list_frames(folder))}
+        if not self._clips:
+            raise PTQ4VMError(f"Expected backgrounds laid out as {LAYOUT}, got no image in {train}.")
+        self.names = [name for name in self._clips if matches(name, names) and not matches(name, held_out)]
+        if not self.names:
+            raise PTQ4VMError(
+                f"Expected backgrounds named {', '.join(names)} in {train}, but {', '.join(held_out) or 'none'}, got "
+                f"{', '.join(self._clips)}. Correct held_out."
+            )
+
+    def read(self, index: int, start: int, stop: int, size: tuple[int, int]) -> Tensor:
+        """Frames [start, stop), scaled and cut to size, (T, 3, H, W)."""
+        paths = self._clips[self.names[index]]
+        if len(paths) == 1:
+            return cover_crop(read_frames(paths), size).expand(stop - start, -1, -1, -1)
+        return cover_crop(read_frames([paths[ping_pong(t, len(paths))] for t in range(start, stop)]), size)
+
+    def fingerprint(self) -> str:
+        """Hash of every file's path, size and time of change."""
+        return files_fingerprint(self.root, [path for name in self.names for path in self._clips[name]])
+
+
+def pair_evenly(people: int, backgrounds: int, seed: int) -> list[tuple[int, int]]:
+    """Every person before every background, mixed by seed; the first pairs already use all of both evenly."""
+    generator = Generator().manual_seed(seed)
+    clips = torch.randperm(people, generator=generator).tolist()
+    stages = torch.randperm(backgrounds, generator=generator).tolist()
+    # In each round everybody meets a background not met yet.
+    return [(clip, stages[(i + r) % len(stages)]) for r in range(len(stages)) for i, clip in enumerate(clips)]

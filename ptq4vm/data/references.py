@@ -1,0 +1,89 @@
+"""The float network's mattes of clips that are scored, computed once: what fidelity is measured against."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ptq4vm.data.calibration import CalibrationSet, Progress, file_name
+from ptq4vm.data.loading import Chunk, EvaluationChunks
+from ptq4vm.data.storage import is_whole, make_folder, read_tensors, write_tensors
+from ptq4vm.types import MattingClip, Teacher
+
+_LEVELS = 65535
+"""Alpha is kept in 16 bits: a hundredth of what the smallest differences of interest are."""
+
+
+class ReferencedChunks(Dataset[MattingClip]):
+    """Evaluation chunks together with the float network's alpha.
+
+    Args:
+        chunks: the clips.
+        folder: of the references, made by :meth:`build`.
+    """
+
+    def __init__(self, chunks: EvaluationChunks, folder: Path) -> None:
+        self.clips, self.folder = chunks, folder
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Which frames each chunk holds."""
+        return self.clips.chunks
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in all chunks together."""
+        return self.clips.num_frames
+
+    def __getitem__(self, index: int) -> MattingClip:
+        """One chunk, (T, C, H, W)."""
+        pha = read_tensors(self.folder / file_name(index))["pha"].float() / _LEVELS
+        return self.clips[index]._replace(float_pha=pha)
+
+    @torch.no_grad()
+    def build(self, teacher: Teacher, progress: Progress | None = None) -> "ReferencedChunks":
+        """Make what is missing; a clip whose chunks are all there is not looked at.
+
+        Raises:
+            PTQ4VMError: clips can't be read, or the folder can't be written.
+        """
+        make_folder(self.folder)
+        state = None
+        whole = [is_whole(self.folder / file_name(index), ["pha"]) for index in range(len(self))]
+        missing = {self.chunks[index].clip for index, there in enumerate(whole) if not there}
+        for index, chunk in enumerate(self.chunks):
+            if chunk.clip in missing:
+                output = teacher.forward(self.clips[index].src[None], None if chunk.start == 0 else state)
+                state = tuple(steps[:, -1] for steps in output.state)
+                write_tensors(self.folder / file_name(index), {"pha": _to_codes(output.pha[0])})
+            if progress is not None:
+                progress(index + 1, len(self), "float mattes of the evaluation clips")
+        return self
+
+
+class HeldOutClips(Dataset[MattingClip]):
+    """People that calibration never sees: cached sequences, as clips without true alpha."""
+
+    def __init__(self, sequences: CalibrationSet, names: list[str]) -> None:
+        self.sequences, self.names = sequences, names
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of all clips together."""
+        return len(self) * len(self.sequences[0].src)
+
+    def __getitem__(self, index: int) -> MattingClip:
+        """One clip, (T, C, H, W)."""
+        sequence = self.sequences[index]
+        return MattingClip(sequence.src, name=self.names[index], float_pha=sequence.teacher_pha)
+
+
+def _to_codes(alpha: Tensor) -> Tensor:
+    return (alpha.cpu() * _LEVELS).round().to(torch.int32).to(torch.uint16)

@@ -1,0 +1,101 @@
+"""Which layers to give more bits than the others, within a budget of bit operations."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.quantizers import canonical_bits, parse_bits
+from ptq4vm.sensitivity import BASE_BITS, Sensitivity, combined_errors
+
+CANDIDATE_BITS = ("W4A8", "W8A8")
+
+
+def choose_bits(
+    sensitivity: Sensitivity,
+    base: str = BASE_BITS,
+    candidates: Sequence[str] = CANDIDATE_BITS,
+    budget: float = 0.10,
+) -> dict[str, str]:
+    """The layers to give more than the base bits, so that the sum of all layers' errors becomes least.
+
+    An integer program: each layer takes the base or one of the candidates. Its error is that of
+    :func:`combined_errors`, as measured at those bits. At most ``budget`` of all bit operations, Σ MACs x weight bits x
+    activation bits over the quantized layers, may be spent in layers above the base; the layers that are fixed are
+    not chosen but count. That errors of single layers add up is an assumption.
+
+    Returns:
+        Layer name to bits, without the layers that stay at the base and the fixed ones.
+
+    Raises:
+        PTQ4VMError: bad bits or budget, fixed layers that exceed the budget, or bits at which nothing was measured.
+    """
+    base, candidates = canonical_bits(base), [canonical_bits(one) for one in candidates]
+    for one in candidates:
+        if _product(one) <= _product(base) or any(c < b for c, b in zip(*map(parse_bits, (one, base)), strict=True)):
+            raise PTQ4VMError(f"Expected candidates above the base {base}, got {one}. Choose e.g. W4A8 or W8A8.")
+    require_budget(sensitivity, base, budget)
+    free = [layer for layer in sensitivity.layers if layer.fixed is None]
+    options = [base, *candidates]
+    if not free or not candidates:
+        return {}
+    errors = combined_errors(free, options, base)
+    costs = np.array([[layer.macs * _product(one) for one in options] for layer in free], dtype=float)
+    # Spent above the base <= budget x spent at all, with everything on one side.
+    load = costs * (np.array([False] + [True] * len(candidates)) - budget)
+    fixed_load = sum(
+        layer.macs * _product(layer.fixed) * ((_product(layer.fixed) > _product(base)) - budget)
+        for layer in sensitivity.layers
+        if layer.fixed is not None
+    )
+    scale = 1e4 / costs[:, 0].sum()  # the solver's tolerance is absolute
+    one_each = np.kron(np.eye(len(free)), np.ones(len(options)))
+    solution = milp(
+        errors.ravel(),
+        integrality=np.ones(errors.size),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(load.ravel()[None] * scale, -np.inf, -fixed_load * scale),
+        ],
+        # Presolving saves nothing here, and HiGHS of some releases prints to the terminal after it.
+        options={"mip_rel_gap": 0.0, "presolve": False},
+    )
+    if solution.x is None:
+        raise RuntimeError(f"the integer program was not solved: {solution.message}")
+    picks = solution.x.reshape(errors.shape).argmax(1)
+    return {layer.name: options[pick] for layer, pick in zip(free, picks, strict=True) if pick > 0}
+
+
+def require_budget(sensitivity: Sensitivity, base: str, budget: float) -> None:
+    """See that the fixed layers leave something of the budget; needs nothing measured.
+
+    Raises:
+        PTQ4VMError: they don't, or the budget isn't in [0, 1].
+    """
+    if not 0.0 <= budget <= 1.0:
+        raise PTQ4VMError(f"Expected a budget in [0, 1], the share of bit operations, got {budget}. Try 0.1.")
+    share = share_above(sensitivity, base, {})
+    if share > budget:
+        names = ", ".join(
+            f"{layer.name} {layer.fixed}"
+            for layer in sensitivity.layers
+            if _product(layer.fixed or base) > _product(base)
+        )
+        raise PTQ4VMError(
+            f"Expected a budget of at least {share:.4f}, which the layers of fixed bits already take ({names}), got "
+            f"{budget}. Raise the budget, or lower edge_bits or layer_bits."
+        )
+
+
+def share_above(sensitivity: Sensitivity, base: str, bits: Mapping[str, str]) -> float:
+    """The share of all bit operations that is spent in layers above the base, with these bits chosen."""
+    costs = [(layer.macs, _product(layer.fixed or bits.get(layer.name, base))) for layer in sensitivity.layers]
+    total = sum(macs * product for macs, product in costs)
+    return sum(macs * product for macs, product in costs if product > _product(base)) / total
+
+
+def _product(bits: str) -> int:
+    weight_bits, activation_bits = parse_bits(bits)
+    return weight_bits * activation_bits

@@ -1,0 +1,6 @@
+"""The main job, from a float network to a table and a quantized checkpoint."""
+
+from ptq4vm.pipeline.quantize import QuantizeResult, quantize
+from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row
+
+__all__ = ["DEFAULT_ROWS", "QuantizeResult", "Row", "quantize"]

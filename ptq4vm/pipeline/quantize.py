@@ -1,0 +1,182 @@
+"""The main job: block reconstruction, global calibration, evaluation and the table, in one resumable run folder."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
+from ptq4vm.mixed_precision import CANDIDATE_BITS, choose_bits, require_budget
+from ptq4vm.models.base import MattingModel
+from ptq4vm.phases import BlockReconstructionModule, GACModule
+from ptq4vm.phases.base import Scoring, make_float_network
+from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row, check_rows
+from ptq4vm.pipeline.run import Run
+from ptq4vm.quantizers import QConfig
+from ptq4vm.reporting import ResultRow, Strip, draw_strips, markdown_table, write_metrics, written_whole
+from ptq4vm.sensitivity import BASE_BITS, list_layers, measure_sensitivity
+
+AUTO = "auto"
+"""Stands among the bits for W4A4 with more bits in the layers that need them most."""
+_SETTLED = 12
+"""So many frames into a clip the recurrent state no longer changes what is seen."""
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What :func:`quantize` leaves behind."""
+
+    folder: Path
+    rows: list[ResultRow]
+    table: Path
+    pictures: Path
+    metrics: Path
+    checkpoints: dict[str, Path]
+    """The finished quantized checkpoint of each bit width."""
+
+
+def quantize(
+    data: VideoMattingDataModule,
+    output: Path = Path("runs/quantize"),
+    network: str = "rvm_mobilenetv3",
+    weights: str = "official",
+    downsample_ratio: float = 1.0,
+    bits: Iterable[str] = ("W8A8",),
+    budget: float = 0.1,
+    rows: dict[str, Row] | None = None,
+    qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
+    block_reconstruction: dict[str, Any] | None = None,
+    gac: dict[str, Any] | None = None,
+    block_steps: int = 100,
+    block_batch_size: int = 1,
+    gac_epochs: int = 10,
+    gac_batch_size: int = 1,
+    scoring: Scoring = "float",
+    trainer: dict[str, Any] | None = None,
+) -> QuantizeResult:
+    """Quantize a network through both phases, score each step on the evaluation clips, and draw mattes.
+
+    Every finished step stays in the run folder and is not done again; a killed step goes on from its last block or
+    epoch.
+
+    Args:
+        data: calibration and evaluation clips.
+        output: the run folder.
+        network: the registry's name of the network.
+        weights: ``official``, or a file of float weights.
+        downsample_ratio: the network's body works at this fraction of the frame's size.
+        bits: one or more of W8A8, W4A8, W4A4, ..., or ``auto``: W4A4, but W4A8 or W8A8 in the layers that gain most,
+            found by quantizing each alone on calibration sequences.
+        budget: of ``auto``: the share of all bit operations that layers above W4A4 may take, first and last included.
+        rows: the table's rows by name, the last of which is the run's result; the paper's steps if not given.
+        qconfig: everything else about quantization; its ``bits`` are replaced by each of ``bits``.
+        block_reconstruction: options of :class:`BlockReconstructionModule`; rows may change them.
+        gac: options of :class:`GACModule`; rows may change them.
+        block_steps: steps for each block.
+        block_batch_size: sequences in a step of block reconstruction.
+        gac_epochs: passes through the calibration set in global calibration.
+        gac_batch_size: sequences in a step of global calibration.
+        scoring: ``float`` or ``png8``.
+        trainer: options of Lightning's Trainer: accelerator, devices, logger, ...
+
+    Raises:
+        PTQ4VMError: bad settings or data; or ``output`` holds a run with other settings.
+    """
+    settings = {name: value for name, value in locals().items() if name not in ("data", "output", "trainer")}
+    run = Run(Path(output), data, dict(trainer or {}), scoring)
+    # A folder is claimed only for what can be run.
+    plans = {one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits}
+    methods = check_rows(rows or DEFAULT_ROWS)
+    for row in methods.values():
+        dataclasses.replace(qconfig, **row.qconfig)
+    teacher = make_float_network(network, weights, downsample_ratio)
+    if AUTO in plans:
+        require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, budget)
+    else:
+        del settings["budget"]
+    data.setup("fit")
+    run.claim(settings)
+    with run.progress():
+        steps = block_steps * block_batch_size / data.num_sequences
+        learns = {name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row)) for name, row in methods.items()}
+        run.prepare(teacher, learns)
+        if AUTO in plans:
+            plans[AUTO] = _mix(run, teacher, plans[AUTO], budget)
+        run.expect(len(plans))
+        table = [run.score(run.folder / "float.json", "float", teacher)]
+        common = {"network": network, "weights": weights, "downsample_ratio": downsample_ratio}
+        for bits_name, plan in plans.items():
+            folder = run.folder / bits_name.lower()
+            for name, row in methods.items():
+                if row.start is None:
+                    plan_of_row = dataclasses.replace(plan, **row.qconfig)
+                    options = {**common, "qconfig": plan_of_row, **(block_reconstruction or {}), **row.options}
+                    steps_of_row = block_steps if _learns(row) else 1
+                    run.fit(folder, name, row, BlockReconstructionModule, options, block_batch_size, steps_of_row, 1)
+                else:
+                    start = folder / f"{row.start}.safetensors"
+                    options = {"weights": weights, "checkpoint": start, **(gac or {}), **row.options}
+                    run.fit(folder, name, row, GACModule, options, gac_batch_size, None, gac_epochs)
+                scored, made_with = load_quantized(folder / f"{name}.safetensors")
+                table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
+            shutil.copyfile(folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
+        run.say("writing the table and the pictures")
+        return _report(run, teacher, list(plans), table)
+
+
+def _learns(row: Row) -> bool:
+    return row.options.get("learn_rounding", True) or row.options.get("learn_scales", True)
+
+
+def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConfig:
+    """The plan with more bits for the layers that gain most; what was measured for it stays in the run folder."""
+    run.say("AUTO: each layer quantized alone")
+    path = run.folder / AUTO / "sensitivity.json"
+    bits = (BASE_BITS, *CANDIDATE_BITS)
+    with run.on_device(teacher), run.second_bar() as progress:
+        found = measure_sensitivity(teacher, run.data, bits, plan, path=path, progress=progress)
+    # What the user set wins.
+    return dataclasses.replace(plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits})
+
+
+def _report(run: Run, teacher: MattingModel, names: list[str], table: list[ResultRow]) -> QuantizeResult:
+    """Table, metrics.json and pictures."""
+    checkpoints = {name: run.folder / name.lower() / FINAL_CHECKPOINT for name in names}
+    meta = {"scoring": run.scoring, "checkpoints": {bits: str(path) for bits, path in checkpoints.items()}}
+    result = QuantizeResult(
+        run.folder,
+        table,
+        run.folder / "table.md",
+        run.folder / "pictures.png",
+        run.folder / "metrics.json",
+        checkpoints,
+    )
+    write_metrics(result.metrics, table, meta)
+    with written_whole(result.table) as part:
+        part.write_text(markdown_table(table))
+    quantized = load_quantized(checkpoints[names[-1]])[0]
+    draw_strips(collect_strips(run.data, teacher, quantized), result.pictures)
+    return result
+
+
+@torch.inference_mode()
+def collect_strips(
+    data: VideoMattingDataModule, teacher: MattingModel, network: MattingModel, count: int = 4
+) -> list[Strip]:
+    """One frame, after the state has settled, of some evaluation clips, through both networks."""
+    chunks = data.evaluation_set
+    strips: list[Strip] = []
+    for index in [i for i, chunk in enumerate(chunks.chunks) if chunk.start == 0][:count]:
+        clip = chunks[index]
+        src = clip.src[:_SETTLED]
+        float_pha, quantized_pha = teacher.unroll(src[None]).pha, network.unroll(src[None]).pha
+        last = len(src) - 1
+        truth = None if clip.pha is None else clip.pha[last]
+        title = f"{clip.name}, frame {last}"
+        strips.append(Strip(title, src[last], truth, float_pha[0, last], quantized_pha[0, last]))
+    return strips

@@ -1,0 +1,244 @@
+"""One run folder: its steps, each done once, and how far they are."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ptq4vm.callbacks import WorkProgress
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.flow import create_flow
+from ptq4vm.graph import bits_label, network_cost, trace
+from ptq4vm.graph.trace import example_frame
+from ptq4vm.models.base import MattingModel
+from ptq4vm.phases import MattingModule, make_teacher
+from ptq4vm.phases.base import Scoring
+from ptq4vm.pipeline.rows import Row
+from ptq4vm.quantizers import QConfig
+from ptq4vm.reporting import ResultRow, measured, written_whole
+
+
+class Run:
+    """One run folder: what is in it, and what is still to do."""
+
+    def __init__(self, folder: Path, data: VideoMattingDataModule, trainer: dict[str, Any], scoring: Scoring) -> None:
+        self.folder, self.data, self.trainer, self.scoring = folder, data, trainer, scoring
+        self._bar: Progress | None = None
+        self._macs: dict[str, int] = {}
+        self._size = (0, 0)
+        self._work: dict[str, float] = {}
+        self._scoring_work = 0.0
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Write the settings into a new folder, or see that an existing one has the same."""
+        path = self.folder / "settings.json"
+        settings = {**settings, "data": _data_settings(self.data)}
+        if path.is_file():
+            before, now = _read_json(path), json.loads(json.dumps(settings, default=_plain))
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            if changed:
+                differences = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
+                raise PTQ4VMError(
+                    f"Expected {self.folder} to be new or a run with these settings, got another configuration "
+                    f"({differences}). Choose another --output, or remove the folder."
+                )
+            return
+        _write_json(path, settings)
+
+    # ---- progress ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """A bar for the whole run: what it is doing and how long is left."""
+        columns = (
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, speed_estimate_period=120.0) as self._bar:
+            self._task = self._bar.add_task("starting", total=None)
+            yield
+
+    def say(self, text: str) -> None:
+        """Tell what is done now."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+            if not self._bar.console.is_terminal:
+                self._bar.console.print(text, highlight=False)
+
+    def _advance(self, work: float) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task, work)
+
+    def _attached(self, done: int, total: int, what: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, description=what)
+
+    def prepare(self, teacher: MattingModel, work: Mapping[str, float]) -> None:
+        """Make the calibration set and the references, and set the bar up.
+
+        Args:
+            teacher: the float network.
+            work: what each row costs for each frame of the calibration set, in frames that go forward once.
+        """
+        self._macs = {layer.name: layer.macs for layer in trace(teacher, example_frame(teacher))}
+        self.say("calibration set: frames, float mattes, optical flow")
+        with self.on_device(teacher):
+            sees, flow = make_teacher(teacher), create_flow("dis")
+            self.data.attach(sees, flow, self._attached)
+            self.data.add_references(sees, flow, self._attached)
+        height, width = self.data.evaluation_set[0].src.shape[-2:]
+        self._size = (height, width)
+        frames = self.data.num_sequences * self.data.seq_length
+        self._work = {name: factor * frames for name, factor in work.items()}
+        self._scoring_work = float(self.data.evaluation_set.num_frames + self.data.held_out_frames)
+
+    def expect(self, plans: int) -> None:
+        """Know how much work is ahead."""
+        if self._bar is not None:
+            rows = sum(self._work.values()) + len(self._work) * self._scoring_work
+            self._bar.reset(self._task, total=self._scoring_work + plans * rows)
+
+    @contextmanager
+    def on_device(self, network: MattingModel) -> Iterator[None]:
+        """Inside, the network is where Lightning would put it."""
+        network.to(self._make_trainer(self.folder, logger=False).strategy.root_device)
+        try:
+            yield
+        finally:
+            network.cpu()
+
+    @contextmanager
+    def second_bar(self) -> Iterator[Callable[[int, int, str], None] | None]:
+        """A bar for one long step."""
+        bar = self._bar
+        if bar is None:
+            yield None
+            return
+        task = bar.add_task("starting", total=None)
+        try:
+            yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+        finally:
+            bar.remove_task(task)
+
+    # ---- steps ------------------------------------------------------------------------------------------------
+
+    def _make_trainer(self, folder: Path, **options: Any) -> L.Trainer:
+        settings = {
+            # A version for each start: the log of what was done before a kill stays.
+            "logger": CSVLogger(folder.parent, name=folder.name),
+            "devices": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 10,
+            **{key: value for key, value in self.trainer.items() if value is not None},
+            **options,
+            "default_root_dir": folder,
+        }
+        settings["callbacks"] = [*(self.trainer.get("callbacks") or []), *options.get("callbacks", [])]
+        settings["callbacks"].append(WorkProgress(self._advance, self._macs))
+        try:
+            return L.Trainer(**settings)
+        except ValueError as error:
+            raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
+
+    def fit(
+        self,
+        folder: Path,
+        name: str,
+        row: Row,
+        module: type[Any],
+        options: dict[str, Any],
+        batch: int,
+        steps: int | None,
+        epochs: int,
+    ) -> None:
+        """Run one phase, or go on with it, unless its checkpoint is there."""
+        output = folder / f"{name}.safetensors"
+        self.say(f"{folder.name.upper()}: {row.title}" + (" (done before)" if output.is_file() else ""))
+        if output.is_file():
+            self._advance(self._work[name])
+            return
+        L.seed_everything(self.data.seed, verbose=False)
+        self.data.batch_size, self.data.steps_per_epoch = batch, steps
+        keep = ModelCheckpoint(folder / name, save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+        trainer = self._make_trainer(
+            folder / name, callbacks=[keep], max_epochs=epochs, limit_val_batches=0, num_sanity_val_steps=0
+        )
+        last = folder / name / "last.ckpt"
+        resume = str(last) if last.is_file() else None
+        with measured() as usage:
+            phase = module(**options, output=output)
+            trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
+        if resume is None:  # else only what was left to do was measured
+            _write_json(folder / f"{name}.usage.json", usage)
+        last.unlink(missing_ok=True)
+
+    def _loggers(self) -> list[Any]:
+        """The loggers that the user asked for, which get the table's rows; the default CSV logs only fits."""
+        loggers = self.trainer.get("logger") or []
+        return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
+
+    def score(self, path: Path, title: str, network: MattingModel, plan: QConfig | None = None) -> ResultRow:
+        """A row of the table; scored once and kept at ``path``."""
+        if not path.is_file():
+            self.say(f"{path.parent.name.upper()}: scoring {title}")
+            values = self._test(path.parent, network)
+            if (people := self.data.held_out_dataloader()) is not None:
+                found = self._test(path.parent, network, people)
+                values |= {f"held_out_{key.removesuffix('_to_float')}": value for key, value in found.items()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_json(path, values)
+        else:
+            self._advance(self._scoring_work)
+        values = _read_json(path)
+        for logger in self._loggers():
+            logger.log_metrics({f"{path.parent.name}/{path.stem}/{key}": value for key, value in values.items()})
+        cost = network_cost(network, *self._size)
+        label, placement = ("W32A32", "") if plan is None else (bits_label(plan, cost), plan.placement)
+        usage = path.with_suffix(".usage.json")
+        extra = {
+            key: values.pop(key) for key in list(values) if key.endswith("_to_float") or key.startswith("held_out")
+        }
+        extra |= _read_json(usage) if usage.is_file() else {}
+        return ResultRow(title, label, placement, values, cost.size_mb, cost.bit_operations * 1e9, extra)
+
+    def _test(self, folder: Path, network: MattingModel, clips: Any = None) -> dict[str, float]:
+        trainer = self._make_trainer(folder / "evaluation", logger=False)
+        module = MattingModule(network, self.scoring)
+        where = {"datamodule": self.data} if clips is None else {"dataloaders": clips}
+        (metrics,) = trainer.test(module, verbose=False, **where)
+        return {key.removeprefix("test/"): value for key, value in metrics.items()}
+
+
+def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
+    """What of the data decides the result; not where caches lie or how many processes read."""
+    names = (
+        "sources", "foregrounds", "backgrounds", "composites", "videos", "held_out", "labels", "evaluation",
+        "num_sequences", "seq_length", "size", "augment", "seed", "eval_clips", "eval_frames",
+    )  # fmt: skip
+    return {"root": str(data.root.resolve()), **{name: getattr(data, name) for name in names}}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with written_whole(path) as part:
+        part.write_text(json.dumps(value, indent=2, default=_plain, sort_keys=True))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise PTQ4VMError(f"Expected JSON in {path}, got something else ({error}). Remove the file.") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what json itself doesn't know."""
+    return dataclasses.asdict(value) if isinstance(value, QConfig | Row) else str(value)

@@ -1,0 +1,297 @@
+"""Which layers quantization hurts most, measured one by one."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.data.calibration import Progress
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import block_layers, partition, quantize_network, quantized_layers, run_block, trace
+from ptq4vm.graph.trace import example_frame
+from ptq4vm.metrics import dtssd, mad
+from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.phases.base import teacher_key
+from ptq4vm.quantizers import QConfig, activation_quantizers, canonical_bits, left_float, observing
+from ptq4vm.reporting.files import written_whole
+
+BASE_BITS = "W4A4"
+SEQUENCES = 16
+"""So many calibration sequences are measured on, if no other number is given."""
+
+
+class LayerError(NamedTuple):
+    """How far the mattes move from the float network's, mean over frames."""
+
+    mad: float
+    """Mean absolute difference x 1e3."""
+    dtssd: float
+    """Root mean square difference of the steps from frame to frame x 1e2; the first frame of a sequence counts as 0."""
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """A quantizable layer, and what quantizing it alone does."""
+
+    name: str
+    macs: int
+    """Multiply-accumulates for one calibration frame."""
+    weights: int
+    fixed: str | None = None
+    """Bits that are not to choose: of the first and the last executed layer, and of the configuration's layer_bits."""
+    errors: dict[str, LayerError] = field(default_factory=dict)
+    """By bits, e.g. ``W4A4``."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The layers in order of execution."""
+
+    layers: tuple[LayerSensitivity, ...]
+
+    def ranked(self, bits: str) -> list[LayerSensitivity]:
+        """The layers, most sensitive first, by :func:`combined_errors`."""
+        bits = canonical_bits(bits)
+        errors = combined_errors(self.layers, [bits], bits)[:, 0]
+        return [self.layers[index] for index in np.argsort(-errors, kind="stable")]
+
+    def shares(self) -> dict[str, float]:
+        """Each layer's share of the MACs of all of them."""
+        total = sum(layer.macs for layer in self.layers)
+        return {layer.name: layer.macs / total for layer in self.layers}
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------
+
+
+def measure_sensitivity(
+    network: MattingModel,
+    data: VideoMattingDataModule,
+    bits: Iterable[str] = (BASE_BITS,),
+    qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
+    sequences: int | None = SEQUENCES,
+    path: Path | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Quantize every layer alone, the others float, and measure how far the mattes move from the float network's.
+
+    Ranges are found once for each of ``bits``, on what the float network gives each layer, and weights are rounded to
+    nearest. The evaluation clips are never looked at. What reaches the current block is kept in memory, so that only
+    what follows it is computed again; for RVM that is at most about 20 floats for each pixel of the frames measured on.
+
+    Args:
+        network: the float network, on the device to measure on.
+        data: its calibration set is attached.
+        bits: what each layer is quantized to, one after the other; first and last layer too.
+        qconfig: everything else about quantization; its ``edge_bits`` and ``layer_bits`` only tell what is fixed.
+        sequences: measure on so many of the calibration sequences; None takes all.
+        path: JSON that is written whole after each layer; what it holds is not measured again.
+        progress: told of each layer before it is measured.
+
+    Raises:
+        PTQ4VMError: bad bits or number of sequences; ``path`` holds something else or can't be written.
+    """
+    if sequences is not None and sequences < 1:
+        raise PTQ4VMError(f"Expected at least one sequence to measure on, got {sequences}. Raise it.")
+    wanted = [canonical_bits(one) for one in bits]
+    count = min(len(data.calibration_set), sequences or len(data.calibration_set))
+    settings = {
+        "network": teacher_key(network),
+        "calibration": data.calibration_set.folder.name,
+        "sequences": count,
+        "qconfig": {k: v for k, v in qconfig.to_dict().items() if k not in ("bits", "edge_bits", "layer_bits")},
+    }
+    found = list_layers(network, qconfig, *data.size)
+    if path is not None:
+        _read_errors(path, settings, found)
+    todo = {(layer.name, one) for layer in found.layers for one in wanted if one not in layer.errors}
+    if todo:
+        _measure(_Walk(network, data, count, wanted, qconfig), found, todo, settings, path, progress)
+    return found
+
+
+def list_layers(network: MattingModel, qconfig: QConfig, height: int, width: int) -> Sensitivity:
+    """The layers that are quantized, in order of execution, with nothing measured; MACs are for frames of this size."""
+    traced = [t for t in trace(network, example_frame(network, height, width)) if not qconfig.is_float(t.name)]
+    edge = f"W{qconfig.edge_bits}A{qconfig.edge_bits}"
+    fixed = {traced[0].name: edge, traced[-1].name: edge, **qconfig.layer_bits} if traced else {}
+    layers = []
+    for layer in traced:
+        weight: Tensor = network.get_submodule(layer.name).weight  # type: ignore[assignment]
+        bits = fixed.get(layer.name)
+        layers.append(LayerSensitivity(layer.name, layer.macs, weight.numel(), bits and canonical_bits(bits)))
+    return Sensitivity(tuple(layers))
+
+
+class _Walk:
+    """Goes through the network block by block and keeps what the float network hands to the current one."""
+
+    def __init__(
+        self, network: MattingModel, data: VideoMattingDataModule, count: int, bits: Sequence[str], qconfig: QConfig
+    ) -> None:
+        device = next(network.parameters()).device
+        clips = [data.calibration_set[index] for index in range(count)]
+        self.targets = [clip.teacher_pha.to(device) for clip in clips]
+        # One sequence is (1, T, C, h, w).
+        self.values = [{"src": clip.src[None].to(device)} for clip in clips]
+        layers = list_layers(network, qconfig, *data.size).layers
+        self.networks: dict[str, MattingModel] = {}
+        for one in bits:
+            edges = {layer.name: one for layer in (layers[0], layers[-1])} if layers else {}
+            self.networks[one] = quantize_network(network, replace(qconfig, bits=one, layer_bits=edges)).to(device)
+            self._calibrate(self.networks[one])
+        self.blocks = {one: partition(converted) for one, converted in self.networks.items()}
+
+    def _calibrate(self, network: MattingModel) -> None:
+        layers = quantized_layers(network).values()
+        with torch.inference_mode(), left_float(layers), observing(activation_quantizers(network)):
+            for values in self.values:
+                network.unroll(values["src"])
+
+    def __len__(self) -> int:
+        return len(next(iter(self.blocks.values())))
+
+    def layers(self, position: int) -> list[str]:
+        """Names of the quantizable layers of a block."""
+        bits, network = next(iter(self.networks.items()))
+        return block_layers(network, self.blocks[bits][position])
+
+    @torch.inference_mode()
+    def error(self, position: int, name: str, bits: str) -> LayerError:
+        """Of one layer of the current block."""
+        network, frames = self.networks[bits], []
+        others = [layer for other, layer in quantized_layers(network).items() if other != name]
+        with left_float(others):
+            for values, target in zip(self.values, self.targets, strict=True):
+                pha = _run(network, self.blocks[bits][position:], values)["pha"][0]
+                frames.append(torch.stack([mad(pha, target), dtssd(pha, target)]))
+        return LayerError(*torch.cat(frames, 1).double().mean(1).tolist())
+
+    @torch.inference_mode()
+    def advance(self, position: int) -> None:
+        """Leave a block behind, and what none after it reads."""
+        bits, network = next(iter(self.networks.items()))
+        block, later = self.blocks[bits][position], self.blocks[bits][position + 1 :]
+        needed = {"src", *(name for other in later for name in other.inputs)}
+        with left_float(quantized_layers(network).values()):
+            for index, values in enumerate(self.values):
+                values = _run(network, (block,), values)
+                self.values[index] = {name: value for name, value in values.items() if name in needed}
+
+
+def _run(network: MattingModel, blocks: Sequence[Block], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What these blocks make of the values before them, from a fresh state."""
+    states = network.initial_state(values["src"][:, 0])
+    known = dict(values)
+    for block in blocks:
+        state = None if block.state is None else states[block.state]
+        outputs = run_block(block, [known[name] for name in block.inputs], state)
+        known.update(zip(block.outputs, outputs, strict=False))  # behind the outputs come the states
+    return known
+
+
+def _measure(
+    walk: _Walk,
+    found: Sensitivity,
+    todo: set[tuple[str, str]],
+    settings: dict[str, Any],
+    path: Path | None,
+    progress: Progress | None,
+) -> None:
+    """Fill in what is missing."""
+    layers, total = {layer.name: layer for layer in found.layers}, len(todo)
+    for position in range(len(walk)):
+        for name in walk.layers(position):
+            for bits in [bits for bits in walk.networks if (name, bits) in todo]:
+                if progress is not None:
+                    progress(total - len(todo), total, f"{name} {bits}")
+                layers[name].errors[bits] = walk.error(position, name, bits)
+                todo.remove((name, bits))
+            if path is not None:
+                write_sensitivity(path, found, settings)
+        if not todo:
+            break
+        walk.advance(position)
+    if progress is not None:
+        progress(total, total, "every layer measured")
+
+
+# ---- ranking -------------------------------------------------------------------------------------------------
+
+
+def combined_errors(layers: Sequence[LayerSensitivity], options: Sequence[str], base: str) -> np.ndarray:
+    """MAD and dtSSD in one number, (layers, options): each as a share of its sum over these layers at the base bits.
+
+    So both count the same, whatever their units.
+
+    Raises:
+        PTQ4VMError: a layer was not measured at one of the bits.
+    """
+    for one in (base, *options):
+        missing = [layer.name for layer in layers if one not in layer.errors]
+        if missing:
+            raise PTQ4VMError(
+                f"Expected every layer measured at {one}, got {len(missing)} without ({missing[0]}, ...). Measure "
+                f"sensitivity at {one} too."
+            )
+    errors = np.array([[layer.errors[one] for one in options] for layer in layers], dtype=float)
+    sums = np.array([layer.errors[base] for layer in layers], dtype=float).sum(0)
+    return (errors / np.where(sums > 0, sums, np.inf)).sum(-1)
+
+
+# ---- the file -------------------------------------------------------------------------------------------------
+
+
+def write_sensitivity(path: Path, found: Sensitivity, settings: Mapping[str, Any]) -> None:
+    """``{"settings": …, "layers": [{"name", "macs_share", "macs", "weights", "fixed", "errors"}, …]}``, whole.
+
+    ``errors`` holds ``{"mad": …, "dtssd": …}`` by bits.
+
+    Raises:
+        PTQ4VMError: nothing can be written there.
+    """
+    shares = found.shares()
+    layers = [
+        {
+            "name": layer.name,
+            "macs_share": shares[layer.name],
+            "macs": layer.macs,
+            "weights": layer.weights,
+            "fixed": layer.fixed,
+            "errors": {bits: error._asdict() for bits, error in layer.errors.items()},
+        }
+        for layer in found.layers
+    ]
+    with written_whole(path) as part:
+        part.write_text(json.dumps({"settings": settings, "layers": layers}, indent=2) + "\n")
+
+
+def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> None:
+    """Take over what was measured before, if it was measured so."""
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text())
+        before = content["settings"]
+        errors = {
+            layer["name"]: {bits: LayerError(**error) for bits, error in layer["errors"].items()}
+            for layer in content["layers"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PTQ4VMError(f"Expected a sensitivity file in {path}, got {error!r}. Remove it.") from error
+    now = json.loads(json.dumps(settings))
+    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    if changed:
+        differences = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
+        raise PTQ4VMError(
+            f"Expected {path} to be new or measured with these settings, got another ({differences}). Choose another "
+            "folder, or remove the file."
+        )
+    for layer in found.layers:
+        layer.errors.update(errors.get(layer.name, {}))
