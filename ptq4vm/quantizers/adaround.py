@@ -36,12 +36,13 @@ class _RoundingRegularizer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:  # type: ignore[override]
         sigmoid = torch.sigmoid(v)
-        signed = (2.0 * sigmoid).sub_(1.0).mul_(ZETA - GAMMA).add_(ZETA + GAMMA - 1.0).clamp_(-1.0, 1.0)  # 2 h(V) - 1
+        raw = (sigmoid * (ZETA - GAMMA)).add_(GAMMA)
+        signed = raw.clamp(0.0, 1.0).mul_(2.0).sub_(1.0)  # 2 h(V) - 1
         size = signed.abs()
         power = size.pow(beta)
-        slope = (power / size.clamp_(min=1e-12)).mul_(signed.sign()).mul_(-2.0 * beta * (ZETA - GAMMA))
+        slope = (power / size.clamp_(min=1e-12)).mul_(signed.sign_()).mul_(-2.0 * beta * (ZETA - GAMMA))
         slope = torch.ops.aten.sigmoid_backward(slope, sigmoid)
-        ctx.save_for_backward(torch.ops.aten.hardtanh_backward(slope, signed, -1.0, 1.0))
+        ctx.save_for_backward(torch.ops.aten.hardtanh_backward(slope, raw, 0.0, 1.0))
         return power.numel() - power.sum()
 
     @staticmethod

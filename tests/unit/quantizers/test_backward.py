@@ -13,6 +13,7 @@ from ptq4vm.quantizers import (
     conv2d,
     dropping,
     fake_quantize,
+    inverse_rectified_sigmoid,
     observing,
     random_mask,
     rectified_sigmoid,
@@ -155,7 +156,8 @@ def test_gradcheck(name):
 
 @pytest.mark.parametrize("beta", [20.0, 7.3, 2.0])
 def test_rounding_regularizer_has_the_gradient_of_its_formula(beta):
-    v = torch.cat([torch.linspace(-4, 4, 101, dtype=torch.float64), torch.tensor([-9.0, 9.0, 0.0])]).requires_grad_()
+    decided = inverse_rectified_sigmoid(torch.tensor([0.0, 1.0]).repeat(50))
+    v = torch.cat([torch.linspace(-4, 4, 101), torch.tensor([-9.0, 9.0, 0.0]), decided]).requires_grad_()
     naive = (1.0 - (2.0 * rectified_sigmoid(v) - 1.0).abs().pow(beta)).sum()
     ours = rounding_regularizer(v, beta)
     torch.testing.assert_close(ours, naive)
