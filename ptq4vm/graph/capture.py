@@ -26,16 +26,21 @@ def run_block(block: Block, inputs: Sequence[Tensor], state: Tensor | None = Non
     batch, time = inputs[0].shape[:2]
     if block.state is None:
         # No recurrence: all frames at once.
-        outputs = block.forward(*(x.flatten(0, 1) for x in inputs))
+        outputs = block.forward(*(_frames(x.flatten(0, 1)) for x in inputs))
         return tuple(y.unflatten(0, (batch, time)) for y in outputs)
     if state is None:
         raise PTQ4VMError(f"Expected a recurrent state for block {block.name!r}, got none.")
     steps = []
     for t in range(time):
-        step = block.forward(*(x[:, t] for x in inputs), state)
+        step = block.forward(*(_frames(x[:, t]) for x in inputs), state)
         state = step[-1]
         steps.append(step)
     return tuple(torch.stack(values, 1) for values in zip(*steps, strict=True))
+
+
+def _frames(x: Tensor) -> Tensor:
+    """In the format in which :meth:`MattingModel.forward_values` computes."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class SequenceStore:

@@ -36,7 +36,8 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
     for name, layer in layers.items():
         if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
             raise RuntimeError(f"layer {name} must be fixed and its affine absorbed before it is saved")
-        tensors[f"{name}.weight"] = _pack(layer.weight_quantizer.codes(layer.weight), layer.weight_quantizer.spec.bits)
+        codes = layer.weight_quantizer.codes(layer.weight).contiguous()
+        tensors[f"{name}.weight"] = _pack(codes, layer.weight_quantizer.spec.bits)
     header = {
         "format_version": FORMAT_VERSION,
         "network": network.name,

@@ -84,6 +84,9 @@ class BottleneckBlock(nn.Module):
 def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
     """Twice the size, cropped to the size of ``like``: odd sizes were rounded up on the way down."""
     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False)
+    if x.requires_grad:
+        # It comes as a slice of a concatenation's gradient, for which interpolation's backward pass is slow on CPU.
+        x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
     return x[:, :, : like.shape[2], : like.shape[3]]
 
 

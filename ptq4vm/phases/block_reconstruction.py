@@ -29,7 +29,9 @@ from ptq4vm.quantizers import (
     annealed_beta,
     dropping,
     observing,
+    random_mask,
     rounding_regularizer,
+    weights_prepared,
 )
 from ptq4vm.types import CalibrationClip
 
@@ -194,7 +196,7 @@ class BlockReconstructionModule(PTQPhase):
         if self.drop_prob > 0.0:
             floats = self._inputs(self.block, "float", index)
             inputs = [_mix(q, f, self.drop_prob) for q, f in zip(inputs, floats, strict=True)]
-        with dropping(self._quantizers(self.block), self.drop_prob):
+        with dropping(self._quantizers(self.block), self.drop_prob), weights_prepared(self._layers(self.block)):
             reconstruction = self._reconstruction(inputs, index)
         loss = reconstruction
         beta = annealed_beta(self._progress(batch_idx), self.warmup)
@@ -314,7 +316,7 @@ def _state_name(block: Block) -> tuple[str, ...]:
 
 def _mix(quantized: Tensor, floats: Tensor, drop_prob: float) -> Tensor:
     """QDrop's mixing of the two inputs."""
-    return torch.where(torch.empty_like(floats, dtype=torch.bool).bernoulli_(drop_prob), floats, quantized)
+    return torch.lerp(quantized, floats, random_mask(quantized, drop_prob).to(quantized.dtype))
 
 
 @contextmanager

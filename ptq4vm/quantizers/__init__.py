@@ -7,6 +7,7 @@ from ptq4vm.quantizers.adaround import (
     rectified_sigmoid,
     rounding_regularizer,
 )
+from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize, activation_quantizers, dropping, observing
 from ptq4vm.quantizers.functional import (
     choose_qparams,
@@ -14,14 +15,16 @@ from ptq4vm.quantizers.functional import (
     dequantize,
     fake_quantize,
     quantize,
+    random_mask,
     round_ste,
 )
-from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, left_float
+from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, left_float, weights_prepared
 from ptq4vm.quantizers.observers import Observer, find_range
 from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, canonical_bits, parse_bits
 
 __all__ = [
     "AffineCalibration",
+    "ConvGeometry",
     "LearnedScaleFakeQuantize",
     "Observer",
     "QConfig",
@@ -29,10 +32,12 @@ __all__ = [
     "QuantizedConv2d",
     "WeightQuantizer",
     "activation_quantizers",
+    "affine_conv2d",
     "annealed_beta",
     "canonical_bits",
     "choose_qparams",
     "clamp_ste",
+    "conv2d",
     "dequantize",
     "dropping",
     "fake_quantize",
@@ -42,7 +47,9 @@ __all__ = [
     "observing",
     "parse_bits",
     "quantize",
+    "random_mask",
     "rectified_sigmoid",
     "round_ste",
     "rounding_regularizer",
+    "weights_prepared",
 ]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers.functional import clamp_ste, fake_quantize, round_ste
+from ptq4vm.quantizers.functional import clamp_ste, fake_quantize, random_mask, round_ste
 from ptq4vm.quantizers.observers import Observer
 from ptq4vm.quantizers.qconfig import QuantSpec
 
@@ -55,11 +55,8 @@ class LearnedScaleFakeQuantize(nn.Module):
             self.observer.observe(x)
         if not self.enabled:
             return x
-        x_hat = fake_quantize(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max)
-        if self.drop_prob > 0.0:
-            keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - self.drop_prob)
-            return torch.where(keep, x_hat, x)
-        return x_hat
+        keep = random_mask(x, 1.0 - self.drop_prob) if self.drop_prob > 0.0 else None
+        return fake_quantize(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max, keep)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.spec.bits}, grid={self.spec.grid}"

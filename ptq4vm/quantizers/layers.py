@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers.adaround import WeightQuantizer
+from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize
 from ptq4vm.quantizers.qconfig import Placement, QuantSpec
 
@@ -50,8 +50,10 @@ class QuantizedConv2d(nn.Module):
                 f"Expected a convolution padded with a number of zeros, got padding={conv.padding!r} "
                 f"({conv.padding_mode}). Add its name to float_modules, or pad before the convolution."
             )
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
+        self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+        # A weight in this format has its convolution compute, and return, in it: on CPU the faster one.
+        weight = conv.weight.detach().clone(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         # Always there: β ends up in it.
         bias = self.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
@@ -61,6 +63,7 @@ class QuantizedConv2d(nn.Module):
         self.output_quantizer = quantizer if placement == "paper" else None
         self.activation = activation
         self.affine: AffineCalibration | None = None
+        self._prepared: Tensor | None = None
 
     @classmethod
     def from_float(
@@ -85,10 +88,14 @@ class QuantizedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        weight, bias = self.weight_quantizer(self.weight), self.bias
-        if self.affine is not None:
-            weight, bias = self.affine(weight, bias)
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        weight = self.weight_quantizer(self.weight) if self._prepared is None else self._prepared
+        if self.affine is None:
+            x = conv2d(x, weight, self.bias, self.geometry)
+        elif weight.requires_grad:
+            weight, bias = self.affine(weight, self.bias)
+            x = conv2d(x, weight, bias, self.geometry)
+        else:
+            x = affine_conv2d(x, weight, self.bias, self.affine.log_scale, self.affine.shift, self.geometry)
         if self.activation is not None:
             x = self.activation(x)
         return x if self.output_quantizer is None else self.output_quantizer(x)
@@ -122,11 +129,30 @@ class QuantizedConv2d(nn.Module):
         if self.affine is not None:
             weight, bias = self.affine(weight, bias)
         conv = nn.Conv2d(
-            weight.shape[1] * self.groups, weight.shape[0], weight.shape[2:], self.stride, self.padding,  # type: ignore[arg-type]
-            self.dilation, self.groups,  # type: ignore[arg-type]
-        )  # fmt: skip
+            weight.shape[1] * self.geometry.groups,
+            weight.shape[0],
+            weight.shape[2:],
+            *self.geometry,  # type: ignore[arg-type]
+        )
         conv.load_state_dict({"weight": weight, "bias": bias})
         return conv
+
+
+@contextmanager
+def weights_prepared(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
+    """Inside, each layer quantizes its weight once, at the start, and not anew for each frame of a rollout.
+
+    The gradient is the same: it passes through that one quantization. Open it around one forward pass, and let the
+    optimizer step, or a change of the weight quantizers' mode, come after it.
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer._prepared = layer.weight_quantizer(layer.weight)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._prepared = None
 
 
 @contextmanager

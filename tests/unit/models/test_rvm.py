@@ -129,7 +129,7 @@ def test_blocks_are_well_formed(variant, ratio):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_blocks_equal_the_plain_backbone(variant):
     network = calibrated(variant)
-    src = torch.rand(1, 3, 32, 32)
+    src = torch.rand(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     values, _ = network.forward_values(src, network.initial_state(src))
     x = network._normalize(src)
     if variant == "mobilenetv3":
