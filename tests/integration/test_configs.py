@@ -8,6 +8,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ptq4vm import cli
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.pipeline import Row
+from ptq4vm.pipeline.rows import check_rows
 
 CONFIGS = Path(__file__).parents[2] / "lightning_configs"
 
@@ -30,6 +32,34 @@ def test_quantize_recipe_reaches_the_pipeline(path, monkeypatch, tmp_path):
     assert isinstance(seen["data"], VideoMattingDataModule)
     assert seen["data"].root == tmp_path
     assert set(seen["bits"]) <= {"W8A8", "W4A8", "W4A4"}
+
+
+def test_rows_and_several_sources_come_from_a_file(monkeypatch, tmp_path):
+    class Reached(Exception):
+        pass
+
+    seen = {}
+
+    @functools.wraps(cli.quantize)
+    def stop(**options):
+        seen.update(options)
+        raise Reached
+
+    path = tmp_path / "rows.yaml"
+    path.write_text(
+        "data: {source: [videomatte, cutout], held_out: [anna_*, beach]}\n"
+        "rows:\n"
+        "  brecq: {title: BRECQ, options: {drop_prob: 0.0}}\n"
+        "  published: {title: published grid, qconfig: {activation_grid: symmetric, range_method: minmax}}\n"
+        "  gac: {title: BRECQ + GAC, start: brecq, options: {affine: per_layer}}\n"
+    )
+    monkeypatch.setattr(cli, "quantize", stop)
+    with pytest.raises(Reached):
+        cli.main(["quantize", "--config", str(path), "--output", str(tmp_path / "run")])
+    assert check_rows(seen["rows"])["gac"] == Row("BRECQ + GAC", "brecq", {"affine": "per_layer"})
+    assert seen["rows"]["published"].qconfig["range_method"] == "minmax"
+    assert seen["data"].sources == ["videomatte", "cutout"]
+    assert seen["data"].held_out == ["anna_*", "beach"]
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "fit").glob("*.yaml")), ids=lambda path: path.stem)
