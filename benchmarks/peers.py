@@ -14,13 +14,14 @@ import io
 import logging
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -143,7 +144,7 @@ def require_packages(names: Sequence[str]) -> None:
     missing = [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
     if missing:
         raise PTQ4VMError(
-            f"Expected the packages of the extra `peers`, got none of: {', '.join(missing)}. "
+            f"Expected the packages of the extra `peers`, got no {', '.join(missing)}. "
             'Install them with pip install -e ".[peers]", or name other --peers.'
         )
 
@@ -412,22 +413,28 @@ def task(bar: Progress, what: str, total: int) -> Advance:
     return lambda: bar.advance(number)
 
 
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the description as they are."""
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the comparison; returns the exit status. A user's mistake is told in a line, without a traceback."""
-    parser = ArgumentParser(prog="benchmarks/peers.py", description=_HELP)
+    parser = ArgumentParser(prog="benchmarks/peers.py", description=_HELP, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with these options; later ones win.")
-    parser.add_class_arguments(VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch", "num_workers"})
+    skipped = {"batch_size", "steps_per_epoch", "num_workers"}
+    parser.add_class_arguments(VideoMattingDataModule, "data", skip=skipped, instantiate=False)
     parser.add_function_arguments(peers, skip={"data"})
     parser.set_defaults({f"data.{name}": value for name, value in _DATA.items()})
-    options: dict[str, Any] = dict(vars(parser.instantiate_classes(parser.parse_args(args))))
+    options: dict[str, Any] = dict(vars(parser.parse_args(args)))
     options.pop("config")
     try:
-        rows = peers(**options)
+        rows = peers(VideoMattingDataModule(**vars(options.pop("data"))), **options)
     except PTQ4VMError as error:
         Console(stderr=True).print(f"peers: {error}", style="bold red", highlight=False, markup=False)
         return 2
     console = Console()
-    render_table(rows, console)
+    # On 80 columns the names would have to give way to so many numbers.
+    render_table(rows, Console(width=max(console.width, 130)))
     console.print(f"metrics     {Path(options['output']) / 'peers.json'}", highlight=False, soft_wrap=True)
     return 0
 
