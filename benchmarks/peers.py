@@ -290,8 +290,8 @@ def _quantize_onnx_runtime(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax if method == "minmax" else CalibrationMethod.Percentile,
-            # Frame by frame: percentile ranges would otherwise hold every tensor of every frame in memory. And not
-            # symmetric, which is percentile's default and would waste half of uint8 behind every ReLU.
+            # Frame by frame: percentile ranges would otherwise hold every tensor of every frame in memory. And each
+            # side with a bound of its own, as min-max has it; percentile's default takes one from |x| for both.
             extra_options={
                 "CalibStridedMinMax": 1,
                 "CalibTensorRangeSymmetric": False,
