@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from ptq4vm.data.calibration import CalibrationSet, Progress, file_name
 from ptq4vm.data.loading import Chunk, EvaluationChunks
+from ptq4vm.data.sources import ClipSource
 from ptq4vm.data.storage import is_whole, make_folder, read_tensors, write_tensors
 from ptq4vm.types import MattingClip, Teacher
 
@@ -33,6 +34,11 @@ class ReferencedChunks(Dataset[MattingClip]):
     def chunks(self) -> list[Chunk]:
         """Which frames each chunk holds."""
         return self.clips.chunks
+
+    @property
+    def source(self) -> ClipSource:
+        """Where the clips come from."""
+        return self.clips.source
 
     @property
     def num_frames(self) -> int:
