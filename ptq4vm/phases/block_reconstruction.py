@@ -35,7 +35,8 @@ from ptq4vm.quantizers import (
 )
 from ptq4vm.types import CalibrationClip
 
-_SCORED_SEQUENCES = 8
+_SCORED_SEQUENCES = 2
+"""Enough to see in the log what a block's rounding costs; three such scores a block are no learning."""
 
 
 class BlockReconstructionModule(PTQPhase):

@@ -10,7 +10,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers, save_quantized
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
 from ptq4vm.phases.losses import alpha_loss, cosine, temporal_loss
-from ptq4vm.quantizers import clamp_ste
+from ptq4vm.quantizers import clamp_ste, weights_prepared
 from ptq4vm.types import CalibrationClip
 
 
@@ -101,6 +101,14 @@ class GACModule(PTQPhase):
 
     def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor:
         """Unroll over the clips, (B, T, ...), the quantized state fed back."""
+        # Weights that don't learn need no preparation: they lie on their grids.
+        learning = quantized_layers(self.network).values() if self.weight_lr > 0 else ()
+        with weights_prepared(learning):
+            loss = self._loss(batch)
+        self.log("gac/loss", loss, prog_bar=True)
+        return loss
+
+    def _loss(self, batch: CalibrationClip) -> Tensor:
         targets = self._targets(batch)
         start, stop = self._frames(batch.src.shape[1])
         state = self.network.initial_state(batch.src[:, 0])
@@ -121,9 +129,7 @@ class GACModule(PTQPhase):
             if previous is not None:
                 losses += self._temporal_losses(batch, t, pha, previous)
             previous = pha
-        loss = torch.stack(losses).sum() / (stop - start)
-        self.log("gac/loss", loss, prog_bar=True)
-        return loss
+        return torch.stack(losses).sum() / (stop - start)
 
     def _frames(self, time: int) -> tuple[int, int]:
         """Which frames of a sequence to unroll over."""
