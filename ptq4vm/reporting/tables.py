@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,6 +24,8 @@ _HEADINGS = {
     "conn": "Conn",
     "dtssd": "dtSSD ×10²",
 }
+_NAMES = ("name", "bits", "placement")
+_LAST_HEADING = "bit ops ×10⁹"
 _EXTRA_HEADINGS = {
     "mad_to_float": "MAD to float",
     "dtssd_to_float": "dtSSD to float",
@@ -66,15 +68,34 @@ def render_table(rows: Sequence[ResultRow], console: Console | None = None, titl
         PTQ4VMError: no rows, or two of them named ``float``.
     """
     headings, body = _cells(rows)
-    # Numbers stand over two lines and stay whole, names fold: so a terminal of 80 columns shows every number.
+    console = console or Console()
+    # Two tables side by side would be wider than a terminal: what is beside the point stands in a second one.
+    last = headings.index(_LAST_HEADING) + 1 if _LAST_HEADING in headings else len(headings)
+    _print(console, title, headings[:last], [cells[:last] for cells in body])
+    if last < len(headings):
+        further = [*headings[:2], *headings[last:]]
+        _print(console, None, further, [[*cells[:2], *cells[last:]] for cells in body])
+
+
+def _print(console: Console, title: str | None, headings: list[str], body: list[list[str]]) -> None:
+    """One table: numbers stand over two lines and stay whole, names fold."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in headings[:3]:
-        table.add_column(heading, overflow="fold")
-    for heading in headings[3:]:
-        table.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for heading in headings:
+        name = heading in _NAMES
+        justify: JustifyMethod = "left" if name else "right"
+        table.add_column(heading if name else _two_lines(heading), justify=justify, overflow="fold", no_wrap=not name)
     for cells in body:
-        table.add_row(*map(escape, cells[:3]), *(cell.replace(" ", "\n") for cell in cells[3:]))
-    (console or Console()).print(table)
+        table.add_row(*(escape(c) if h in _NAMES else _two_lines(c) for h, c in zip(headings, cells, strict=True)))
+    console.print(table)
+
+
+def _two_lines(text: str) -> str:
+    """Broken at the space nearest to its middle."""
+    spaces = [place for place, letter in enumerate(text) if letter == " "]
+    if not spaces:
+        return text
+    middle = min(spaces, key=lambda place: abs(place - len(text) / 2))
+    return f"{text[:middle]}\n{text[middle + 1 :]}"
 
 
 def markdown_table(rows: Sequence[ResultRow]) -> str:
@@ -114,12 +135,13 @@ def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
         for name in dict.fromkeys(names)
     ]
     columns.append(("MB", lambda row: _number(row.size_mb)))
-    columns.append(("bit ops ×10⁹", lambda row: _number(row.bit_operations, 1e9)))
-    extras = dict.fromkeys(name for row in rows for name in row.extra or {})
+    columns.append((_LAST_HEADING, lambda row: _number(row.bit_operations, 1e9)))
+    found = dict.fromkeys(name for row in rows for name in row.extra or {})
+    extras = [*(name for name in _EXTRA_HEADINGS if name in found), *(n for n in found if n not in _EXTRA_HEADINGS)]
     columns += [(name, lambda row, name=name: _number((row.extra or {}).get(name))) for name in extras]  # type: ignore[misc]
     columns = [column for column in columns if any(column[1](row) != _NOTHING for row in rows)]
     readable = (_EXTRA_HEADINGS.get(heading, heading.replace("_", " ")) for heading, _ in columns)
-    headings = ["name", "bits", "placement", *readable]
+    headings = [*_NAMES, *readable]
     body = [
         [row.name, str(row.bits) or _NOTHING, row.placement or _NOTHING, *(cell(row) for _, cell in columns)]
         for row in rows
