@@ -28,7 +28,7 @@ DEFAULT_ROWS = {
     "rtn": Row("round to nearest", options={"learn_rounding": False, "learn_scales": False}),
     "biq": Row("BIQ"),
     "gac": Row("BIQ + GAC", start="biq", options={"flow_weight": 0.0}),
-    "ofa": Row("BIQ + GAC + OFA", start="gac"),
+    "ofa": Row("BIQ + GAC + OFA", start="biq"),
 }
 """The paper's steps, by the name of their files."""
 
