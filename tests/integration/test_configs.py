@@ -14,8 +14,10 @@ from ptq4vm.pipeline.rows import check_rows
 CONFIGS = Path(__file__).parents[2] / "lightning_configs"
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "quantize").glob("*.yaml")), ids=lambda path: path.stem)
-def test_quantize_recipe_reaches_the_pipeline(path, monkeypatch, tmp_path):
+@pytest.fixture
+def options_of(monkeypatch):
+    """What the pipeline is given by a `ptq4vm quantize` with these arguments; nothing is run."""
+
     class Reached(Exception):
         pass
 
@@ -26,25 +28,24 @@ def test_quantize_recipe_reaches_the_pipeline(path, monkeypatch, tmp_path):
         seen.update(options)
         raise Reached
 
-    monkeypatch.setattr(cli, "quantize", stop)
-    with pytest.raises(Reached):
-        cli.main(["quantize", "--config", str(path), "--data.root", str(tmp_path), "--output", str(tmp_path / "run")])
+    def run(*args):
+        monkeypatch.setattr(cli, "quantize", stop)
+        with pytest.raises(Reached):
+            cli.main(["quantize", *args])
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "quantize").glob("*.yaml")), ids=lambda path: path.stem)
+def test_quantize_recipe_reaches_the_pipeline(path, options_of, tmp_path):
+    seen = options_of("--config", str(path), "--data.root", str(tmp_path), "--output", str(tmp_path / "run"))
     assert isinstance(seen["data"], VideoMattingDataModule)
     assert seen["data"].root == tmp_path
     assert set(seen["bits"]) <= {"W8A8", "W4A8", "W4A4"}
 
 
-def test_rows_and_several_sources_come_from_a_file(monkeypatch, tmp_path):
-    class Reached(Exception):
-        pass
-
-    seen = {}
-
-    @functools.wraps(cli.quantize)
-    def stop(**options):
-        seen.update(options)
-        raise Reached
-
+def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
     path = tmp_path / "rows.yaml"
     path.write_text(
         "data: {source: [videomatte, cutout], held_out: [anna_*, beach]}\n"
@@ -53,9 +54,7 @@ def test_rows_and_several_sources_come_from_a_file(monkeypatch, tmp_path):
         "  published: {title: published grid, qconfig: {activation_grid: symmetric, range_method: minmax}}\n"
         "  gac: {title: BRECQ + GAC, start: brecq, options: {affine: per_layer}}\n"
     )
-    monkeypatch.setattr(cli, "quantize", stop)
-    with pytest.raises(Reached):
-        cli.main(["quantize", "--config", str(path), "--output", str(tmp_path / "run")])
+    seen = options_of("--config", str(path), "--output", str(tmp_path / "run"))
     assert check_rows(seen["rows"])["gac"] == Row("BRECQ + GAC", "brecq", {"affine": "per_layer"})
     assert seen["rows"]["published"].qconfig["range_method"] == "minmax"
     assert seen["data"].sources == ["videomatte", "cutout"]

@@ -30,6 +30,37 @@ def make_data(cache):
     )
 
 
+class Killed(BaseException):
+    pass
+
+
+def killed_in(module, when):
+    """The module and a training step of it that dies where ``when`` says."""
+    step = module.training_step
+
+    def killed(self, batch, batch_idx):
+        if when(self):
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    return module, killed
+
+
+def quantize_twice(monkeypatch, killed, cache, folder, options):
+    """A run that is killed, and then goes on, as anew as in another process."""
+    module, step = killed
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "training_step", step)
+        with pytest.raises(Killed):
+            quantize(make_data(cache), folder, **options)
+    return quantize(make_data(cache), folder, **options)
+
+
+def assert_same_network(whole, resumed):
+    one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, official_weights):
     folder = tmp_path_factory.mktemp("run")
@@ -82,23 +113,9 @@ def test_block_reconstruction_goes_on_after_a_kill(tmp_path, run, monkeypatch, g
     options = {**OPTIONS, "gac_epochs": 1, "block_reconstruction": {"granularity": granularity, "drop_prob": 0.0}}
     whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **options)
 
-    class Killed(BaseException):
-        pass
-
-    step = block_reconstruction.BlockReconstructionModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.learns and self.current_epoch == 7:
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(block_reconstruction.BlockReconstructionModule, "training_step", killed)
-        with pytest.raises(Killed):
-            quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
-    resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
-    one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    killed = killed_in(block_reconstruction.BlockReconstructionModule, lambda m: m.learns and m.current_epoch == 7)
+    resumed = quantize_twice(monkeypatch, killed, folder / "cache", tmp_path / "killed", options)
+    assert_same_network(whole, resumed)
 
 
 def test_a_mistake_claims_no_folder(tmp_path):
@@ -117,23 +134,9 @@ def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac
     whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **options)
     assert [row.name for row in whole.rows] == ["float", "BIQ", "ours"]
 
-    class Killed(BaseException):
-        pass
-
-    step = gac.GACModule.training_step
-
-    def killed(self, batch, batch_idx):
-        if self.current_epoch == 1:
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gac.GACModule, "training_step", killed)
-        with pytest.raises(Killed):
-            quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
-    resumed = quantize(make_data(folder / "cache"), tmp_path / "killed", **options)
-    one, other = (load_model(result.folder).state_dict() for result in (whole, resumed))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    killed = killed_in(gac.GACModule, lambda module: module.current_epoch == 1)
+    resumed = quantize_twice(monkeypatch, killed, folder / "cache", tmp_path / "killed", options)
+    assert_same_network(whole, resumed)
 
 
 @pytest.mark.slow
