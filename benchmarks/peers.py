@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export import export_float, state_names
-from ptq4vm.metrics import DTSSD, MAD, matting_metrics
+from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import make_teacher
@@ -324,8 +323,7 @@ class _Score:
 
     def __init__(self, scoring: Scoring) -> None:
         self._truth = matting_metrics(scoring)
-        distances = {"mad_to_float": MAD(scoring), "dtssd_to_float": DTSSD(scoring)}
-        self._distance = MetricCollection(distances, compute_groups=False)  # type: ignore[arg-type]
+        self._distance = fidelity_metrics(scoring)
         self._previous: tuple[Tensor, Tensor, Tensor] | None = None
 
     def update(self, clip: MattingClip, preds: Tensor, reference: Tensor) -> None:
@@ -433,8 +431,7 @@ def main(args: list[str] | None = None) -> int:
         Console(stderr=True).print(f"peers: {error}", style="bold red", highlight=False, markup=False)
         return 2
     console = Console()
-    # On 80 columns the names would have to give way to so many numbers.
-    render_table(rows, Console(width=max(console.width, 130)))
+    render_table(rows, console)
     console.print(f"metrics     {Path(options['output']) / 'peers.json'}", highlight=False, soft_wrap=True)
     return 0
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.data.calibration import Progress
-from ptq4vm.errors import PTQ4VMError
+from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.graph import block_layers, partition, quantize_network, quantized_layers, run_block, trace
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.phases.base import teacher_key
 from ptq4vm.quantizers import QConfig, activation_quantizers, canonical_bits, left_float, observing
-from ptq4vm.reporting.files import written_whole
+from ptq4vm.writing import written_whole
 
 BASE_BITS = "W4A4"
 SEQUENCES = 16
@@ -285,12 +285,10 @@ def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> No
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PTQ4VMError(f"Expected a sensitivity file in {path}, got {error!r}. Remove it.") from error
-    now = json.loads(json.dumps(settings))
-    changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    changed = differences(before, json.loads(json.dumps(settings)))
     if changed:
-        differences = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
         raise PTQ4VMError(
-            f"Expected {path} to be new or measured with these settings, got another ({differences}). Choose another "
+            f"Expected {path} to be new or measured with these settings, got another ({changed}). Choose another "
             "folder, or remove the file."
         )
     for layer in found.layers:

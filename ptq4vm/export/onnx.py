@@ -1,7 +1,6 @@
 """The float network as ONNX: one frame and the state before it in, the matte and the state after it out."""
 
 import copy
-import os
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import fold_batch_norm_, quantized_layers
 from ptq4vm.models.base import MattingModel
+from ptq4vm.writing import written_whole
 
 OPSETS = range(13, 21)
 """From the first that knows quantization per channel to the last that torch's exporter writes."""
@@ -49,7 +49,7 @@ def export_float(
         raise PTQ4VMError(f"Expected a frame of at least 1 x 1 pixels, got {height} x {width}. Give the frames' size.")
     frame_network = _Frame(fold_batch_norm_(copy.deepcopy(network).eval().cpu().float()))
     src = torch.zeros(1, 3, height, width)
-    _write_whole(Path(path), frame_network, (src, *frame_network.network.initial_state(src)), opset, dynamic_size)
+    _write(Path(path), frame_network, (src, *frame_network.network.initial_state(src)), opset, dynamic_size)
     return Path(path)
 
 
@@ -65,24 +65,15 @@ _NOT_EXPRESSIBLE = (
 )
 
 
-def _write_whole(path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool) -> None:
-    # Named by process, so that processes writing the same file don't write into each other's.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.onnx")
+def _write(path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _trace_to(partial, frame_network, example, opset, open_size)
-        onnx.checker.check_model(str(partial), full_check=True)
-        partial.replace(path)
+        with written_whole(path) as part:
+            _trace_to(part, frame_network, example, opset, open_size)
+            onnx.checker.check_model(str(part), full_check=True)
     except _NOT_EXPRESSIBLE as error:
         raise PTQ4VMError(
             f"Expected a network that ONNX opset {opset} can express, got: {error}. Try another opset."
         ) from error
-    except OSError as error:
-        raise PTQ4VMError(f"Can't write {path}: {error}. Choose a place that has room and lets you write.") from error
-    finally:
-        # Suppressed for what stands in the way of the folder itself, where there is no file to remove.
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
 
 
 def _trace_to(path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool) -> None:

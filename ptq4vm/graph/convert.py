@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
@@ -87,7 +86,7 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     """Size and work of a float (32 bits) or quantized network for frames of this size."""
     layers = {layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))}
     bits, operations = 0, 0
-    mean = torch.zeros(3, dtype=torch.float64)  # MACs, and those times the bits of weights and of activations
+    quantized = times_weight_bits = times_activation_bits = 0
     counted = set()
     for name, macs in layers.items():
         module = network.get_submodule(name)
@@ -96,7 +95,9 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
             bits += weight_bits * module.weight.numel() + 32 * (module.weight_quantizer.scale.numel() + 2)
             activation_bits = module.activation_quantizer.spec.bits
             operations += macs * weight_bits * activation_bits
-            mean += macs * torch.tensor([1, weight_bits, activation_bits])
+            quantized += macs
+            times_weight_bits += macs * weight_bits
+            times_activation_bits += macs * activation_bits
             counted.add(module.weight)
         else:
             operations += macs * 32 * 32
@@ -106,5 +107,6 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
         if bias is not None:
             bits += 32 * bias.numel()  # type: ignore[union-attr, operator]
             counted.add(bias)  # type: ignore[arg-type]
-    weight_mean, activation_mean = (mean[1:] / mean[0]).tolist() if mean[0] > 0 else (32.0, 32.0)
+    weight_mean = times_weight_bits / quantized if quantized else 32.0
+    activation_mean = times_activation_bits / quantized if quantized else 32.0
     return Cost(bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9, weight_mean, activation_mean)

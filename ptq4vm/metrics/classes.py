@@ -1,5 +1,6 @@
 """torchmetrics over :mod:`ptq4vm.metrics.functional`: mean over all frames of all clips, on any number of processes."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -64,8 +65,9 @@ class _FrameMean(Metric):
         """Mean over every frame seen, (); NaN when none was."""
         return (getattr(self, self._total) + getattr(self, self._lost)) / getattr(self, self._frames)
 
+    @abstractmethod
     def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
-        raise NotImplementedError
+        """Values of these frames, (T,) or (B, T)."""
 
 
 class MAD(_FrameMean):

@@ -31,7 +31,7 @@ class GACModule(PTQPhase):
         max_grad_norm: gradients are scaled down to this norm.
         window: frames to unroll over, from anywhere in a sequence, beginning with the float network's state there; the
             whole sequence from its beginning if not given.
-        truth_weight: weight of the alpha loss against the true alpha (calibration clips with alpha only).
+        truth_weight: weight of the alpha loss against the true alpha, or the float network's where nobody knows it.
         teacher_weight: weight of the alpha loss against the float network's alpha.
         l1_weight: weight of the mean absolute error within an alpha loss.
         mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.

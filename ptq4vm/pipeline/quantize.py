@@ -18,8 +18,9 @@ from ptq4vm.phases.base import Scoring, make_float_network
 from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row, check_rows
 from ptq4vm.pipeline.run import Run
 from ptq4vm.quantizers import QConfig
-from ptq4vm.reporting import ResultRow, Strip, draw_strips, markdown_table, write_metrics, written_whole
+from ptq4vm.reporting import ResultRow, Strip, draw_strips, markdown_table, write_metrics
 from ptq4vm.sensitivity import BASE_BITS, list_layers, measure_sensitivity
+from ptq4vm.writing import written_whole
 
 AUTO = "auto"
 """Stands among the bits for W4A4 with more bits in the layers that need them most."""

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from ptq4vm.callbacks import WorkProgress
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.errors import PTQ4VMError
+from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import bits_label, network_cost, trace
 from ptq4vm.graph.trace import example_frame
@@ -23,7 +23,8 @@ from ptq4vm.phases import MattingModule, make_teacher
 from ptq4vm.phases.base import Scoring
 from ptq4vm.pipeline.rows import Row
 from ptq4vm.quantizers import QConfig
-from ptq4vm.reporting import ResultRow, measured, written_whole
+from ptq4vm.reporting import ResultRow, measured
+from ptq4vm.writing import written_whole
 
 
 class Run:
@@ -42,13 +43,11 @@ class Run:
         path = self.folder / "settings.json"
         settings = {**settings, "data": _data_settings(self.data)}
         if path.is_file():
-            before, now = _read_json(path), json.loads(json.dumps(settings, default=_plain))
-            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            changed = differences(_read_json(path), json.loads(json.dumps(settings, default=_plain)))
             if changed:
-                differences = "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
                 raise PTQ4VMError(
                     f"Expected {self.folder} to be new or a run with these settings, got another configuration "
-                    f"({differences}). Choose another --output, or remove the folder."
+                    f"({changed}). Choose another --output, or remove the folder."
                 )
             return
         _write_json(path, settings)

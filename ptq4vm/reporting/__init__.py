@@ -1,7 +1,6 @@
 """What a run has to show: tables, metrics.json and pictures."""
 
 from ptq4vm.reporting.bars import LayerBar, draw_sensitivity
-from ptq4vm.reporting.files import written_whole
 from ptq4vm.reporting.pictures import Strip, draw_strips
 from ptq4vm.reporting.tables import ResultRow, markdown_table, render_table, write_metrics
 from ptq4vm.reporting.usage import measured
@@ -16,5 +15,4 @@ __all__ = [
     "measured",
     "render_table",
     "write_metrics",
-    "written_whole",
 ]

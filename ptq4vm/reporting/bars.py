@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.reporting.files import written_whole
+from ptq4vm.writing import written_whole
 
 _BAR_INCHES = 0.19
 _PANEL_INCHES = 3.0

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.reporting.files import written_whole
+from ptq4vm.writing import written_whole
 
 _COLUMN_INCHES = 3.0
 _TITLE_INCHES = 1.4

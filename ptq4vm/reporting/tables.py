@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.reporting.files import written_whole
+from ptq4vm.writing import written_whole
 
 FLOAT = "float"
 """Name of the row the others are compared with."""
@@ -25,7 +25,6 @@ _HEADINGS = {
     "dtssd": "dtSSD ×10²",
 }
 _NAMES = ("name", "bits", "placement")
-_LAST_HEADING = "bit ops ×10⁹"
 _EXTRA_HEADINGS = {
     "mad_to_float": "MAD to float",
     "dtssd_to_float": "dtSSD to float",
@@ -67,14 +66,13 @@ def render_table(rows: Sequence[ResultRow], console: Console | None = None, titl
     Raises:
         PTQ4VMError: no rows, or two of them named ``float``.
     """
-    headings, body = _cells(rows)
     console = console or Console()
-    # Two tables side by side would be wider than a terminal: what is beside the point stands in a second one.
-    last = headings.index(_LAST_HEADING) + 1 if _LAST_HEADING in headings else len(headings)
-    _print(console, title, headings[:last], [cells[:last] for cells in body])
-    if last < len(headings):
-        further = [*headings[:2], *headings[last:]]
-        _print(console, None, further, [[*cells[:2], *cells[last:]] for cells in body])
+    headings, body = _cells([row._replace(extra=None) for row in rows])
+    _print(console, title, headings, body)
+    # All in one would be wider than a terminal: what is beside the point stands in a second table.
+    if any(row.extra for row in rows):
+        headings, body = _cells([row._replace(metrics={}, size_mb=None, bit_operations=None) for row in rows])
+        _print(console, None, headings, body)
 
 
 def _print(console: Console, title: str | None, headings: list[str], body: list[list[str]]) -> None:
@@ -135,7 +133,7 @@ def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
         for name in dict.fromkeys(names)
     ]
     columns.append(("MB", lambda row: _number(row.size_mb)))
-    columns.append((_LAST_HEADING, lambda row: _number(row.bit_operations, 1e9)))
+    columns.append(("bit ops ×10⁹", lambda row: _number(row.bit_operations, 1e9)))
     found = dict.fromkeys(name for row in rows for name in row.extra or {})
     extras = [*(name for name in _EXTRA_HEADINGS if name in found), *(n for n in found if n not in _EXTRA_HEADINGS)]
     columns += [(name, lambda row, name=name: _number((row.extra or {}).get(name))) for name in extras]  # type: ignore[misc]
