@@ -431,7 +431,8 @@ def main(args: list[str] | None = None) -> int:
         Console(stderr=True).print(f"peers: {error}", style="bold red", highlight=False, markup=False)
         return 2
     console = Console()
-    render_table(rows, console)
+    # On 80 columns the names would have to give way to so many numbers.
+    render_table(rows, Console(width=max(console.width, 130)))
     console.print(f"metrics     {Path(options['output']) / 'peers.json'}", highlight=False, soft_wrap=True)
     return 0
 
