@@ -28,18 +28,26 @@ class Backgrounds:
         root: folder with `train/<clip>/<frame>`; images directly in `train` are stills.
         names: patterns of the clips to take.
         held_out: patterns of those to leave alone.
+        photographs: files of further stills, from elsewhere.
 
     Raises:
         PTQ4VMError: the folder is missing, or holds no such clips.
     """
 
-    def __init__(self, root: Path, names: Sequence[str] = ("*",), held_out: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str] = ("*",),
+        held_out: Sequence[str] = (),
+        photographs: Sequence[Path] = (),
+    ) -> None:
         self.root = root
         train = require_folder(root / "train", "backgrounds", LAYOUT)
         self._clips = {image.stem: [image] for image in list_frames(train)}
         self._clips |= {folder.name: frames for folder in list_folders(train) if (frames := list_frames(folder))}
         if not self._clips:
             raise PTQ4VMError(f"Expected backgrounds laid out as {LAYOUT}, got no image in {train}.")
+        self._clips |= {photograph.name: [photograph] for photograph in photographs}
         self.names = [name for name in self._clips if matches(name, names) and not matches(name, held_out)]
         if not self.names:
             raise PTQ4VMError(
@@ -56,7 +64,10 @@ class Backgrounds:
 
     def fingerprint(self) -> str:
         """Hash of every file's path, size and time of change."""
-        return files_fingerprint(self.root, [path for name in self.names for path in self._clips[name]])
+        paths = [path for name in self.names for path in self._clips[name]]
+        ours = [path for path in paths if path.is_relative_to(self.root)]
+        others = [path.name for path in paths if not path.is_relative_to(self.root)]
+        return "-".join([files_fingerprint(self.root, ours), *others])
 
 
 def pair_evenly(people: int, backgrounds: int, seed: int) -> list[tuple[int, int]]:

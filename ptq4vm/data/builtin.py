@@ -34,10 +34,22 @@ SETTLE_FRAMES = 4
 """A recurrent network sees the portrait so often before its alpha is taken."""
 
 
+def bundled(name: str) -> Path:
+    """A photograph's file within the installed scikit-image.
+
+    Raises:
+        PTQ4VMError: it isn't there.
+    """
+    # Not skimage.data.coffee() and the like: depending on the release, those may go to the network.
+    path = Path(skimage.__file__).parent / "data" / name
+    if not path.is_file():
+        raise PTQ4VMError(f"Expected scikit-image to bring {name}, got nothing at {path}. Install it anew.")
+    return path
+
+
 def read_bundled(name: str) -> Tensor:
     """A photograph from within the installed scikit-image, (3, H, W), floats in [0, 1]."""
-    # Not skimage.data.coffee() and the like: depending on the release, those may go to the network.
-    return read_image(Path(skimage.__file__).parent / "data" / name).float() / 255
+    return read_image(bundled(name)).float() / 255
 
 
 def cut_out_portrait(cutout: Cutout) -> Tensor:
@@ -157,8 +169,7 @@ class BuiltinSource(LayeredSource):
         self._num_frames = num_frames
         self._portrait: tuple[Tensor, Tensor] | None = None
         for name in (PORTRAIT, *PICTURES[split]):
-            if not (path := Path(skimage.__file__).parent / "data" / name).is_file():
-                raise PTQ4VMError(f"Expected scikit-image to bring {name}, got nothing at {path}. Install it anew.")
+            bundled(name)
 
     def use(self, cutout: Cutout) -> None:
         """Cut the person out anew, now, with something else."""

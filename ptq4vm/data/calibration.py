@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ptq4vm.data.sources import ClipSource, LayeredSource, compose, derive_seed
 from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
-from ptq4vm.data.transforms import ClipAugmentation
+from ptq4vm.data.transforms import ClipAugmentation, cut_or_shrink
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
@@ -142,6 +142,7 @@ class CalibrationBuilder:
         augmentation: changes each sequence, by seed; None leaves them alone.
         labels: keep true alpha and foreground.
         seed: of the augmentation.
+        size: height and width of what is kept, if the sources' frames are larger: cut out or shrunk, by seed.
     """
 
     def __init__(
@@ -151,11 +152,13 @@ class CalibrationBuilder:
         augmentation: ClipAugmentation | None,
         labels: bool,
         seed: int,
+        size: tuple[int, int] | None = None,
     ) -> None:
-        self.sequences, self.length = sequences, length
+        self.sequences, self.length, self.size = sequences, length, size
         self.augmentation, self.labels, self.seed = augmentation, labels, seed
-        # An exact flow is as much of a label as the alpha it follows, and it doesn't survive augmentation.
-        self.exact_flow = all(place.source.exact_flow for place in sequences) and labels and augmentation is None
+        # An exact flow is as much of a label as the alpha it follows, and it survives neither augmentation nor cutting.
+        untouched = augmentation is None and size is None
+        self.exact_flow = all(place.source.exact_flow for place in sequences) and labels and untouched
 
     def compose(self, index: int) -> MattingClip:
         """Draw a sequence from the source: (T, C, H, W), floats, with alpha and foreground only if labels are kept."""
@@ -169,6 +172,8 @@ class CalibrationBuilder:
             drawn = compose(layers, source.names[clip], start)
         else:
             drawn = self.augmentation.clip(source.read(clip, start, stop), seed)
+        if self.size is not None:
+            drawn = cut_or_shrink(drawn, self.size, seed)
         return drawn if self.labels else drawn._replace(pha=None, fgr=None, flow=None)
 
     def build(self, folder: Path, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> CalibrationSet:

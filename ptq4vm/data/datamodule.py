@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ptq4vm.data.backgrounds import Backgrounds
-from ptq4vm.data.builtin import PORTRAIT, SETTLE_FRAMES, BuiltinSource
+from ptq4vm.data.builtin import PICTURES, PORTRAIT, SETTLE_FRAMES, BuiltinSource, bundled
 from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_from_all, draw_sequences
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
@@ -22,7 +22,7 @@ from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
@@ -43,6 +43,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             composes people, cut out of `videos` by the float network, with `backgrounds`. Several take turns.
         foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout.
         backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still.
+        photographs: Put people before photographs that scikit-image ships, too.
         composites: Folder with `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder that holds those.
         videos: Folder with video files or folders of frames, of which no alpha is known.
         held_out: Patterns of clips in `foregrounds`, `backgrounds` and `videos` that calibration never sees. Held-out
@@ -53,6 +54,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         seq_length: Frames of a calibration sequence.
         height: Height in pixels of calibration sequences and built-in clips.
         width: Width in pixels of calibration sequences and built-in clips.
+        enlarge: Compose calibration sequences this many times as large; half of them are cut down to height and width,
+            which keeps the scale of people and textures, half are shrunk, which keeps the whole of a scene.
         augment: Flip, shift, turn, scale and recolour calibration sequences, each sequence in its own way.
         seed: Decides which sequences are taken, how they are augmented and in which order they come.
         batch_size: Sequences in a training batch.
@@ -73,6 +76,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         source: Source | list[Source] = "builtin",
         foregrounds: str = "videomatte240k_layout",
         backgrounds: str = "backgrounds",
+        photographs: bool = False,
         composites: str = "evaluation",
         videos: str = "user_clips",
         held_out: list[str] | None = None,
@@ -82,6 +86,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         seq_length: int = 4,
         height: int = 288,
         width: int = 512,
+        enlarge: float = 1.0,
         augment: bool = True,
         seed: int = 0,
         batch_size: int = 1,
@@ -94,10 +99,11 @@ class VideoMattingDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.root, self.sources = Path(root or "."), [source] if isinstance(source, str) else list(source)
-        self.foregrounds, self.backgrounds, self.composites = foregrounds, backgrounds, composites
-        self.videos, self.held_out, self.labels, self.evaluation = videos, list(held_out or []), labels, evaluation
+        self.foregrounds, self.backgrounds, self.photographs = foregrounds, backgrounds, photographs
+        self.composites, self.videos, self.evaluation = composites, videos, evaluation
+        self.held_out, self.labels = list(held_out or []), labels
         self.num_sequences, self.seq_length, self.size = num_sequences, seq_length, (height, width)
-        self.augment, self.seed = augment, seed
+        self.enlarge, self.augment, self.seed = enlarge, augment, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.eval_chunk, self.eval_clips, self.eval_frames = eval_chunk, eval_clips, eval_frames
         self.num_workers = num_workers
@@ -112,8 +118,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
             raise PTQ4VMError(f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}.")
         at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0}
         at_least |= {"steps_per_epoch": 1, "eval_clips": 1, "eval_frames": 1}
-        numbers = {name: (getattr(self, name), low) for name, low in at_least.items()}
-        for name, (value, low) in (numbers | {"height": (height, 16), "width": (width, 16)}).items():
+        numbers: dict[str, Any] = {name: (getattr(self, name), low) for name, low in at_least.items()}
+        for name, (value, low) in (
+            numbers | {"height": (height, 16), "width": (width, 16), "enlarge": (enlarge, 1)}
+        ).items():
             if value is not None and value < low:
                 raise PTQ4VMError(f"Expected {name} of at least {low}, got {value}. Change it in the data settings.")
 
@@ -170,6 +178,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             augmentation=ClipAugmentation() if self.augment else None,
             labels=self.labels,
             seed=self.seed,
+            size=self.size if self.enlarge > 1 else None,
         )
         self._calibration_set = builder.build(self._set_folder(teacher), teacher, flow, progress)
 
@@ -218,6 +227,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             "num_sequences": self.num_sequences,
             "seq_length": self.seq_length,
             "size": self.size,
+            "enlarge": self.enlarge,
             "augment": self.augment,
             "seed": self.seed,
             # Whoever cut the portrait out decided what the clips look like.
@@ -226,18 +236,23 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return self.cache_dir / "calibration" / short_hash(settings)
 
     def _make_calibration_source(self, name: Source) -> ClipSource:
-        backgrounds = self.root / self.backgrounds
+        size = (round(self.size[0] * self.enlarge), round(self.size[1] * self.enlarge))
         if name == "videomatte":
-            return VideoMatteSource(self.root / self.foregrounds, backgrounds, self.size, self.seed, self.held_out)
+            foregrounds = self.root / self.foregrounds
+            return VideoMatteSource(foregrounds, self._make_backgrounds(), size, self.seed, self.held_out)
         if name == "evaluation":
-            return EvaluationSource(self.root / self.composites, self.size, self.labels)
+            return EvaluationSource(self.root / self.composites, size, self.labels)
         if name == "builtin":
             frames = max(2 * self.seq_length, 32)
-            return BuiltinSource("train", self.size, self.num_sequences, frames, self.seed)
-        videos = VideoSource(self.root / self.videos, self.size, held_out=self.held_out)
+            return BuiltinSource("train", size, self.num_sequences, frames, self.seed)
+        videos = VideoSource(self.root / self.videos, size, held_out=self.held_out)
         if name == "video":
             return videos
-        return CutoutSource(videos, Backgrounds(backgrounds, held_out=self.held_out), self.size, self.seed)
+        return CutoutSource(videos, self._make_backgrounds(), size, self.seed)
+
+    def _make_backgrounds(self) -> Backgrounds:
+        photographs = [bundled(name) for name in PICTURES["train"]] if self.photographs else []
+        return Backgrounds(self.root / self.backgrounds, held_out=self.held_out, photographs=photographs)
 
     def _make_evaluation_source(self) -> ClipSource:
         if self.evaluation is not None:

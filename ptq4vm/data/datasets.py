@@ -51,10 +51,10 @@ class VideoMatteSource(LayeredSource):
 
     Args:
         foregrounds: folder with `train/{fgr,pha}/<clip>/<frame>`.
-        backgrounds: folder with `train/<clip>/<frame>`; images directly in `train` are stills.
+        backgrounds: what to put them before.
         size: height and width; everything is scaled to cover it and cut.
         seed: pairs foregrounds with backgrounds.
-        held_out: patterns of clips and backgrounds to leave alone.
+        held_out: patterns of clips to leave alone.
 
     Raises:
         PTQ4VMError: a folder is missing or empty, or the layers of a clip don't match.
@@ -63,7 +63,7 @@ class VideoMatteSource(LayeredSource):
     def __init__(
         self,
         foregrounds: Path,
-        backgrounds: Path,
+        backgrounds: Backgrounds,
         size: tuple[int, int],
         seed: int = 0,
         held_out: Sequence[str] = (),
@@ -74,7 +74,7 @@ class VideoMatteSource(LayeredSource):
         self._foregrounds = {name: layers for name, layers in found.items() if not matches(name, held_out)}
         if not self._foregrounds:
             raise PTQ4VMError(f"Expected clips that are not held out in {foregrounds}, got none. Correct held_out.")
-        self._backgrounds = Backgrounds(backgrounds, held_out=held_out)
+        self._backgrounds = backgrounds
         clips, stages = list(self._foregrounds), self._backgrounds.names
         self._pairs = pair_evenly(len(clips), len(stages), seed)
         self.names = [f"train/{clips[c]}+{stages[b]}" for c, b in self._pairs]

@@ -8,7 +8,14 @@ from ptq4vm.graph.checkpoint import (
     require_calibrated,
     save_quantized,
 )
-from ptq4vm.graph.convert import Cost, bits_label, network_cost, quantize_network, quantized_layers
+from ptq4vm.graph.convert import (
+    Cost,
+    bits_label,
+    float_twin_,
+    network_cost,
+    quantize_network,
+    quantized_layers,
+)
 from ptq4vm.graph.fold_bn import fold_batch_norm_
 from ptq4vm.graph.loading import FINAL_CHECKPOINT, load_model
 from ptq4vm.graph.partition import block_layers, partition
@@ -21,6 +28,7 @@ __all__ = [
     "TracedLayer",
     "bits_label",
     "block_layers",
+    "float_twin_",
     "fold_batch_norm_",
     "is_quantized_checkpoint",
     "load_model",

@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph.equalize import equalize_
 from ptq4vm.graph.fold_bn import fold_batch_norm_
 from ptq4vm.graph.trace import example_frame, trace
 from ptq4vm.models.base import MattingModel
@@ -25,7 +26,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         PTQ4VMError: ``layer_bits`` or ``float_modules`` names what the network doesn't have.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    fold_batch_norm_(network)
+    float_twin_(network, qconfig)
     names = {name for name, _ in network.named_modules()}
     for name in (*qconfig.layer_bits, *qconfig.float_modules):
         if name not in names and name != "refiner":
@@ -47,10 +48,19 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         if qconfig.placement == "paper" and layer.activation is not None:
             activation = network.get_submodule(layer.activation)
             network.set_submodule(layer.activation, nn.Identity())
-        weight_spec, activation_spec = qconfig.specs(layer.name, edge=layer.name in edges)
-        conv = network.get_submodule(layer.name)
-        quantized = QuantizedConv2d.from_float(conv, weight_spec, activation_spec, qconfig.placement, activation)  # type: ignore[arg-type]
+        conv: nn.Conv2d = network.get_submodule(layer.name)  # type: ignore[assignment]
+        depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
+        specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=depthwise)
+        quantized = QuantizedConv2d.from_float(conv, *specs, qconfig.placement, activation)
         network.set_submodule(layer.name, quantized)
+    return network
+
+
+def float_twin_(network: Network, qconfig: QConfig) -> Network:
+    """Make of a float network, in place, the one whose weights get rounded; it computes what it did."""
+    if qconfig.equalize:
+        equalize_(network)
+    fold_batch_norm_(network)
     return network
 
 
@@ -92,7 +102,8 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
         module = network.get_submodule(name)
         if isinstance(module, QuantizedConv2d):
             weight_bits = module.weight_quantizer.spec.bits
-            bits += weight_bits * module.weight.numel() + 32 * (module.weight_quantizer.scale.numel() + 2)
+            scales = module.weight_quantizer.scale.numel() + 2 * module.activation_quantizer.scale.numel()
+            bits += weight_bits * module.weight.numel() + 32 * scales
             activation_bits = module.activation_quantizer.spec.bits
             operations += macs * weight_bits * activation_bits
             quantized += macs

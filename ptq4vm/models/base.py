@@ -53,6 +53,10 @@ class MattingModel(nn.Module, ABC):
     def initial_state(self, src: Tensor) -> RecurrentState:
         """Zeros, shaped for frames like ``src`` (B, 3, H, W); the empty tuple for a per-frame network."""
 
+    def relu_links(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of convolutions, the output of the first going through BatchNorm and ReLU to the second alone."""
+        return ()
+
     def forward_values(self, src: Tensor, state: RecurrentState) -> tuple[dict[str, Tensor], RecurrentState]:
         """Run the blocks over one frame.
 

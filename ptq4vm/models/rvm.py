@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.ops import SqueezeExcitation
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models.base import Block, MattingModel
@@ -116,6 +119,16 @@ class RobustVideoMatting(MattingModel):
             Block("refiner", refiner_inputs, ("residual", "pha_unclamped"), self._refine, ("refiner",)),
             compose,
         )
+
+    def relu_links(self) -> tuple[tuple[str, str], ...]:
+        """From one to the next within MobileNetV3's blocks that have ReLU, but not where a gate reads too."""
+        links: list[tuple[str, str]] = []
+        for name, block in self.backbone.named_modules(prefix="backbone"):
+            if isinstance(block, InvertedResidual) and any(isinstance(child, nn.ReLU) for child in block.block[0]):
+                gates = [isinstance(part, SqueezeExcitation) for part in block.block]
+                steps = [f"{name}.block.{i}.0" for i in range(gates.index(True) if any(gates) else len(gates))]
+                links += pairwise(steps)
+        return tuple(links)
 
     def initial_state(self, src: Tensor) -> RecurrentState:
         """Zeros for frames like src (B, 3, H, W): r1, r2, r3, r4, each (B, c, h, w)."""

@@ -11,10 +11,11 @@ from torch import Tensor
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import fold_batch_norm_, require_calibrated
+from ptq4vm.graph import float_twin_, require_calibrated
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import QConfig
 from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
 
 Scoring = Literal["float", "png8"]
@@ -90,6 +91,7 @@ class PTQPhase(MattingModule):
 
     Args:
         network: the quantizable network to learn.
+        qconfig: how it is quantized.
         teacher: the float network.
         output: where the quantized checkpoint goes; None keeps it in Lightning's own checkpoints only.
         flow: optical flow for the calibration clips: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
@@ -100,6 +102,7 @@ class PTQPhase(MattingModule):
     def __init__(
         self,
         network: MattingModel,
+        qconfig: QConfig,
         teacher: MattingModel,
         output: Path | None,
         flow: Literal["dis", "raft"] = "dis",
@@ -108,7 +111,8 @@ class PTQPhase(MattingModule):
     ) -> None:
         super().__init__(network, scoring)
         # In a list, so that neither Lightning's checkpoints nor its optimizers see the teacher.
-        self._teacher = [fold_batch_norm_(copy.deepcopy(teacher))]
+        self._teacher = [float_twin_(copy.deepcopy(teacher), qconfig)]
+        self.qconfig = qconfig
         self._teacher_key = teacher_key(teacher)
         self.output = output
         self.flow = create_flow(flow, flow_weights)

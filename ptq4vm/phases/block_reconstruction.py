@@ -95,8 +95,7 @@ class BlockReconstructionModule(PTQPhase):
                 "activation function, which that placement takes into the layer. Choose placement deploy."
             )
         teacher = make_float_network(network, weights, downsample_ratio)
-        super().__init__(quantize_network(teacher, qconfig), teacher, output, flow, flow_weights, scoring)
-        self.qconfig = qconfig
+        super().__init__(quantize_network(teacher, qconfig), qconfig, teacher, output, flow, flow_weights, scoring)
         self.granularity = granularity
         self.learn_rounding, self.learn_scales = learn_rounding, learn_scales
         self.drop_prob = drop_prob

@@ -9,7 +9,7 @@ from torch import Tensor
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers, save_quantized
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
-from ptq4vm.phases.losses import alpha_loss, cosine, temporal_loss
+from ptq4vm.phases.losses import alpha_loss, cosine, feature_loss, temporal_loss
 from ptq4vm.quantizers import clamp_ste, weights_prepared
 from ptq4vm.types import CalibrationClip
 
@@ -37,6 +37,8 @@ class GACModule(PTQPhase):
         mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.
         fgr_weight: weight of the mean absolute foreground error against the float network.
         state_weight: weight of the mean absolute error of the recurrent states against the float network's.
+        feature_weight: weight of the error of the blocks' feature maps, as a share of their variance, against the float
+            network's. It says what to do where alpha is right already, and so about people and places never seen.
         coherence_weight: weight of the squared error of alpha's change between frames, against the float network's.
         flow_weight: λ of optical flow assistance; 0 turns it off.
         output: where the quantized checkpoint goes.
@@ -60,6 +62,7 @@ class GACModule(PTQPhase):
         mse_weight: float = 5.0,
         fgr_weight: float = 0.1,
         state_weight: float = 0.02,
+        feature_weight: float = 0.0,
         coherence_weight: float = 0.0,
         flow_weight: float = 0.05,
         output: Path | None = None,
@@ -69,13 +72,12 @@ class GACModule(PTQPhase):
     ) -> None:
         network, qconfig = load_quantized(Path(checkpoint))
         teacher = make_float_network(network.name, weights, network.downsample_ratio)
-        super().__init__(network, teacher, output, flow, flow_weights, scoring)
-        self.qconfig = qconfig
+        super().__init__(network, qconfig, teacher, output, flow, flow_weights, scoring)
         self.lr, self.weight_lr, self.max_grad_norm, self.window = lr, weight_lr, max_grad_norm, window
         self.truth_weight, self.teacher_weight = truth_weight, teacher_weight
         self.l1_weight, self.mse_weight = l1_weight, mse_weight
         self.fgr_weight, self.state_weight, self.flow_weight = fgr_weight, state_weight, flow_weight
-        self.coherence_weight = coherence_weight
+        self.feature_weight, self.coherence_weight = feature_weight, coherence_weight
         for name, layer in quantized_layers(network).items():
             layer.start_affine(per_channel=affine == "per_channel")
             layer.activation_quantizer.log_scale.requires_grad_(True)
@@ -114,7 +116,7 @@ class GACModule(PTQPhase):
         state = self.network.initial_state(batch.src[:, 0])
         if start > 0:
             state = tuple(steps[:, start - 1] for steps in batch.teacher_state)
-        losses, previous = [], None
+        losses, previous, teacher_state = [], None, state
         for t in range(start, stop):
             values, state = self.network.forward_values(batch.src[:, t], state)
             # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
@@ -126,6 +128,10 @@ class GACModule(PTQPhase):
             if self.state_weight > 0:
                 pairs = zip(state, batch.teacher_state, strict=True)
                 losses += [self.state_weight * (s - y[:, t]).abs().mean() for s, y in pairs]
+            if self.feature_weight > 0:
+                with torch.no_grad():
+                    features, teacher_state = self.teacher.forward_values(batch.src[:, t], teacher_state)
+                losses.append(self.feature_weight * feature_loss(values, features))
             if previous is not None:
                 losses += self._temporal_losses(batch, t, pha, previous)
             previous = pha

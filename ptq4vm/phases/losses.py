@@ -1,11 +1,15 @@
 """Losses and schedules of both phases, as pure functions."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ptq4vm.flow import warp
+
+_MATTE_CHANNELS = 4
+_LEAST_VARIANCE = 1e-6
 
 
 def reconstruction_loss(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
@@ -21,6 +25,19 @@ def alpha_loss(pha: Tensor, target: Tensor, l1_weight: float, mse_weight: float)
     """Weighted sum of mean absolute and mean squared error of alpha."""
     error = pha - target
     return l1_weight * error.abs().mean() + mse_weight * error.square().mean()
+
+
+def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    """Squared error of feature maps as a share of their variance, averaged over all of them.
+
+    Feature maps are what a network's blocks hand on, (B, C, h, w), with more channels than a picture or a matte has.
+    """
+    errors = [
+        (values[name] - target).square().mean() / target.var().clamp(min=_LEAST_VARIANCE)
+        for name, target in targets.items()
+        if target.shape[1] > _MATTE_CHANNELS
+    ]
+    return torch.stack(errors).mean()
 
 
 def temporal_loss(pha: Tensor, previous: Tensor, flow: Tensor, visible: Tensor) -> Tensor:

@@ -16,15 +16,20 @@ class LearnedScaleFakeQuantize(nn.Module):
 
     The parameters are relative, so that one learning rate suits all tensors: the logarithm of the scale, and the zero
     point as a fraction of the number of codes. Gradients pass the rounding of the zero point straight through.
+
+    Args:
+        spec: the grid; ``per_channel`` has one for each channel of (B, C, h, w).
+        channels: C, which only ``per_channel`` needs.
     """
 
     ready: Tensor
 
-    def __init__(self, spec: QuantSpec) -> None:
+    def __init__(self, spec: QuantSpec, channels: int = 1) -> None:
         super().__init__()
         self.spec = spec
-        self.log_scale = nn.Parameter(torch.zeros(1))
-        self.offset = nn.Parameter(torch.zeros(1), requires_grad=spec.grid == "affine")
+        shape = (channels, 1, 1) if spec.granularity == "per_channel" else (1,)
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+        self.offset = nn.Parameter(torch.zeros(shape), requires_grad=spec.grid == "affine")
         # Whether a range was found. In checkpoints, so that an unfinished one is known when it is loaded.
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.enabled = True
@@ -34,20 +39,20 @@ class LearnedScaleFakeQuantize(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """(1,), positive."""
+        """Positive, (1,) or (C, 1, 1)."""
         return self.log_scale.exp()
 
     @property
     def zero_point(self) -> Tensor:
-        """(1,), an integer between the lowest and the highest code."""
+        """As ``scale``, an integer between the lowest and the highest code."""
         codes = self.spec.quant_max - self.spec.quant_min
         return clamp_ste(round_ste(self.offset * codes), self.spec.quant_min, self.spec.quant_max)
 
     @torch.no_grad()
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Start from these, (1,) each."""
-        self.log_scale.copy_(scale.log())
-        self.offset.copy_(zero_point / (self.spec.quant_max - self.spec.quant_min))
+        """Start from these, (1,) or (C,) each."""
+        self.log_scale.copy_(scale.log().view_as(self.log_scale))
+        self.offset.copy_((zero_point / (self.spec.quant_max - self.spec.quant_min)).view_as(self.offset))
         self.ready.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102

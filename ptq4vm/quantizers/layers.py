@@ -58,7 +58,7 @@ class QuantizedConv2d(nn.Module):
         bias = self.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.weight_quantizer = WeightQuantizer(self.weight, weight_spec)
-        quantizer = LearnedScaleFakeQuantize(activation_spec)
+        quantizer = LearnedScaleFakeQuantize(activation_spec, conv.in_channels)
         self.input_quantizer = quantizer if placement == "deploy" else None
         self.output_quantizer = quantizer if placement == "paper" else None
         self.activation = activation

@@ -7,47 +7,55 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers.functional import choose_qparams, dequantize, quantize
 from ptq4vm.quantizers.qconfig import QuantSpec
 
-_SAMPLES_A_CALL = 4096
-_SEARCH_SAMPLES = 32768
+_SAMPLES_A_CALL, _SAMPLES_A_ROW = 4096, 64
+_SEARCH_SAMPLES, _SEARCH_SAMPLES_A_ROW = 32768, 2048
 _STEPS = 40
+
+_LOUDEST_TO_QUIETEST = 64
 
 
 class Observer:
-    """Collects a tensor's values over many frames, in bounded memory, and chooses its grid.
+    """Collects a tensor's values over many frames, in bounded memory, and chooses its grid, or that of each channel.
 
     Extremes are exact; the rest of the distribution is an evenly strided sample of every call.
     """
 
     def __init__(self, spec: QuantSpec) -> None:
         self.spec = spec
-        self.low, self.high = float("inf"), float("-inf")
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
         self.samples: list[Tensor] = []
 
     def observe(self, x: Tensor) -> None:
-        """Take note of x, any shape."""
-        x = x.detach().flatten()
-        low, high = x.aminmax()
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        """Take note of x, any shape; (B, C, ...) where each channel has a grid of its own."""
+        x = x.detach()
+        # (rows, values), a row for each grid.
+        x = x.transpose(0, 1).flatten(1) if self.spec.granularity == "per_channel" else x.reshape(1, -1)
+        low, high = (value.cpu() for value in x.aminmax(dim=1))
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
         # A stride that shares no factor with the usual widths walks through all channels and places.
-        stride = max(1, x.numel() // _SAMPLES_A_CALL) | 1
+        stride = max(1, x.shape[1] // max(_SAMPLES_A_CALL // len(x), _SAMPLES_A_ROW)) | 1
         # A copy: a view would keep all of x in memory.
-        self.samples.append(x[::stride].to("cpu", copy=True))
+        self.samples.append(x[:, ::stride].to("cpu", copy=True))
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, each of shape (1,).
+        """Scale and zero point, each of shape (1,) or (C,).
 
         Raises:
             PTQ4VMError: nothing was observed, or something not finite.
         """
-        if not self.samples:
+        if self.low is None or self.high is None:
             raise PTQ4VMError("Expected calibration frames to reach this quantizer, got none. Was its layer executed?")
-        if not (abs(self.low) < float("inf") and abs(self.high) < float("inf")):
+        if not torch.isfinite(torch.cat([self.low, self.high])).all():
             raise PTQ4VMError("Expected finite activations, got NaN or infinity. Check the weights and the frames.")
-        values = torch.cat(self.samples)
-        values = values[:: max(1, values.numel() // _SEARCH_SAMPLES)]
-        values = torch.cat([values, values.new_tensor([self.low, self.high])])
-        low, high = find_range(values[None], self.spec)
-        return choose_qparams(low, high, self.spec.quant_min, self.spec.quant_max, self.spec.grid)
+        values = torch.cat(self.samples, dim=1)
+        values = values[:, :: max(1, values.numel() // max(_SEARCH_SAMPLES, len(values) * _SEARCH_SAMPLES_A_ROW))]
+        values = torch.cat([values, self.low[:, None], self.high[:, None]], dim=1)
+        low, high = find_range(values, self.spec)
+        scale, zero_point = choose_qparams(low, high, self.spec.quant_min, self.spec.quant_max, self.spec.grid)
+        # A channel that was quiet in calibration may speak up in other scenes.
+        return scale.clamp(min=float(scale.max()) / _LOUDEST_TO_QUIETEST), zero_point
 
 
 def find_range(values: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:

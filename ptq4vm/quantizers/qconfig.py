@@ -50,6 +50,10 @@ class QConfig:
         weight_grid: grid of the weights; integer runtimes want symmetric.
         weight_granularity: one scale for each output channel, or one for all.
         activation_grid: grid of the activations. ``affine`` fits every tensor and is unsigned where the data is.
+        depthwise_granularity: one activation grid for the whole of what a depthwise convolution reads, or one for each
+            channel. Each channel meets weights of its own only, so its scale folds into theirs and integers still do;
+            OpenVINO takes it so, ONNX Runtime's integer kernels want one for all.
+        equalize: before quantization, level the channels that a ReLU hands on to the next convolution, which is exact.
         range_method: how ranges are found: minmax, percentile or mse.
         float_modules: dotted names of submodules that stay float. The refiner works on variances of the full-size
             frame, which 8 bits do not hold, and runs only at downsample_ratio < 1.
@@ -62,6 +66,8 @@ class QConfig:
     weight_grid: Grid = "symmetric"
     weight_granularity: Granularity = "per_channel"
     activation_grid: Grid = "affine"
+    depthwise_granularity: Granularity = "per_tensor"
+    equalize: bool = False
     range_method: RangeMethod = "mse"
     float_modules: tuple[str, ...] = ("refiner",)
     layer_bits: dict[str, str] = field(default_factory=dict)
@@ -69,21 +75,27 @@ class QConfig:
     def __post_init__(self) -> None:
         if self.placement not in ("deploy", "paper"):
             raise PTQ4VMError(f"Expected placement deploy or paper, got {self.placement!r}.")
+        if self.placement == "paper" and self.depthwise_granularity == "per_channel":
+            raise PTQ4VMError(
+                "Expected depthwise_granularity per_tensor with placement paper, which quantizes what layers hand on, "
+                "got per_channel. Choose placement deploy."
+            )
         object.__setattr__(self, "float_modules", tuple(self.float_modules))
         for bits in (self.bits, f"W{self.edge_bits}A{self.edge_bits}", *self.layer_bits.values()):
             self._specs(bits)
 
-    def _specs(self, bits: str) -> tuple[QuantSpec, QuantSpec]:
+    def _specs(self, bits: str, *, depthwise: bool = False) -> tuple[QuantSpec, QuantSpec]:
         weight_bits, activation_bits = parse_bits(bits)
+        granularity = self.depthwise_granularity if depthwise else "per_tensor"
         return (
             QuantSpec(weight_bits, self.weight_grid, self.weight_granularity, self.range_method),
-            QuantSpec(activation_bits, self.activation_grid, "per_tensor", self.range_method),
+            QuantSpec(activation_bits, self.activation_grid, granularity, self.range_method),
         )
 
-    def specs(self, layer: str, *, edge: bool) -> tuple[QuantSpec, QuantSpec]:
+    def specs(self, layer: str, *, edge: bool, depthwise: bool = False) -> tuple[QuantSpec, QuantSpec]:
         """Weight and activation grid of a layer; ``edge`` says that it is the first or last one executed."""
         default = f"W{self.edge_bits}A{self.edge_bits}" if edge else self.bits
-        return self._specs(self.layer_bits.get(layer, default))
+        return self._specs(self.layer_bits.get(layer, default), depthwise=depthwise)
 
     def is_float(self, layer: str) -> bool:
         """Whether the layer lies in one of the ``float_modules``."""

@@ -144,12 +144,40 @@ def test_other_teachers_and_flows_get_their_own_files(make, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"seq_length": 2}, {"num_sequences": 5}, {"augment": False}, {"labels": False}, {"height": 40}],
+    [
+        {"seed": 1},
+        {"seq_length": 2},
+        {"num_sequences": 5},
+        {"augment": False},
+        {"labels": False},
+        {"height": 40},
+        {"enlarge": 2},
+        {"photographs": True},
+    ],
 )
 def test_every_setting_makes_another_set(make, tmp_path, change):
     attach(make())
     attach(make(**change))
     assert len(list(tmp_path.glob("cache/calibration/*"))) == 2
+
+
+def test_enlarged_sequences_have_the_size_asked_for(make):
+    module = make(source=["videomatte", "video", "cutout", "builtin", "evaluation"], num_sequences=5, enlarge=1.5)
+    attach(module)
+    for clip in module.calibration_set:
+        assert clip.src.shape[-2:] == clip.pha.shape[-2:] == (HEIGHT, WIDTH)
+    with pytest.raises(PTQ4VMError, match=r"enlarge of at least 1, got 0\.5"):
+        make(enlarge=0.5)
+
+
+def test_photographs_are_backgrounds_too(make):
+    plain, more = make(), make(photographs=True)
+    for module in (plain, more):
+        module.setup("fit")
+    names = [{name.split("+")[1] for name in m._calibration_sources[0].names} for m in (plain, more)]
+    assert {"coffee.png", "brick.png"} <= names[1] - names[0]
+    assert names[0] < names[1]
+    attach(more)
 
 
 def test_changed_files_make_another_set(make, tmp_path):

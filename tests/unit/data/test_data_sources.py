@@ -16,10 +16,15 @@ from layouts import (
 )
 
 from ptq4vm.data import EvaluationSource, VideoMatteSource, VideoSource
+from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.files import cover_crop, natural_key, ping_pong
 from ptq4vm.errors import PTQ4VMError
 
 SIZE = (HEIGHT, WIDTH)
+
+
+def videomatte(foregrounds, backgrounds, size, **settings):
+    return VideoMatteSource(foregrounds, Backgrounds(backgrounds), size, **settings)
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def trees(tmp_path):
 
 
 def test_videomatte_composes_in_code_values(trees):
-    source = VideoMatteSource(*trees, SIZE)
+    source = videomatte(*trees, SIZE)
     clip, layers = source.read(0, 1, 4), source.read_layers(0, 1, 4)
     number = 100 * int(source.names[0].split("/")[1].split("+")[0])
     torch.testing.assert_close(clip.fgr, torch.stack([to_unit(picture(number + t)) for t in (1, 2, 3)]))
@@ -39,17 +44,17 @@ def test_videomatte_composes_in_code_values(trees):
 
 
 def test_videomatte_meets_every_background_with_every_foreground_evenly(trees):
-    names = VideoMatteSource(*trees, SIZE, seed=3).names
+    names = videomatte(*trees, SIZE, seed=3).names
     assert len(set(names)) == len(names) == 2 * 3
     for begin in range(0, 6, 2):
         assert {name.split("/")[1].split("+")[0] for name in names[begin : begin + 2]} == {"0000", "0001"}
     assert len({name.split("+")[1] for name in names[:2]}) == 2
-    assert names == VideoMatteSource(*trees, SIZE, seed=3).names
-    assert any(names != VideoMatteSource(*trees, SIZE, seed=s).names for s in range(4))
+    assert names == videomatte(*trees, SIZE, seed=3).names
+    assert any(names != videomatte(*trees, SIZE, seed=s).names for s in range(4))
 
 
 def test_videomatte_reads_a_short_moving_background_to_and_fro(trees):
-    source = VideoMatteSource(*trees, SIZE)
+    source = videomatte(*trees, SIZE)
     index = next(i for i, name in enumerate(source.names) if name.endswith("+street"))
     bgr = source.read_layers(index, 0, 6).bgr
     for t, expected in enumerate([0, 1, 2, 1, 0, 1]):
@@ -60,21 +65,21 @@ def test_videomatte_reads_a_short_moving_background_to_and_fro(trees):
 
 def test_videomatte_takes_plain_images_as_stills(tmp_path):
     write(tmp_path / "bg" / "train" / "hall.png", picture(1))
-    source = VideoMatteSource(write_foregrounds(tmp_path / "fg", frames=1), tmp_path / "bg", SIZE)
+    source = videomatte(write_foregrounds(tmp_path / "fg", frames=1), tmp_path / "bg", SIZE)
     assert source.names[0].endswith("+hall")
     torch.testing.assert_close(source.read_layers(0, 0, 1).bgr[0], to_unit(picture(1)))
 
 
 def test_videomatte_scales_everything_to_the_size(trees):
-    layers = VideoMatteSource(*trees, (20, 50)).read_layers(0, 0, 2)
+    layers = videomatte(*trees, (20, 50)).read_layers(0, 0, 2)
     assert {layer.shape[-2:] for layer in layers[:3]} == {(20, 50)}
 
 
 def test_fingerprint_follows_the_files(trees):
-    before = VideoMatteSource(*trees, SIZE).fingerprint()
-    assert VideoMatteSource(*trees, SIZE).fingerprint() == before
+    before = videomatte(*trees, SIZE).fingerprint()
+    assert videomatte(*trees, SIZE).fingerprint() == before
     write(trees[1] / "train" / "room" / "0.png", picture(5))
-    assert VideoMatteSource(*trees, SIZE).fingerprint() != before
+    assert videomatte(*trees, SIZE).fingerprint() != before
 
 
 @pytest.mark.parametrize("deeper", [False, True])
@@ -161,38 +166,38 @@ def garble(path):
 
 
 MISTAKES = {
-    "missing foregrounds": (lambda f, b, e, v: VideoMatteSource(f / "no", b, SIZE), "Expected a folder of foregrounds"),
-    "missing backgrounds": (lambda f, b, e, v: VideoMatteSource(f, b / "no", SIZE), "Expected a folder of backgrounds"),
+    "missing foregrounds": (lambda f, b, e, v: videomatte(f / "no", b, SIZE), "Expected a folder of foregrounds"),
+    "missing backgrounds": (lambda f, b, e, v: videomatte(f, b / "no", SIZE), "Expected a folder of backgrounds"),
     "empty backgrounds": (
-        lambda f, b, e, v: ((b / "none" / "train").mkdir(parents=True), VideoMatteSource(f, b / "none", SIZE)),
+        lambda f, b, e, v: ((b / "none" / "train").mkdir(parents=True), videomatte(f, b / "none", SIZE)),
         "got no image",
     ),
     "empty foregrounds": (
         lambda f, b, e, v: (
             [(f / "none" / "train" / part).mkdir(parents=True) for part in ("fgr", "pha")],
-            VideoMatteSource(f / "none", b, SIZE),
+            videomatte(f / "none", b, SIZE),
         ),
         "Expected clips laid out as train",
     ),
     "alpha frame lacks": (
-        lambda f, b, e, v: (lose(f / "train/pha/0001/00003.png"), VideoMatteSource(f, b, SIZE)),
+        lambda f, b, e, v: (lose(f / "train/pha/0001/00003.png"), videomatte(f, b, SIZE)),
         "clip 0001, got 6 in .* and 5 in ",
     ),
     "alpha clip lacks": (
-        lambda f, b, e, v: ([lose(p) for p in (f / "train/pha/0001").iterdir()], VideoMatteSource(f, b, SIZE)),
+        lambda f, b, e, v: ([lose(p) for p in (f / "train/pha/0001").iterdir()], videomatte(f, b, SIZE)),
         "Expected frames of clip 0001 in .*pha.0001, got none",
     ),
     "other names": (
         lambda f, b, e, v: (
             (f / "train/pha/0001/00000.png").rename(f / "train/pha/0001/7.png"),
-            VideoMatteSource(f, b, SIZE),
+            videomatte(f, b, SIZE),
         ),
         "Expected the same frame names in each layer of clip 0001",
     ),
     "other size": (
         lambda f, b, e, v: (
             [write(f / f"train/pha/{c}/0000{t}.png", alpha(t, 20, 20)) for c in ("0000", "0001") for t in range(6)],
-            VideoMatteSource(f, b, SIZE).read(0, 0, 2),
+            videomatte(f, b, SIZE).read(0, 0, 2),
         ),
         r"Expected one size in all layers of clip train/000.*48×32 .* 20×20",
     ),

@@ -3,6 +3,7 @@ import torch
 from layouts import alpha, picture, to_unit
 
 from ptq4vm.data import ClipAugmentation, Layers
+from ptq4vm.data.transforms import cut_or_shrink
 from ptq4vm.types import MattingClip
 
 FRAMES = 4
@@ -68,7 +69,44 @@ def test_the_seed_decides_and_the_global_generator_stays(layers):
 def test_scale_is_moderate(layers):
     """The disc's area changes by no more than the square of the scale's range."""
     pha = layers.pha
-    augmentation = ClipAugmentation(degrees=0, translate=0)
+    augmentation = ClipAugmentation(scale=(0.8, 1.25), degrees=0, translate=0)
     areas = [float(augmentation.layers(layers, seed).pha.mean() / pha.mean()) for seed in range(12)]
     assert 0.8**2 * 0.9 < min(areas) < 0.95
     assert 1.05 < max(areas) < 1.25**2 * 1.1
+
+
+def test_a_larger_clip_is_cut_or_shrunk_alike_in_all_layers(layers):
+    clip = MattingClip(layers.fgr, layers.pha, layers.fgr, layers.flow, "set/clip", 5)
+    height, width = (side // 2 for side in clip.src.shape[-2:])
+    shrunk = torch.nn.functional.interpolate(clip.src, (height, width), mode="bilinear", antialias=True)
+    seen = set()
+    for seed in range(12):
+        small = cut_or_shrink(clip, (height, width), seed)
+        assert small.pha.shape == (FRAMES, 1, height, width)
+        assert torch.equal(small.src, small.fgr)
+        assert (small.name, small.start, small.flow) == ("set/clip", 5, None)
+        if torch.equal(small.src, shrunk):
+            seen.add("whole")
+            continue
+        places = [(y, x) for y in range(height + 1) for x in range(width + 1)]
+        window = next(
+            (slice(y, y + height), slice(x, x + width))
+            for y, x in places
+            if torch.equal(clip.src[..., y : y + height, x : x + width], small.src)
+        )
+        assert torch.equal(clip.pha[..., window[0], window[1]], small.pha)
+        seen.add("part")
+    assert seen == {"whole", "part"}
+    assert cut_or_shrink(clip, tuple(clip.src.shape[-2:]), 0) is clip
+    assert cut_or_shrink(MattingClip(layers.fgr), (height, width), 0).pha is None
+
+
+def test_few_backgrounds_give_many(layers):
+    """An enlarged background shows a part of itself."""
+    augmentation = ClipAugmentation(background_scale=(2.0, 2.0), degrees=0, translate=0, jitter=0, blur=0)
+    changed = augmentation.layers(layers, seed=0).bgr[0]
+    height, width = changed.shape[-2:]
+    middle = layers.bgr[0, :, height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2]
+    enlarged = torch.nn.functional.interpolate(middle[None], (height, width), mode="bilinear")[0]
+    error = min((changed - enlarged).abs().mean(), (changed - enlarged.flip(-1)).abs().mean())
+    assert error < 0.03 < (changed - layers.bgr[0]).abs().mean()

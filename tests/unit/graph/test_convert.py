@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import fold_batch_norm_, partition, quantize_network, quantized_layers, run_block, trace
+from ptq4vm.graph import float_twin_, fold_batch_norm_, partition, quantize_network, quantized_layers, run_block, trace
 from ptq4vm.graph.partition import block_layers
 from ptq4vm.models import create_model
 from ptq4vm.models.base import Block
@@ -33,6 +33,45 @@ def test_folding_batch_norm_changes_nothing(name, ratio):
         a, b = network.unroll(src), folded.unroll(src)
     for x, y in zip((a.pha, a.fgr, *a.state), (b.pha, b.fgr, *b.state), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+def test_equalising_levels_channels_and_changes_nothing():
+    network = randomized().double()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.05, 2.0)
+            module.bias.data.uniform_(-0.1, 1.0)
+    plain, level = (float_twin_(copy.deepcopy(network), QConfig(equalize=on)) for on in (False, True))
+    src = torch.rand(1, 2, 3, 96, 64, dtype=torch.float64)
+    ranges = []
+    for twin in (plain, level):
+        seen = {}
+        for _, reader in network.relu_links():
+            twin.get_submodule(reader).register_forward_pre_hook(
+                lambda _, x, reader=reader, seen=seen: seen.update({reader: x[0].amax((0, 2, 3))})
+            )
+        with torch.no_grad():
+            ranges.append((twin.unroll(src), seen))
+    (a, before), (b, after) = ranges
+    for x, y in zip((a.pha, a.fgr, *a.state), (b.pha, b.fgr, *b.state), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+    assert len(before) == 8
+    spread = [{name: float(x.max() / x.quantile(0.25)) for name, x in seen.items()} for seen in (before, after)]
+    assert sum(spread[1][name] < spread[0][name] for name in before) >= 6
+
+
+def test_layers_without_batch_norm_cannot_be_equalised():
+    with pytest.raises(PTQ4VMError, match="Set equalize off"):
+        float_twin_(fold_batch_norm_(randomized()), QConfig(equalize=True))
+
+
+def test_depthwise_layers_may_have_a_grid_for_each_channel():
+    network = quantize_network(randomized(), QConfig(depthwise_granularity="per_channel", range_method="minmax"))
+    for layer in quantized_layers(network).values():
+        channels = layer.geometry.groups if layer.geometry.groups > 1 else 1
+        assert layer.activation_quantizer.scale.numel() == channels
+    with pytest.raises(PTQ4VMError, match="placement deploy"):
+        QConfig(placement="paper", depthwise_granularity="per_channel")
 
 
 def test_every_executed_layer_is_quantized_and_lies_in_one_block():

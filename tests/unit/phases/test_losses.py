@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ptq4vm.phases.losses import alpha_loss, cosine, reconstruction_loss, temporal_loss
+from ptq4vm.phases.losses import alpha_loss, cosine, feature_loss, reconstruction_loss, temporal_loss
 from ptq4vm.quantizers import clamp_ste
 
 
@@ -21,6 +21,16 @@ def test_clamped_alpha_learns_only_where_the_clamp_is_wrong():
     alpha_loss(clamp_ste(x, 0.0, 1.0), target, l1_weight=1.0, mse_weight=1.0).backward()
     assert x.grad[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
     assert x.grad[1] < 0 < x.grad[4]
+
+
+def test_feature_loss_is_a_share_of_the_variance_and_leaves_pictures_out():
+    generator = np.random.default_rng(0)
+    shapes = {"src": (2, 3, 8, 9), "f1": (2, 16, 4, 5), "f2": (2, 40, 2, 2)}
+    outputs, targets = ({n: generator.normal(3.0, size=s).astype(np.float32) for n, s in shapes.items()} for _ in "ab")
+    targets["f2"] *= 100.0
+    expected = np.mean([((outputs[n] - targets[n]) ** 2).mean() / targets[n].var(ddof=1) for n in ("f1", "f2")])
+    loss = feature_loss(*({n: torch.from_numpy(x) for n, x in side.items()} for side in (outputs, targets)))
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_temporal_loss_follows_the_flow_and_leaves_occlusions_out():

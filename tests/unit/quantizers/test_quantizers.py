@@ -112,6 +112,33 @@ def test_observing_passes_values_on_and_then_starts():
     assert (quantizer(x) - x).abs().max() < 3 * float(quantizer.scale)
 
 
+def test_each_channel_gets_a_grid_of_its_own():
+    torch.manual_seed(0)
+    spec = QuantSpec(4, granularity="per_channel")
+    quantizer = LearnedScaleFakeQuantize(spec, channels=3)
+    x = torch.randn(2, 3, 8, 9) * torch.tensor([1.0, 0.5, 3.0])[:, None, None]
+    with observing([quantizer]):
+        quantizer(x[:1])
+        quantizer(x[1:])
+    for channel in range(3):
+        alone = LearnedScaleFakeQuantize(QuantSpec(4))
+        with observing([alone]):
+            alone(x[:1, channel])
+            alone(x[1:, channel])
+        torch.testing.assert_close(quantizer.scale[channel].flatten(), alone.scale)
+        torch.testing.assert_close(quantizer(x)[:, channel], alone(x[:, channel]))
+    quantizer(x).square().sum().backward()
+    assert (quantizer.log_scale.grad != 0).all()
+
+
+def test_a_channel_that_was_quiet_may_speak_up():
+    quantizer = LearnedScaleFakeQuantize(QuantSpec(8, granularity="per_channel"), channels=2)
+    x = torch.rand(1, 2, 16, 16)
+    with observing([quantizer]):
+        quantizer(x * torch.tensor([1.0, 0.0])[:, None, None])
+    assert quantizer(torch.full((1, 2, 1, 1), 0.01))[0, 1].item() == pytest.approx(0.01, rel=0.1)
+
+
 def test_dropping_leaves_about_that_share_float():
     torch.manual_seed(0)
     quantizer = LearnedScaleFakeQuantize(QuantSpec(2))
