@@ -1,9 +1,10 @@
 # `make demo` runs the main job on built-in data; `make test` runs the tests. Both make .venv first.
+# `make results DATA=folder` measures the tables of docs/results.md; it takes hours.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint results clean
 
 demo: $(VENV)/installed
 	$(BIN)/ptq4vm weights rvm_mobilenetv3
@@ -17,6 +18,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
+
+results: $(VENV)/installed
+	@test -n "$(DATA)" || { echo "Expected the data's folder: make results DATA=folder"; exit 2; }
+	$(BIN)/ptq4vm weights rvm_mobilenetv3
+	$(BIN)/python benchmarks/results.py --root "$(DATA)"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

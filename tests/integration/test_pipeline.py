@@ -17,7 +17,8 @@ from ptq4vm.quantizers import QConfig
 
 OPTIONS = {
     "bits": ["W4A8"],
-    "qconfig": QConfig(range_method="minmax"),
+    "qconfig": QConfig(range_method="minmax", depthwise_granularity="per_channel", equalize=True),
+    "gac": {"feature_weight": 0.5, "weight_lr": 1e-3, "window": 2},
     "block_steps": 2,
     "gac_epochs": 2,
     "trainer": {"accelerator": "cpu"},

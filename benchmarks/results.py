@@ -1,0 +1,93 @@
+"""Measures the tables of docs/results.md: each recipe beside other methods, all on its grid, placement and frames.
+
+For each recipe one run of `ptq4vm quantize`, with the rows below before the recipe's own, scored on the evaluation
+clips and, by distance to the float network, on people and places that calibration never saw. What a run has finished
+is not done again. The tables replace those in the document; the text around them stays.
+
+    python benchmarks/results.py --root ROOT --recipes w8a8 w4a8 w4a4
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ptq4vm import cli
+from ptq4vm.writing import written_whole
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPES = REPOSITORY / "lightning_configs" / "quantize"
+DOCUMENT = REPOSITORY / "docs" / "results.md"
+
+HELD_OUT = ["book", "learn", "school", "walk", "hungry", "want", "china", "curtains", "drive"]
+"""Two of the five signers and three of the ten backgrounds."""
+NEAREST = {"learn_rounding": False, "learn_scales": False}
+PAPER = {
+    "affine": "per_layer", "weight_lr": 0.0, "truth_weight": 1.0, "teacher_weight": 0.0, "l1_weight": 0.0,
+    "mse_weight": 1.0, "fgr_weight": 0.0, "state_weight": 0.0, "feature_weight": 0.0, "coherence_weight": 0.0,
+}  # fmt: skip
+"""Global calibration as published: one γ, β for each layer, squared error against the true alpha."""
+PUBLISHED_GRID = {
+    "activation_grid": "symmetric",
+    "range_method": "minmax",
+    "depthwise_granularity": "per_tensor",
+    "equalize": False,
+}
+BASELINES: dict[str, dict[str, Any]] = {
+    "rtn_minmax": {"title": "round to nearest, min-max", "options": NEAREST, "qconfig": {"range_method": "minmax"}},
+    "rtn": {"title": "round to nearest, MSE", "options": NEAREST},
+    "adaround": {"title": "AdaRound", "options": {"granularity": "layer", "learn_scales": False, "drop_prob": 0.0}},
+    "published": {"title": "QDrop, published grid", "qconfig": PUBLISHED_GRID},
+    "brecq": {"title": "BRECQ", "options": {"drop_prob": 0.0}},
+    "brecq_gac": {"title": "BRECQ + GAC", "start": "brecq", "options": {**PAPER, "flow_weight": 0.0}},
+    "brecq_ofa": {"title": "BRECQ + GAC + OFA", "start": "brecq", "options": {**PAPER, "flow_weight": 0.05}},
+    "biq": {"title": "QDrop (BIQ)"},
+    "qdrop_gac": {"title": "QDrop + GAC", "start": "biq", "options": {**PAPER, "flow_weight": 0.0}},
+    "qdrop_ofa": {"title": "QDrop + GAC + OFA", "start": "biq", "options": {**PAPER, "flow_weight": 0.05}},
+}
+"""All methods of the paper's comparison. Ours come after them, from the recipe, and begin with the same BIQ."""
+
+
+def main() -> None:
+    """Run the recipes and write their tables into the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="the data: foregrounds, backgrounds, evaluation, ...")
+    parser.add_argument("--recipes", nargs="+", default=["w8a8", "w4a8", "w4a4"], help="names of recipes")
+    parser.add_argument("--seed", type=int, default=0, help="which sequences are drawn, and their order")
+    parser.add_argument("--output", type=Path, default=Path("runs/results"), help="folder for the runs")
+    args = parser.parse_args()
+    for recipe in args.recipes:
+        folder = args.output / f"{recipe}-{args.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "config.yaml"
+        with written_whole(config) as part:
+            part.write_text(yaml.safe_dump(with_baselines(recipe), sort_keys=False))
+        settings = ["--output", str(folder / "run"), "--data.root", str(args.root), "--data.seed", str(args.seed)]
+        cli.main(["quantize", "--config", str(config), *settings])
+        put_table(f"{recipe}-{args.seed}", (folder / "run" / "table.md").read_text())
+
+
+def with_baselines(recipe: str) -> dict[str, Any]:
+    """A recipe with all rows, and people and places held out."""
+    config = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+    own = {name: row for name, row in config["rows"].items() if name not in BASELINES}
+    config["rows"] = BASELINES | own
+    config["data"]["held_out"] = HELD_OUT
+    return config
+
+
+def put_table(name: str, table: str) -> None:
+    """Replace a table of the document, between two comments that name it; a new one goes to the end."""
+    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    text = DOCUMENT.read_text()
+    if begin not in text:
+        text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    with written_whole(DOCUMENT) as part:
+        part.write_text(pattern.sub(lambda _: f"{begin}\n\n{table.strip()}\n\n{end}", text))
+
+
+if __name__ == "__main__":
+    main()
