@@ -64,9 +64,10 @@ clips in its own runtime, beside the float network.
   python benchmarks/peers.py --data.root ROOT --peers [nncf] --data.num_sequences 40
 
 ROOT holds videomatte240k_layout/, backgrounds/ and evaluation/, as for the recipes in lightning_configs/quantize. The
-same data settings choose the same frames as there; by default 16 sequences of 4 frames of the composites alone. They are composed at data.height x data.width:
-where that is the size of the evaluation clips (512x288 by default), graphs are static, as peers like them best; with
-another size, such as the recipes' 256x144, graphs are left open in height and width.
+same data settings choose the same frames as there; by default 16 sequences of 4 frames of the composites alone. They
+are composed at data.height x data.width: where that is the size of the evaluation clips (512x288 by default), graphs
+are static, as peers like them best; with another size, such as the recipes' 256x144, graphs are left open in height and
+width.
 
 All frames and states lie in memory during calibration: 5 MB a frame at 512x288. Needs the extra `peers`:
 pip install -e ".[peers]". What ran is left in the folder --output: the graphs, and peers.json.
