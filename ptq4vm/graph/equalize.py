@@ -22,10 +22,13 @@ def equalize_(network: MattingModel) -> MattingModel:
     its weights too meets in the middle; a depthwise one has a scale for each channel anyway.
 
     Raises:
-        PTQ4VMError: the network names layers to equalise that no BatchNorm follows.
+        PTQ4VMError: the network names no layers to equalise, or such that no BatchNorm follows.
     """
+    links = network.relu_links()
+    if not links:
+        raise PTQ4VMError(f"Expected layers of {network.name} to equalise, it names none. Set equalize off.")
     norms = {layer.name: layer.batch_norm for layer in trace(network, example_frame(network))}
-    for writer, reader in network.relu_links():
+    for writer, reader in links:
         if norms.get(writer) is None:
             raise PTQ4VMError(f"Expected a BatchNorm behind {writer!r} to equalise it, found none. Set equalize off.")
         norm: nn.BatchNorm2d = network.get_submodule(norms[writer])  # type: ignore[assignment, arg-type]

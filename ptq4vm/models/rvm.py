@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import SqueezeExcitation
 
 from ptq4vm.errors import PTQ4VMError
@@ -121,13 +122,14 @@ class RobustVideoMatting(MattingModel):
         )
 
     def relu_links(self) -> tuple[tuple[str, str], ...]:
-        """From one to the next within MobileNetV3's blocks that have ReLU, but not where a gate reads too."""
+        """From one to the next within a block: ResNet's all, MobileNetV3's with ReLU, but not where a gate reads too."""
         links: list[tuple[str, str]] = []
         for name, block in self.backbone.named_modules(prefix="backbone"):
-            if isinstance(block, InvertedResidual) and any(isinstance(child, nn.ReLU) for child in block.block[0]):
+            if isinstance(block, Bottleneck):
+                links += pairwise(f"{name}.conv{i}" for i in (1, 2, 3))
+            elif isinstance(block, InvertedResidual) and any(isinstance(child, nn.ReLU) for child in block.block[0]):
                 gates = [isinstance(part, SqueezeExcitation) for part in block.block]
-                steps = [f"{name}.block.{i}.0" for i in range(gates.index(True) if any(gates) else len(gates))]
-                links += pairwise(steps)
+                links += pairwise(f"{name}.block.{i}.0" for i in range(gates.index(True) if any(gates) else len(gates)))
         return tuple(links)
 
     def initial_state(self, src: Tensor) -> RecurrentState:
