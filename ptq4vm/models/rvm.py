@@ -122,7 +122,7 @@ class RobustVideoMatting(MattingModel):
         )
 
     def relu_links(self) -> tuple[tuple[str, str], ...]:
-        """From one to the next within a block: ResNet's all, MobileNetV3's with ReLU, but not where a gate reads too."""
+        """Within a block from one to the next: in ResNet, and in MobileNetV3 with ReLU up to where a gate reads too."""
         links: list[tuple[str, str]] = []
         for name, block in self.backbone.named_modules(prefix="backbone"):
             if isinstance(block, Bottleneck):
