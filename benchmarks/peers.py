@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import export_float, state_names
+from ptq4vm.export import export_onnx, state_names
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
@@ -109,7 +109,7 @@ def peers(
     teacher = create_model(network, weights=weights, downsample_ratio=downsample_ratio).requires_grad_(False)
     data.setup("fit")
     size, static = data.size, evaluation_sizes(data) == {data.size}
-    graph = export_float(teacher, *size, Path(output) / "float.onnx", dynamic_size=not static)
+    graph = export_onnx(teacher, *size, Path(output) / "float.onnx", dynamic_size=not static)
     runs, minutes, files = {"float": open_onnx_runtime(graph, threads)}, {"float": 0.0}, {"float": [graph]}
     with make_progress() as bar:
         clips = calibration_clips(data, teacher, task(bar, "calibration frames", data.num_sequences))

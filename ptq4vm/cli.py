@@ -1,11 +1,12 @@
 """The command line: Lightning's own subcommands, and those that do a whole job in one go."""
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
@@ -19,11 +20,13 @@ from rich.table import Table
 
 from ptq4vm.callbacks import AlphaWriter
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import bits_label, load_model, network_cost
-from ptq4vm.inference import matte_video
+from ptq4vm.inference import ExportedNetwork, Runtime, is_exported, matte_video
 from ptq4vm.models import fetch_weights, list_models
+from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
 from ptq4vm.phases.base import make_float_network
 from ptq4vm.pipeline import quantize
@@ -50,10 +53,12 @@ ptq4vm: post-training quantization of video matting networks.
   ptq4vm sensitivity NETWORK --data.root ROOT ...    which layers quantization hurts most, one by one
   ptq4vm evaluate MODEL --data ROOT                  score a network on an evaluation tree
   ptq4vm matte INPUT --model MODEL --alpha OUT       turn a video into mattes
+  ptq4vm export MODEL --size 288x512 --out FILE      an integer ONNX graph for a runtime, checked in it
   ptq4vm fit --config FILE                           one phase as a Lightning fit (also: lightning fit)
   ptq4vm validate|test|predict --config FILE         Lightning's other subcommands
 
-MODEL is a network's name, a weights file, a quantized checkpoint or a run folder.
+MODEL is a network's name, a weights file, a quantized checkpoint, a run folder or, to evaluate or to matte with, what
+`ptq4vm export` wrote.
 `ptq4vm SUBCOMMAND --help` tells the options of each.
 """
 
@@ -149,7 +154,7 @@ def _options(config: Namespace) -> dict[str, Any]:
 
 def _evaluate(args: list[str]) -> None:
     parser = ArgumentParser(prog="ptq4vm evaluate", description="Score a network on an evaluation tree.")
-    parser.add_argument("model", help="a network's name, a weights file, a quantized checkpoint or a run folder")
+    parser.add_argument("model", help="name, weights file, quantized checkpoint, run folder or exported graph")
     parser.add_argument("--data", type=str, required=True, help="a tree <set>/<clip>/{com,pha,fgr}/<frame>")
     parser.add_argument("--json", type=Path | None, default=None, help="write the metrics here")
     parser.add_argument("--alpha", type=Path | None, default=None, help="write the mattes here, as 8-bit PNG")
@@ -159,22 +164,93 @@ def _evaluate(args: list[str]) -> None:
     parser.add_argument("--frames", type=int | None, default=None, help="score at most so many frames of a clip")
     accelerators = ["auto", "cpu", "gpu", "cuda", "mps"]
     parser.add_argument("--accelerator", type=str, default="auto", choices=accelerators, help="where to run")
+    _add_runtime(parser)
     config = parser.parse_args(args)
-    network = load_model(config.model, config.network)
+    network = _load(config)
     data = VideoMattingDataModule(evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames)
     data.setup("test")
     callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
     trainer = L.Trainer(accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks)  # type: ignore[arg-type]
     results = trainer.test(MattingModule(network, config.scoring), datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): value for key, value in results.items()}
-    height, width = data.evaluation_set[0].src.shape[-2:]
-    cost = network_cost(network, height, width)
-    qconfig: QConfig | None = getattr(network, "qconfig", None)
-    bits, placement = ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
-    row = ResultRow(str(config.model), bits, placement, metrics, cost.size_mb, cost.bit_operations * 1e9)
+    row = _row(str(config.model), network, metrics, *data.evaluation_set[0].src.shape[-2:])
     render_table([row], _console)
     if config.json is not None:
         write_metrics(config.json, [row], {"data": config.data, "scoring": config.scoring})
+
+
+def _row(name: str, network: MattingModel, metrics: dict[str, float], height: int, width: int) -> ResultRow:
+    if isinstance(network, ExportedNetwork):
+        said, size_mb = network.description, network.path.stat().st_size / 1e6
+        return ResultRow(name, said["bits"], network.runtime, metrics, size_mb, said["bit_operations"] * 1e9)
+    cost = network_cost(network, height, width)
+    qconfig: QConfig | None = getattr(network, "qconfig", None)
+    bits, placement = ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
+    return ResultRow(name, bits, placement, metrics, cost.size_mb, cost.bit_operations * 1e9)
+
+
+def _add_runtime(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime", type=Runtime | None, default=None, help="of an exported graph; by default the one it is for"
+    )
+    parser.add_argument("--threads", type=int | None, default=None, help="of an exported graph; by default all cores")
+
+
+def _load(config: Namespace) -> MattingModel:
+    if is_exported(Path(config.model)):
+        return ExportedNetwork(Path(config.model), config.runtime, config.threads)
+    return load_model(config.model, config.network)
+
+
+def _export(args: list[str]) -> None:
+    parser = ArgumentParser(
+        prog="ptq4vm export",
+        description="Write a network as an ONNX graph of integers, play a clip through it in its runtime, and keep the "
+        "file only if the mattes are the same.",
+    )
+    parser.add_argument("model", help="a network's name, a weights file, a quantized checkpoint or a run folder")
+    parser.add_argument("--size", type=str, required=True, help="height x width of the frames, e.g. 288x512")
+    parser.add_argument("--out", type=Path, required=True, help="the ONNX file")
+    parser.add_argument("--bits", type=Literal[32] | None, default=None, help="32: insist on a float model")
+    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument(
+        "--downsample_ratio", type=float | None, default=None,
+        help="baked in: the network works at this fraction of the frame's size; by default the model's own",
+    )  # fmt: skip
+    parser.add_function_arguments(
+        export_checked, skip={"network", "height", "width", "path", "progress"}, as_group=False
+    )
+    config = parser.parse_args(args)
+    network = load_model(config.model, config.network)
+    if config.bits == 32 and getattr(network, "qconfig", None) is not None:
+        raise PTQ4VMError(
+            f"Expected a float model with --bits 32, got {config.model}. Name the network or its weights."
+        )
+    if config.downsample_ratio is not None:
+        network.downsample_ratio = config.downsample_ratio
+    chosen = ("target", "opset", "dynamic_size", "pack", "simulate", "clip", "frames", "tolerance")
+    with Progress(*_COLUMNS, console=_console) as progress:
+        task = progress.add_task("exporting", total=None)
+        exported = export_checked(
+            network, *_parse_size(config.size), config.out, **{name: config[name] for name in chosen},
+            progress=lambda done, total, what: progress.update(task, completed=done, total=total, description=what),
+        )  # fmt: skip
+    parity = exported.parity
+    _console.print(
+        f"file        {exported.path}  ({exported.size_mb:.2f} MB)\n"
+        f"executes    {exported.storage}\n"
+        f"parity      mean |Δα| {parity.mean:.1e}, largest {parity.highest:.1e}, {100 * parity.share:.2f} % of pixels "
+        f"more than 1/255 apart, over {parity.frames} frames in {exported.runtime}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise PTQ4VMError(f"Expected a size as HEIGHTxWIDTH, e.g. 288x512, got {text!r}.")
+    return int(match[1]), int(match[2])
 
 
 def _matte(args: list[str]) -> None:
@@ -188,12 +264,16 @@ def _matte(args: list[str]) -> None:
     parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
     parser.add_argument(
         "--downsample_ratio", type=float | None, default=None,
-        help="the network works at this fraction of the frame's size; by default its longer side becomes 512",
+        help="the network works at this fraction of the frame's size; by default its longer side becomes 512, or it is "
+        "what an exported graph has",
     )  # fmt: skip
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
+    _add_runtime(parser)
     config = parser.parse_args(args)
     background = Path(config.background) if Path(config.background).exists() else config.background
-    network = load_model(config.model, config.network).to(_device(config.device))
+    network = _load(config)
+    if not isinstance(network, ExportedNetwork):
+        network.to(_device(config.device))
     with Progress(*_COLUMNS, console=_console) as progress:
         task = progress.add_task("matting", total=None)
         frames = matte_video(
@@ -275,6 +355,7 @@ _COMMANDS = {
     "sensitivity": _sensitivity,
     "evaluate": _evaluate,
     "matte": _matte,
+    "export": _export,
     "weights": _weights,
 }
 

@@ -1,55 +1,99 @@
-"""The float network as ONNX: one frame and the state before it in, the matte and the state after it out."""
+"""A network as ONNX: one frame and the state before it in, the matte and the state after it out."""
 
 import copy
+import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import fold_batch_norm_, quantized_layers
+from ptq4vm.export.integer import IntegerConv2d
+from ptq4vm.export.packing import pack_four_bits
+from ptq4vm.export.targets import TargetName, find_target, require_executable
+from ptq4vm.graph import bits_label, fold_batch_norm_, network_cost, quantized_layers, require_calibrated
 from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import QConfig
 from ptq4vm.writing import written_whole
 
 OPSETS = range(13, 21)
 """From the first that knows quantization per channel to the last that torch's exporter writes."""
+METADATA = "ptq4vm"
+"""Key of the JSON that says what an exported graph is."""
+FORMAT_VERSION = 1
 
 
-def export_float(
-    network: MattingModel, height: int, width: int, path: Path, opset: int = 17, dynamic_size: bool = False
+def export_onnx(
+    network: MattingModel,
+    height: int,
+    width: int,
+    path: Path,
+    target: TargetName = "openvino",
+    opset: int = 17,
+    dynamic_size: bool = False,
+    pack: bool = False,
+    simulate: bool = False,
 ) -> Path:
-    """Write a float network as an ONNX graph over one frame, BatchNorm folded, the downsample ratio baked in.
+    """Write a network, float or quantized, as an ONNX graph over one frame, the downsample ratio baked in.
 
     Inputs are ``src`` (1, 3, height, width), RGB in [0, 1], and the states ``r1i``, ``r2i``, ... as
     :meth:`MattingModel.initial_state` shapes them; outputs are ``fgr`` (1, 3, height, width), ``pha``
-    (1, 1, height, width) and the new states ``r1o``, ``r2o``, ... A per-frame network has no states.
+    (1, 1, height, width) and the new states ``r1o``, ``r2o``, ... A per-frame network has no states. BatchNorm is
+    folded; a quantized network's convolutions have QuantizeLinear and DequantizeLinear around their input and integer
+    weights behind DequantizeLinear, and nothing is left of γ, β and learned rounding.
 
     Args:
-        network: the float network; it is left alone.
+        network: in evaluation mode; it is left alone.
         height: of the frames, in pixels.
         width: of the frames, in pixels.
         path: the file to write, whole or not at all; folders above it are made.
-        opset: version of ONNX's operators, 13 to 20.
+        target: the runtime whose rules a quantized network must meet: onnxruntime, openvino or tensorrt.
+        opset: version of ONNX's operators, 13 to 20; without effect on ``pack``.
         dynamic_size: leave height and width open; ``height`` and ``width`` are then those of the example.
+        pack: store weights of up to 4 bits as INT4, two to a byte, which takes opset 21; else one.
+        simulate: write also what the target does not execute as integers; it computes the same in wider arithmetic.
 
     Returns:
         ``path``.
 
     Raises:
-        PTQ4VMError: the network is quantized, the opset or the size can't be served, ONNX has no form for something
-            the network does, or nothing can be written there.
+        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, the opset or the size can't be
+            served, ONNX has no form for something the network does, or nothing can be written there.
     """
-    if quantized_layers(network):
-        raise PTQ4VMError(f"Expected a float network to export, got quantized {network.name}. Give its float weights.")
+    runtime = find_target(target)
     if opset not in OPSETS:
         raise PTQ4VMError(f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}. Leave it out for 17.")
     if height < 1 or width < 1:
         raise PTQ4VMError(f"Expected a frame of at least 1 x 1 pixels, got {height} x {width}. Give the frames' size.")
-    frame_network = _Frame(fold_batch_norm_(copy.deepcopy(network).eval().cpu().float()))
+    require_calibrated(network)
+    if not simulate:
+        require_executable(network, runtime)
+    description = _describe(network, height, width, target, dynamic_size)
+    body = copy.deepcopy(network).eval().cpu().float()
+    layers = quantized_layers(body)
+    if layers:
+        for name, layer in layers.items():
+            body.set_submodule(name, IntegerConv2d(layer))
+    else:
+        fold_batch_norm_(body)
     src = torch.zeros(1, 3, height, width)
-    _write(Path(path), frame_network, (src, *frame_network.network.initial_state(src)), opset, dynamic_size)
+    example = (src, *body.initial_state(src))
+    try:
+        with written_whole(Path(path)) as part:
+            _trace_to(part, _Frame(body), example, OPSETS[-1] if pack else opset, dynamic_size)
+            model = onnx.load(part)
+            if pack:
+                pack_four_bits(model)
+            onnx.helper.set_model_props(model, {METADATA: json.dumps(description)})
+            onnx.save(model, part)
+            onnx.checker.check_model(str(part), full_check=True)
+    except _NOT_EXPRESSIBLE as error:
+        raise PTQ4VMError(
+            f"Expected a network that ONNX opset {opset} can express, got: {error}. Try another opset."
+        ) from error
     return Path(path)
 
 
@@ -65,15 +109,21 @@ _NOT_EXPRESSIBLE = (
 )
 
 
-def _write(path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool) -> None:
-    try:
-        with written_whole(path) as part:
-            _trace_to(part, frame_network, example, opset, open_size)
-            onnx.checker.check_model(str(part), full_check=True)
-    except _NOT_EXPRESSIBLE as error:
-        raise PTQ4VMError(
-            f"Expected a network that ONNX opset {opset} can express, got: {error}. Try another opset."
-        ) from error
+def _describe(network: MattingModel, height: int, width: int, target: str, dynamic_size: bool) -> dict[str, Any]:
+    """What a reader of the file must know; plain JSON."""
+    cost = network_cost(network, height, width)
+    qconfig: QConfig | None = getattr(network, "qconfig", None)
+    return {
+        "format_version": FORMAT_VERSION,
+        "network": network.name,
+        "downsample_ratio": network.downsample_ratio,
+        "arguments": dict(network.arguments),
+        "target": target,
+        "size": None if dynamic_size else [height, width],
+        "bits": "W32A32" if qconfig is None else bits_label(qconfig, cost),
+        "placement": "" if qconfig is None else qconfig.placement,
+        "bit_operations": cost.bit_operations,
+    }
 
 
 def _trace_to(path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool) -> None:

@@ -2,20 +2,28 @@
 
 from ptq4vm.inference.backgrounds import COLOURS, open_background
 from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
+from ptq4vm.inference.parity import Parity, measure_parity
 from ptq4vm.inference.runner import MatteFrame, auto_downsample_ratio, composite_over, matte, matte_video
+from ptq4vm.inference.runtimes import RUNTIMES, ExportedNetwork, Runtime, is_exported
 from ptq4vm.inference.video_io import open_frames, open_writer
 
 __all__ = [
     "COLOURS",
     "DEFAULT_RATE",
+    "RUNTIMES",
+    "ExportedNetwork",
     "Frame",
     "FrameReader",
     "FrameWriter",
     "MatteFrame",
+    "Parity",
+    "Runtime",
     "auto_downsample_ratio",
     "composite_over",
+    "is_exported",
     "matte",
     "matte_video",
+    "measure_parity",
     "open_background",
     "open_frames",
     "open_writer",

@@ -13,6 +13,7 @@ from torch import Tensor
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.inference.backgrounds import open_background, parse_colour
 from ptq4vm.inference.frames import Frame
+from ptq4vm.inference.runtimes import ExportedNetwork
 from ptq4vm.inference.video_io import open_frames, open_writer
 from ptq4vm.models.base import MattingModel
 from ptq4vm.types import MattingOutput
@@ -97,7 +98,8 @@ def matte_video(
         background: ``#rrggbb``, a colour's name, or the path of an image or a video; see :func:`open_background`.
         foreground: where the foreground's colour goes, likewise.
         downsample_ratio: the network's body works at this fraction of the frame's size, in (0, 1];
-            None: :func:`auto_downsample_ratio`. The network's own is put back at the end.
+            None: :func:`auto_downsample_ratio`, or what an exported graph has. The network's own is put back at the
+            end.
         progress: called after each frame with the frames done and their whole number where it is known.
 
     Returns:
@@ -112,7 +114,8 @@ def matte_video(
     _check_paths(outputs, [Path(source)] if is_colour else [Path(source), Path(background)])
     reader = open_frames(source)
     size = (reader.height, reader.width)
-    ratio = auto_downsample_ratio(*size) if downsample_ratio is None else downsample_ratio
+    fixed = model.downsample_ratio if isinstance(model, ExportedNetwork) else auto_downsample_ratio(*size)
+    ratio = fixed if downsample_ratio is None else downsample_ratio
     if not 0 < ratio <= 1:
         raise PTQ4VMError(f"Expected a downsample ratio in (0, 1], got {ratio}")
     done = 0

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.export import export_float
+from ptq4vm.export import export_onnx
 from ptq4vm.models import RobustVideoMatting
 from ptq4vm.phases import MattingModule
 
@@ -65,7 +65,7 @@ def test_float_graph_scores_as_the_network(peers, root, network, tmp_path):
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     expected = trainer.test(MattingModule(network), datamodule=data, verbose=False)[0]
     assert peers.evaluation_sizes(data) == {(HEIGHT, WIDTH)}
-    run = peers.open_onnx_runtime(export_float(network, HEIGHT, WIDTH, tmp_path / "float.onnx"))
+    run = peers.open_onnx_runtime(export_onnx(network, HEIGHT, WIDTH, tmp_path / "float.onnx"))
     frames = []
     got = peers.score({"float": run}, network, data, advance=lambda: frames.append(1))["float"]
     assert len(frames) == data.evaluation_set.num_frames == 8
@@ -90,7 +90,7 @@ def test_distance_is_that_to_the_networks_own_alpha(peers, root, network):
 
 
 def test_calibration_frames_carry_the_float_networks_state(peers, network, tmp_path):
-    run = peers.open_onnx_runtime(export_float(network, HEIGHT, WIDTH, tmp_path / "float.onnx"))
+    run = peers.open_onnx_runtime(export_onnx(network, HEIGHT, WIDTH, tmp_path / "float.onnx"))
     src = torch.rand(3, 3, HEIGHT, WIDTH)
     fresh = peers.make_feeds(run, network, iter([src]), "fresh")
     settled = peers.make_feeds(run, network, iter([src]), "settled")

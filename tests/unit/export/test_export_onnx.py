@@ -3,12 +3,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from networks import random_network
 from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import export_float
+from ptq4vm.export import export_onnx
 from ptq4vm.graph import quantize_network
-from ptq4vm.models import RobustVideoMatting
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.quantizers import QConfig
 
@@ -33,15 +33,6 @@ class PerFrame(MattingModel):
 
     def initial_state(self, src):
         return ()
-
-
-def random_network(**settings):
-    """A random network whose batch norms are set from noise, so that its values stay in a sane range."""
-    torch.manual_seed(0)
-    network = RobustVideoMatting(**settings)
-    with torch.no_grad():
-        network.train()(torch.rand(2, 1, 3, 64, 64))
-    return network.eval().requires_grad_(False)
 
 
 def open_session(path):
@@ -74,7 +65,7 @@ def assert_parity(network, path, height, width, frames=5):
 @pytest.mark.parametrize("size", [(64, 96), (77, 101)])
 def test_five_frames_equal_pytorch(tmp_path, settings, size):
     network = random_network(**settings)
-    path = export_float(network, *size, tmp_path / "new" / "float.onnx")
+    path = export_onnx(network, *size, tmp_path / "new" / "float.onnx")
     assert_parity(network, path, *size)
     graph = onnx.load(path).graph
     assert [node.name for node in graph.input] == ["src", "r1i", "r2i", "r3i", "r4i"]
@@ -90,13 +81,13 @@ def test_five_frames_equal_pytorch(tmp_path, settings, size):
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_open_size_takes_other_frames(tmp_path, ratio):
     network = random_network(downsample_ratio=ratio)
-    path = export_float(network, 64, 96, tmp_path / "float.onnx", dynamic_size=True)
+    path = export_onnx(network, 64, 96, tmp_path / "float.onnx", dynamic_size=True)
     assert_parity(network, path, 77, 101, frames=2)
 
 
 def test_network_without_a_state(tmp_path):
     network = PerFrame().requires_grad_(False)
-    path = export_float(network, 24, 40, tmp_path / "float.onnx", opset=18)
+    path = export_onnx(network, 24, 40, tmp_path / "float.onnx", opset=18)
     assert_parity(network, path, 24, 40)
     model = onnx.load(path)
     assert [node.name for node in model.graph.input] == ["src"]
@@ -106,14 +97,16 @@ def test_network_without_a_state(tmp_path):
 def test_refusals_leave_nothing(tmp_path):
     network = random_network()
     with pytest.raises(PTQ4VMError, match="Expected an opset from 13 to 20, got 9"):
-        export_float(network, 64, 96, tmp_path / "float.onnx", opset=9)
+        export_onnx(network, 64, 96, tmp_path / "float.onnx", opset=9)
     with pytest.raises(PTQ4VMError, match="at least 1 x 1 pixels, got 0 x 96"):
-        export_float(network, 0, 96, tmp_path / "float.onnx")
-    with pytest.raises(PTQ4VMError, match="Expected a float network"):
-        export_float(quantize_network(network, QConfig()), 64, 96, tmp_path / "float.onnx")
+        export_onnx(network, 0, 96, tmp_path / "float.onnx")
+    with pytest.raises(PTQ4VMError, match="Expected a calibrated network"):
+        export_onnx(quantize_network(network, QConfig()), 64, 96, tmp_path / "float.onnx")
+    with pytest.raises(PTQ4VMError, match="Expected a target of onnxruntime, openvino, tensorrt, got 'tpu'"):
+        export_onnx(network, 64, 96, tmp_path / "float.onnx", target="tpu")
     (tmp_path / "file").touch()
     with pytest.raises(PTQ4VMError, match="Can't write"):
-        export_float(network, 64, 96, tmp_path / "file" / "float.onnx")
+        export_onnx(network, 64, 96, tmp_path / "file" / "float.onnx")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
@@ -121,5 +114,5 @@ def test_what_onnx_cannot_express_is_told(tmp_path):
     network = PerFrame()
     network._matte = lambda src: (torch.special.bessel_j0(src), src[:, :1])
     with pytest.raises(PTQ4VMError, match="can express"):
-        export_float(network, 24, 40, tmp_path / "float.onnx")
+        export_onnx(network, 24, 40, tmp_path / "float.onnx")
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,111 @@
+"""A quantized convolution as ONNX says it: integers, their scales, and the float convolution between them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.quantizers import QuantizedConv2d, QuantSpec
+from ptq4vm.quantizers.convolution import ConvGeometry, conv2d
+
+
+class IntegerConv2d(nn.Module):
+    """What is left of a calibrated :class:`QuantizedConv2d`: integer codes, scales, zero points and a bias.
+
+    torch computes with it what the layer computed; torch's exporter writes QuantizeLinear and DequantizeLinear around
+    the input, DequantizeLinear behind the stored codes, and Conv. Input grids of fewer than 8 bits are simulated: ONNX
+    clips to the grid's ends and then rounds on its 8-bit codes, which gives the same values.
+    """
+
+    codes: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, layer: QuantizedConv2d) -> None:
+        super().__init__()
+        if layer.input_quantizer is None or layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
+            raise RuntimeError("a layer is exported with placement deploy, its weight fixed and its affine absorbed")
+        weight, inputs = layer.weight_quantizer, layer.input_quantizer
+        self.geometry, self.input_spec, self.weight_spec = layer.geometry, inputs.spec, weight.spec
+        self.register_buffer("codes", weight.codes(layer.weight).to(_code_type(weight.spec)).contiguous())
+        self.register_buffer("weight_scale", weight.scale.flatten().clone())
+        self.register_buffer("weight_zero_point", weight.zero_point.flatten().to(self.codes.dtype))
+        self.register_buffer("bias", layer.bias.detach().clone())
+        # One value and not an array of one: that is how ONNX tells a grid for the tensor from one for each channel.
+        shape = (-1,) if inputs.scale.numel() > 1 else ()
+        self.register_buffer("scale", inputs.scale.detach().reshape(shape).clone())
+        self.register_buffer("zero_point", inputs.zero_point.detach().reshape(shape).to(_code_type(inputs.spec)))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if self.input_spec.bits < 8:
+            zero, scale = _like(self.zero_point, x, 1), _like(self.scale, x, 1)
+            low, high = ((code - zero) * scale for code in (self.input_spec.quant_min, self.input_spec.quant_max))
+            x = torch.minimum(torch.maximum(x, low), high)
+        x = _QuantizeDequantize.apply(x, self.scale, self.zero_point)
+        return _Convolution.apply(x, self.codes, self.weight_scale, self.weight_zero_point, self.bias, self.geometry)
+
+
+def _code_type(spec: QuantSpec) -> torch.dtype:
+    return torch.int8 if spec.quant_min < 0 else torch.uint8
+
+
+def _like(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Shaped to meet x: one value, or one for each entry along the axis."""
+    return parameter.float() if parameter.dim() == 0 else parameter.float().reshape(-1, *(1,) * (x.dim() - 1 - axis))
+
+
+class _QuantizeDequantize(torch.autograd.Function):
+    """(B, C, h, w) through 8-bit codes with scale and zero point () or (C,)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:  # type: ignore[override]
+        ends = torch.iinfo(zero_point.dtype)
+        scale, zero = _like(scale, x, 1), _like(zero_point, x, 1)
+        return ((x / scale).round() + zero).clamp(ends.min, ends.max).sub(zero).mul(scale)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, scale: Any, zero_point: Any) -> Any:
+        axis = {"axis_i": 1} if scale.type().dim() else {}
+        codes = g.op("QuantizeLinear", x, scale, zero_point, **axis)
+        return g.op("DequantizeLinear", codes, scale, zero_point, **axis).setType(x.type())
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution whose weight is stored as codes, with a scale and zero point for each output channel."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor, geometry: ConvGeometry
+    ) -> Tensor:
+        weight = (codes.float() - _like(zero_point, codes, 0)) * _like(scale, codes, 0)
+        return conv2d(x, weight, bias, geometry)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, codes: Any, scale: Any, zero_point: Any, bias: Any, geometry: ConvGeometry) -> Any:
+        weight = g.op("DequantizeLinear", codes, scale, zero_point, axis_i=0)
+        kernel = codes.type().sizes()[2:]
+        output = g.op(
+            "Conv",
+            x,
+            weight,
+            bias,
+            kernel_shape_i=kernel,
+            strides_i=geometry.stride,
+            pads_i=[*geometry.padding, *geometry.padding],
+            dilations_i=geometry.dilation,
+            group_i=geometry.groups,
+        )
+        sizes = x.type().sizes()
+        if sizes is None:
+            return output
+        reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, kernel, strict=True)]
+        sides = zip(sizes[2:], geometry.padding, reach, geometry.stride, strict=True)
+        # The exporter asks for sizes further on, and knows no shape rule for what is written by hand.
+        return output.setType(
+            x.type().with_sizes(
+                [sizes[0], codes.type().sizes()[0], *((n + 2 * p - r) // s + 1 for n, p, r, s in sides)]
+            )
+        )

@@ -1,0 +1,47 @@
+"""Whether two networks compute the same over a clip."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptq4vm.models.base import MattingModel
+
+
+class Parity(NamedTuple):
+    """How far two networks' alphas are apart over a clip, each with its own state fed back."""
+
+    frames: int
+    mean: float
+    """Mean |Δα|."""
+    highest: float
+    """Largest |Δα|."""
+    share: float
+    """Share of pixels that differ by more than one step of 8 bits, 1/255."""
+
+
+@torch.inference_mode()
+def measure_parity(
+    first: MattingModel, second: MattingModel, src: Tensor, progress: Callable[[int], None] | None = None
+) -> Parity:
+    """Play one clip, (T, 3, H, W), through both.
+
+    Args:
+        first: a network.
+        second: the other.
+        src: RGB in [0, 1].
+        progress: told the frames done after each.
+    """
+    first_state, second_state = first.initial_state(src[:1]), second.initial_state(src[:1])
+    total, highest, beyond = 0.0, 0.0, 0
+    for number, frame in enumerate(src, 1):
+        _, pha, first_state = first.forward_frame(frame[None], first_state)
+        _, other, second_state = second.forward_frame(frame[None], second_state)
+        difference = (pha - other).abs()
+        total += float(difference.mean())
+        highest = max(highest, float(difference.max()))
+        beyond += int((difference > 1 / 255).sum())
+        if progress is not None:
+            progress(number)
+    return Parity(len(src), total / len(src), highest, beyond / (len(src) * src[0, 0].numel()))

@@ -1,0 +1,69 @@
+"""`ptq4vm export` as a user calls it, and what is done with its file."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from skimage.data import astronaut
+
+from ptq4vm import cli
+from ptq4vm.deploy import export_checked
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.models import create_model
+
+pytestmark = pytest.mark.usefixtures("official_weights")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A clip of three frames in RVM's evaluation layout."""
+    frame = cv2.resize(astronaut(), (96, 80))
+    for kind in ("com", "pha"):
+        folder = tmp_path / "tree" / "set" / "0000" / kind
+        folder.mkdir(parents=True)
+        for t in range(3):
+            image = np.roll(frame, t, 1)
+            cv2.imwrite(str(folder / f"{t}.png"), image[..., 1] // 128 * 255 if kind == "pha" else image[..., ::-1])
+    return tmp_path / "tree"
+
+
+def test_an_exported_network_is_scored_and_matted_with(tree, tmp_path, capsys):
+    graph, frames = tmp_path / "float.onnx", tree / "set" / "0000" / "com"
+    args = ["export", "rvm_mobilenetv3", "--bits", "32", "--size", "80x96", "--out", str(graph)]
+    assert cli.main([*args, "--clip", str(frames), "--target", "onnxruntime"]) == 0
+    told = capsys.readouterr().out
+    assert "weights stored at 32 bits; onnxruntime executes 0 of 78 convolutions as int8" in told
+    assert "over 30 frames in onnxruntime" in told
+    scores = []
+    for model in ("rvm_mobilenetv3", str(graph)):
+        path = tmp_path / "m.json"
+        run = ["evaluate", model, "--data", str(tree), "--json", str(path), "--accelerator", "cpu", "--threads", "1"]
+        assert cli.main(run) == 0
+        scores.append(json.loads(path.read_text())["rows"][0])
+    assert scores[1]["metrics"] == pytest.approx(scores[0]["metrics"], rel=1e-3)
+    assert scores[1]["bits"] == "W32A32"
+    alpha = tmp_path / "alpha"
+    assert cli.main(["matte", str(frames), "--model", str(graph), "--alpha", str(alpha)]) == 0
+    assert len(list(alpha.glob("*.png"))) == 3
+
+
+def test_bad_input_is_told_in_a_line(tmp_path, capsys):
+    out = str(tmp_path / "q.onnx")
+    for args, message in (
+        (["rvm_mobilenetv3", "--size", "80"], "Expected a size as HEIGHTxWIDTH"),
+        (["rvm_mobilenetv3", "--size", "80x96", "--frames", "3"], "Expected at least 30 frames"),
+        (["nothing", "--size", "80x96"], "Expected a model"),
+    ):
+        assert cli.main(["export", *args, "--out", out]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_mattes_that_differ_leave_no_file(tmp_path):
+    network = create_model("rvm_mobilenetv3", weights="official")
+    with pytest.raises(PTQ4VMError, match=r"Expected mattes from openvino that differ .*Nothing was written"):
+        export_checked(network, 64, 64, tmp_path / "q.onnx", tolerance=-1.0)
+    assert not list(tmp_path.iterdir())
+    assert torch.is_grad_enabled()

@@ -1,0 +1,147 @@
+"""Exported quantized networks, against PyTorch, ONNX Runtime without its optimizer, and the targets' rules."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from networks import calibrated_network, random_network
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.export import export_onnx
+from ptq4vm.export.integer import IntegerConv2d
+from ptq4vm.graph import quantize_network, quantized_layers
+from ptq4vm.inference import ExportedNetwork, measure_parity
+from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantSpec, observing
+
+SIZE = (64, 96)
+
+
+def nodes_by_output(model):
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def initializers(model):
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4])
+@pytest.mark.parametrize("activation", [
+    QuantSpec(8), QuantSpec(4), QuantSpec(8, "symmetric"), QuantSpec(4, granularity="per_channel")
+])  # fmt: skip
+def test_integers_compute_what_the_layer_computed(tmp_path, weight_bits, activation):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, stride=2, padding=2, dilation=2, groups=6)
+    spec = QuantSpec(weight_bits, "symmetric", "per_channel")
+    layer = QuantizedConv2d.from_float(conv, spec, activation).requires_grad_(False)
+    x = torch.randn(1, 6, 12, 15)
+    with observing([layer.input_quantizer]):
+        layer(x / 2)  # so that some values lie beyond the grid
+    layer.fix_()
+    integer = IntegerConv2d(layer)
+    torch.testing.assert_close(integer(x), layer(x), rtol=0, atol=1e-6)
+    torch.onnx.export(integer, (x,), str(tmp_path / "conv.onnx"), opset_version=17, dynamo=False, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(tmp_path / "conv.onnx"), options, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(got, layer(x).numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("bits", "options"), [
+    ("W8A8", {}), ("W4A8", {"pack": True}), ("W4A4", {"simulate": True}), ("W8A8", {"dynamic_size": True})
+])  # fmt: skip
+def test_frames_equal_pytorch(tmp_path, runtime, bits, options):
+    network = calibrated_network(bits, {"downsample_ratio": 0.5}, depthwise_granularity="per_channel")
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", **options)
+    exported = ExportedNetwork(path, runtime, threads=1)
+    parity = measure_parity(network, exported, torch.rand(4, 3, *SIZE))
+    assert parity.mean < 2e-3
+    assert parity.frames == 4
+    if runtime == "openvino" and "pack" not in options:
+        assert exported.convolutions["int8"] == len(quantized_layers(network))
+
+
+def test_only_integers_and_their_scales_are_left(tmp_path):
+    network = calibrated_network()
+    model = onnx.load(export_onnx(network, *SIZE, tmp_path / "q.onnx"))
+    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear", "Conv"}
+    names = initializers(model)
+    assert not [name for name in names if any(word in name for word in ("log_scale", "shift", "rounding", "offset"))]
+    layers = quantized_layers(network)
+    for name, layer in layers.items():
+        codes = numpy_helper.to_array(names[f"network.{name}.codes"])
+        assert codes.dtype == np.int8
+        scale = layer.weight_quantizer.scale.numpy()
+        np.testing.assert_allclose(codes * scale, layer.weight.numpy(), rtol=0, atol=1e-6)
+    floats = [tensor for tensor in names.values() if tensor.data_type == TensorProto.FLOAT]
+    assert max(np.prod(tensor.dims) for tensor in floats if tensor.dims) <= 960, "no float weight, only one a channel"
+
+
+def test_rules_of_tensorrt(tmp_path):
+    network = calibrated_network(activation_grid="symmetric")
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", target="tensorrt")
+    model = onnx.load(path)
+    source, stored = nodes_by_output(model), initializers(model)
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == len(quantized_layers(network))
+    for node in convolutions:
+        inputs, weights = (source[name] for name in node.input[:2])
+        assert inputs.op_type == weights.op_type == "DequantizeLinear", "Q/DQ on both inputs of each convolution"
+        assert source[inputs.input[0]].op_type == "QuantizeLinear"
+        axis = {attribute.name: attribute.i for attribute in weights.attribute}["axis"]
+        assert axis == 0, "a scale for each output channel"
+        for quantized in (inputs, weights):
+            zero = resolve(quantized.input[2], source, stored)
+            assert zero.dtype == np.int8
+            assert not zero.any(), "symmetric"
+        assert resolve(inputs.input[1], source, stored).ndim == 0, "one scale for the tensor"
+
+
+def resolve(name, source, stored):
+    """A constant, also behind Identity, which the exporter writes where two are equal."""
+    while name not in stored:
+        node = source[name]
+        if node.op_type == "Constant":
+            return numpy_helper.to_array(node.attribute[0].t)
+        name = node.input[0]
+    return numpy_helper.to_array(stored[name])
+
+
+def test_packed_weights_are_the_same_in_half_the_room(tmp_path):
+    network = calibrated_network("W4A8")
+    wide, packed = (
+        export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", target="onnxruntime", pack=pack)
+        for pack in (False, True)
+    )
+    assert packed.stat().st_size < 0.62 * wide.stat().st_size
+    model, other = onnx.load(packed), onnx.load(wide)
+    assert model.opset_import[0].version == 21
+    mine, theirs = initializers(model), initializers(other)
+    four_bits = [name for name, tensor in mine.items() if tensor.data_type == TensorProto.INT4 and "codes" in name]
+    assert len(four_bits) == len(quantized_layers(network)) - 2, "first and last layer have 8 bits"
+    for name in four_bits:
+        got, wanted = numpy_helper.to_array(mine[name]), numpy_helper.to_array(theirs[name])
+        np.testing.assert_array_equal(got.astype(np.int8), wanted)
+
+
+@pytest.mark.parametrize(("target", "settings", "message"), [
+    ("openvino", {"bits": "W4A4"}, "inputs of 4 bits.*--simulate"),
+    ("onnxruntime", {"depthwise_granularity": "per_channel"}, "a grid for each channel.*per_tensor"),
+    ("tensorrt", {}, "an affine grid.*activation_grid symmetric"),
+    ("openvino", {"weight_grid": "affine"}, "weights that have zero points"),
+    ("openvino", {"placement": "paper"}, "its output quantized.*placement deploy"),
+])  # fmt: skip
+def test_what_a_target_does_not_execute_is_refused(tmp_path, target, settings, message):
+    network = calibrated_network(**settings)
+    with pytest.raises(PTQ4VMError, match=message):
+        export_onnx(network, *SIZE, tmp_path / "q.onnx", target=target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_was_never_calibrated_is_refused(tmp_path):
+    with pytest.raises(PTQ4VMError, match="calibrated"):
+        export_onnx(quantize_network(random_network(), QConfig()), *SIZE, tmp_path / "q.onnx")
