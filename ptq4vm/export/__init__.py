@@ -1,6 +1,6 @@
 """Networks as files that other runtimes execute."""
 
 from ptq4vm.export.onnx import METADATA, OPSETS, export_onnx, state_names
-from ptq4vm.export.targets import TARGETS, Target, TargetName
+from ptq4vm.export.targets import TARGETS, Target, TargetName, find_target
 
-__all__ = ["METADATA", "OPSETS", "TARGETS", "Target", "TargetName", "export_onnx", "state_names"]
+__all__ = ["METADATA", "OPSETS", "TARGETS", "Target", "TargetName", "export_onnx", "find_target", "state_names"]

@@ -5,47 +5,69 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers import QuantizedConv2d, QuantSpec
+from ptq4vm.quantizers import LearnedScaleFakeQuantize, QuantizedConv2d, QuantSpec
 from ptq4vm.quantizers.convolution import ConvGeometry, conv2d
+
+
+class IntegerGrid(nn.Module):
+    """What is left of an activation quantizer: QuantizeLinear and DequantizeLinear.
+
+    Grids of fewer than 8 bits are simulated: ONNX clips to the grid's ends and then rounds on its 8-bit codes, which
+    gives the same values.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: LearnedScaleFakeQuantize) -> None:
+        super().__init__()
+        self.spec = quantizer.spec
+        # One value and not an array of one: that is how ONNX tells a grid for the tensor from one for each channel.
+        shape = (-1,) if quantizer.scale.numel() > 1 else ()
+        self.register_buffer("scale", quantizer.scale.detach().reshape(shape).clone())
+        self.register_buffer("zero_point", quantizer.zero_point.detach().reshape(shape).to(_code_type(self.spec)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w), on its grid."""
+        if self.spec.bits < 8:
+            zero, scale = _like(self.zero_point, x, 1), _like(self.scale, x, 1)
+            low, high = ((code - zero) * scale for code in (self.spec.quant_min, self.spec.quant_max))
+            x = torch.minimum(torch.maximum(x, low), high)
+        return _QuantizeDequantize.apply(x, self.scale, self.zero_point)
 
 
 class IntegerConv2d(nn.Module):
     """What is left of a calibrated :class:`QuantizedConv2d`: integer codes, scales, zero points and a bias.
 
     torch computes with it what the layer computed; torch's exporter writes QuantizeLinear and DequantizeLinear around
-    the input, DequantizeLinear behind the stored codes, and Conv. Input grids of fewer than 8 bits are simulated: ONNX
-    clips to the grid's ends and then rounds on its 8-bit codes, which gives the same values.
+    what is quantized of its input and output, DequantizeLinear behind the stored codes, and Conv.
     """
 
     codes: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor
     bias: Tensor
-    scale: Tensor
-    zero_point: Tensor
 
     def __init__(self, layer: QuantizedConv2d) -> None:
         super().__init__()
-        if layer.input_quantizer is None or layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
-            raise RuntimeError("a layer is exported with placement deploy, its weight fixed and its affine absorbed")
-        weight, inputs = layer.weight_quantizer, layer.input_quantizer
-        self.geometry, self.input_spec, self.weight_spec = layer.geometry, inputs.spec, weight.spec
+        if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
+            raise RuntimeError("a layer is exported with its weight fixed and its affine absorbed")
+        weight = layer.weight_quantizer
+        self.geometry, self.activation = layer.geometry, layer.activation
         self.register_buffer("codes", weight.codes(layer.weight).to(_code_type(weight.spec)).contiguous())
         self.register_buffer("weight_scale", weight.scale.flatten().clone())
         self.register_buffer("weight_zero_point", weight.zero_point.flatten().to(self.codes.dtype))
         self.register_buffer("bias", layer.bias.detach().clone())
-        # One value and not an array of one: that is how ONNX tells a grid for the tensor from one for each channel.
-        shape = (-1,) if inputs.scale.numel() > 1 else ()
-        self.register_buffer("scale", inputs.scale.detach().reshape(shape).clone())
-        self.register_buffer("zero_point", inputs.zero_point.detach().reshape(shape).to(_code_type(inputs.spec)))
+        self.input_grid = None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
+        self.output_grid = None if layer.output_quantizer is None else IntegerGrid(layer.output_quantizer)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if self.input_spec.bits < 8:
-            zero, scale = _like(self.zero_point, x, 1), _like(self.scale, x, 1)
-            low, high = ((code - zero) * scale for code in (self.input_spec.quant_min, self.input_spec.quant_max))
-            x = torch.minimum(torch.maximum(x, low), high)
-        x = _QuantizeDequantize.apply(x, self.scale, self.zero_point)
-        return _Convolution.apply(x, self.codes, self.weight_scale, self.weight_zero_point, self.bias, self.geometry)
+        if self.input_grid is not None:
+            x = self.input_grid(x)
+        x = _Convolution.apply(x, self.codes, self.weight_scale, self.weight_zero_point, self.bias, self.geometry)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x if self.output_grid is None else self.output_grid(x)
 
 
 def _code_type(spec: QuantSpec) -> torch.dtype:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export.integer import IntegerConv2d
 from ptq4vm.export.packing import pack_four_bits
+from ptq4vm.export.simplify import drop_whole_slices, quantize_before_concat
 from ptq4vm.export.targets import TargetName, find_target, require_executable
 from ptq4vm.graph import bits_label, fold_batch_norm_, network_cost, quantized_layers, require_calibrated
 from ptq4vm.models.base import MattingModel
@@ -85,6 +86,9 @@ def export_onnx(
         with written_whole(Path(path)) as part:
             _trace_to(part, _Frame(body), example, OPSETS[-1] if pack else opset, dynamic_size)
             model = onnx.load(part)
+            drop_whole_slices(model)
+            if target == "onnxruntime":
+                quantize_before_concat(model)
             if pack:
                 pack_four_bits(model)
             onnx.helper.set_model_props(model, {METADATA: json.dumps(description)})

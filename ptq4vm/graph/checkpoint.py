@@ -54,7 +54,8 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
 
 def require_calibrated(network: MattingModel) -> None:
     """Raise PTQ4VMError if a layer's activation range was never found."""
-    missing = [n for n, layer in quantized_layers(network).items() if not bool(layer.activation_quantizer.ready)]
+    layers = quantized_layers(network).items()
+    missing = [name for name, layer in layers if not all(bool(one.ready) for one in layer.activation_quantizers)]
     if missing:
         raise PTQ4VMError(
             f"Expected a calibrated network, got {len(missing)} layers without activation ranges ({missing[0]}, ...). "
@@ -64,7 +65,7 @@ def require_calibrated(network: MattingModel) -> None:
 
 def layer_bits(layer: torch.nn.Module) -> str:
     """``W4A8`` of a quantized layer."""
-    return f"W{layer.weight_quantizer.spec.bits}A{layer.activation_quantizer.spec.bits}"  # type: ignore[union-attr]
+    return f"W{layer.weight_quantizer.spec.bits}A{layer.activation_spec.bits}"  # type: ignore[union-attr]
 
 
 def is_quantized_checkpoint(path: Path) -> bool:

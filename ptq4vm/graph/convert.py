@@ -9,9 +9,9 @@ from torch import nn
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph.equalize import equalize_
 from ptq4vm.graph.fold_bn import fold_batch_norm_
-from ptq4vm.graph.trace import example_frame, trace
+from ptq4vm.graph.trace import TracedLayer, example_frame, trace
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QConfig, QuantizedConv2d
+from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantSpec
 
 Network = TypeVar("Network", bound=MattingModel)
 
@@ -36,24 +36,39 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         raise PTQ4VMError(
             f"Expected layers to quantize, got float_modules that hold all of {network.name}. Shorten it."
         )
-    activations = [layer.activation for layer in layers if layer.activation is not None]
-    if qconfig.placement == "paper" and len(set(activations)) < len(activations):
+    taken = {layer.name: layer.activation for layer in layers if layer.activation and _takes(network, layer, qconfig)}
+    if len(set(taken.values())) < len(taken):
         raise PTQ4VMError(
             f"Expected one activation module for each use in {network.name}, got one that several layers share. "
             "Give each its own in the network's definition, or choose placement deploy."
         )
     edges = {layers[0].name, layers[-1].name}
+    handed_on: dict[str | None, QuantSpec] = {}  # grids of what reaches the next layer as it was quantized
     for layer in layers:
         activation: nn.Module | None = None
-        if qconfig.placement == "paper" and layer.activation is not None:
-            activation = network.get_submodule(layer.activation)
-            network.set_submodule(layer.activation, nn.Identity())
+        if layer.name in taken:
+            activation = network.get_submodule(taken[layer.name])
+            network.set_submodule(taken[layer.name], nn.Identity())
         conv: nn.Conv2d = network.get_submodule(layer.name)  # type: ignore[assignment]
         depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
         specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=depthwise)
-        quantized = QuantizedConv2d.from_float(conv, *specs, qconfig.placement, activation)
-        network.set_submodule(layer.name, quantized)
+        reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
+        if qconfig.placement == "full":
+            # What lies on a grid needs no second one. A pooled pixel is too little work to save on, and the last
+            # layer's alpha wants more than 256 values.
+            reads = handed_on.get(layer.source) != specs[1]
+            hands_on = not layer.pooled and layer is not layers[-1]
+        if hands_on and (layer.activation is None or layer.name in taken):
+            handed_on[layer.name] = specs[1]
+        network.set_submodule(layer.name, QuantizedConv2d(conv, *specs, reads, hands_on, activation))
     return network
+
+
+def _takes(network: MattingModel, layer: TracedLayer, qconfig: QConfig) -> bool:
+    """Whether the quantized layer takes along the function behind it; integer kernels take ReLU alone."""
+    if qconfig.placement != "full":
+        return qconfig.placement == "paper"
+    return layer.activation is not None and isinstance(network.get_submodule(layer.activation), nn.ReLU)
 
 
 def float_twin_(network: Network, qconfig: QConfig) -> Network:
@@ -102,9 +117,10 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
         module = network.get_submodule(name)
         if isinstance(module, QuantizedConv2d):
             weight_bits = module.weight_quantizer.spec.bits
-            scales = module.weight_quantizer.scale.numel() + 2 * module.activation_quantizer.scale.numel()
+            scales = module.weight_quantizer.scale.numel()
+            scales += 2 * sum(one.scale.numel() for one in module.activation_quantizers)
             bits += weight_bits * module.weight.numel() + 32 * scales
-            activation_bits = module.activation_quantizer.spec.bits
+            activation_bits = module.activation_spec.bits
             operations += macs * weight_bits * activation_bits
             quantized += macs
             times_weight_bits += macs * weight_bits

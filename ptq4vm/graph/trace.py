@@ -25,6 +25,10 @@ class TracedLayer:
     """The BatchNorm that reads its output."""
     activation: str | None = None
     """The activation function that reads its (normalised) output."""
+    source: str | None = None
+    """The convolution whose output this one reads, as it is or as the activation function behind it left it."""
+    pooled: bool = False
+    """It works on one pixel."""
 
 
 def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
@@ -37,6 +41,8 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
             if isinstance(module, nn.Conv2d | QuantizedConv2d):
                 layer = layers.setdefault(name, TracedLayer(name))
                 layer.macs += output[0].numel() * module.weight[0].numel()
+                layer.source = produced[id(inputs[0])][0].name if id(inputs[0]) in produced else None
+                layer.pooled = output.shape[-2:] == (1, 1)
             elif id(inputs[0]) in produced:
                 layer = produced[id(inputs[0])][0]
                 if isinstance(module, nn.BatchNorm2d):

@@ -89,10 +89,11 @@ class BlockReconstructionModule(PTQPhase):
         flow_weights: Path | None = None,
         scoring: Scoring = "float",
     ) -> None:
-        if granularity == "layer" and qconfig.placement == "paper":
+        if granularity == "layer" and qconfig.placement != "deploy":
             raise PTQ4VMError(
-                "Expected granularity block with placement paper, got layer: a layer's output is compared before its "
-                "activation function, which that placement takes into the layer. Choose placement deploy."
+                f"Expected granularity block with placement {qconfig.placement}, got layer: a layer's output is "
+                "compared before its activation function, which that placement takes into the layer. Choose "
+                "placement deploy."
             )
         teacher = make_float_network(network, weights, downsample_ratio)
         super().__init__(quantize_network(teacher, qconfig), qconfig, teacher, output, flow, flow_weights, scoring)
@@ -104,7 +105,7 @@ class BlockReconstructionModule(PTQPhase):
         self.blocks = partition(self.network)
         self.learned_blocks = tuple(block for block in self.blocks if block_layers(self.network, block))
         for layer in quantized_layers(self.network).values():
-            for parameter in layer.activation_quantizer.parameters():
+            for parameter in (p for one in layer.activation_quantizers for p in one.parameters()):
                 parameter.requires_grad_(parameter.requires_grad and learn_scales)
             if learn_rounding:
                 layer.weight_quantizer.start_rounding(layer.weight)
@@ -236,7 +237,7 @@ class BlockReconstructionModule(PTQPhase):
         return [layers[name] for name in block_layers(self.network, block)]
 
     def _quantizers(self, block: Block) -> list[Any]:
-        return [layer.activation_quantizer for layer in self._layers(block)]
+        return [one for layer in self._layers(block) for one in layer.activation_quantizers]
 
     def _progress(self, batch_idx: int) -> float:
         return batch_idx / max(1, int(self.trainer.num_training_batches))

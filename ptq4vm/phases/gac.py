@@ -80,8 +80,9 @@ class GACModule(PTQPhase):
         self.feature_weight, self.coherence_weight = feature_weight, coherence_weight
         for name, layer in quantized_layers(network).items():
             layer.start_affine(per_channel=affine == "per_channel")
-            layer.activation_quantizer.log_scale.requires_grad_(True)
-            layer.activation_quantizer.offset.requires_grad_(layer.activation_quantizer.spec.grid == "affine")
+            for quantizer in layer.activation_quantizers:
+                quantizer.log_scale.requires_grad_(True)
+                quantizer.offset.requires_grad_(quantizer.spec.grid == "affine")
             if weight_lr > 0:
                 floats = self._teacher[0].get_submodule(name).weight
                 layer.weight_quantizer.start_latent(layer.weight, floats)  # type: ignore[arg-type]

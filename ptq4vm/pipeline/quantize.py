@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.export import TargetName, find_target
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
 from ptq4vm.mixed_precision import CANDIDATE_BITS, choose_bits, require_budget
 from ptq4vm.models.base import MattingModel
@@ -51,6 +52,7 @@ def quantize(
     budget: float = 0.1,
     rows: dict[str, Row] | None = None,
     qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
+    target: TargetName | None = None,
     block_reconstruction: dict[str, Any] | None = None,
     gac: dict[str, Any] | None = None,
     block_steps: int = 100,
@@ -76,6 +78,8 @@ def quantize(
         budget: of ``auto``: the share of all bit operations that layers above W4A4 may take, first and last included.
         rows: the table's rows by name, the last of which is the run's result; the paper's steps if not given.
         qconfig: everything else about quantization; its ``bits`` are replaced by each of ``bits``.
+        target: the runtime that the result is for; sets in ``qconfig`` what it needs to execute integers: placement,
+            depthwise_granularity and, for TensorRT, activation_grid. By default ``qconfig`` stays as it is.
         block_reconstruction: options of :class:`BlockReconstructionModule`; rows may change them.
         gac: options of :class:`GACModule`; rows may change them.
         block_steps: steps for each block.
@@ -90,6 +94,8 @@ def quantize(
     """
     settings = {name: value for name, value in locals().items() if name not in ("data", "output", "trainer")}
     run = Run(Path(output), data, dict(trainer or {}), scoring)
+    if target is not None:
+        qconfig = find_target(target).fit(qconfig)
     # A folder is claimed only for what can be run.
     plans = {one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits}
     methods = check_rows(rows or DEFAULT_ROWS)

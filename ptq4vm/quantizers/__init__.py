@@ -20,13 +20,14 @@ from ptq4vm.quantizers.functional import (
 )
 from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, left_float, weights_prepared
 from ptq4vm.quantizers.observers import Observer, find_range
-from ptq4vm.quantizers.qconfig import QConfig, QuantSpec, canonical_bits, parse_bits
+from ptq4vm.quantizers.qconfig import Placement, QConfig, QuantSpec, canonical_bits, parse_bits
 
 __all__ = [
     "AffineCalibration",
     "ConvGeometry",
     "LearnedScaleFakeQuantize",
     "Observer",
+    "Placement",
     "QConfig",
     "QuantSpec",
     "QuantizedConv2d",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers.adaround import WeightQuantizer
 from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize
-from ptq4vm.quantizers.qconfig import Placement, QuantSpec
+from ptq4vm.quantizers.qconfig import Grid, QuantSpec
 
 
 class AffineCalibration(nn.Module):
@@ -34,14 +35,24 @@ class AffineCalibration(nn.Module):
 
 
 class QuantizedConv2d(nn.Module):
-    """A convolution with fake-quantized weight and input (``deploy``) or activated output (``paper``)."""
+    """A convolution with fake-quantized weight and input, (activated) output, or both.
+
+    Args:
+        conv: what is quantized.
+        weight_spec: grid of the weight.
+        activation_spec: grid of its activations.
+        quantize_input: whether what it reads is quantized here; it may have been already.
+        quantize_output: whether what it hands on is; behind ReLU it gets no codes below zero.
+        activation: the function that follows it, which the layer takes along to quantize what leaves it.
+    """
 
     def __init__(
         self,
         conv: nn.Conv2d,
         weight_spec: QuantSpec,
         activation_spec: QuantSpec,
-        placement: Placement = "deploy",
+        quantize_input: bool = True,
+        quantize_output: bool = False,
         activation: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -58,32 +69,23 @@ class QuantizedConv2d(nn.Module):
         bias = self.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.weight_quantizer = WeightQuantizer(self.weight, weight_spec)
-        quantizer = LearnedScaleFakeQuantize(activation_spec, conv.in_channels)
-        self.input_quantizer = quantizer if placement == "deploy" else None
-        self.output_quantizer = quantizer if placement == "paper" else None
+        self.activation_spec = activation_spec
+        self.input_quantizer: LearnedScaleFakeQuantize | None = None
+        if quantize_input:
+            self.input_quantizer = LearnedScaleFakeQuantize(activation_spec, conv.in_channels)
+        self.output_quantizer: LearnedScaleFakeQuantize | None = None
+        if quantize_output:
+            rectified = isinstance(activation, nn.ReLU) and activation_spec.grid == "affine"
+            grid: Grid = "unsigned" if rectified else activation_spec.grid
+            self.output_quantizer = LearnedScaleFakeQuantize(replace(activation_spec, grid=grid))
         self.activation = activation
         self.affine: AffineCalibration | None = None
         self._prepared: Tensor | None = None
 
-    @classmethod
-    def from_float(
-        cls,
-        conv: nn.Conv2d,
-        weight_spec: QuantSpec,
-        activation_spec: QuantSpec,
-        placement: Placement = "deploy",
-        activation: nn.Module | None = None,
-    ) -> "QuantizedConv2d":
-        """A quantized copy of ``conv``. ``activation`` is the function that follows it, which ``paper`` takes along."""
-        return cls(conv, weight_spec, activation_spec, placement, activation)
-
     @property
-    def activation_quantizer(self) -> LearnedScaleFakeQuantize:
-        """The input's quantizer (``deploy``) or the output's (``paper``)."""
-        quantizer = self.input_quantizer if self.input_quantizer is not None else self.output_quantizer
-        if quantizer is None:
-            raise RuntimeError("a QuantizedConv2d has an input or an output quantizer")
-        return quantizer
+    def activation_quantizers(self) -> list[LearnedScaleFakeQuantize]:
+        """The input's and the output's, as far as there are."""
+        return [one for one in (self.input_quantizer, self.output_quantizer) if one is not None]
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.input_quantizer is not None:
@@ -158,13 +160,18 @@ def weights_prepared(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
 @contextmanager
 def left_float(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
     """Inside, these layers compute as the float convolutions they were made from; their weights must not be fixed."""
-    before = [(layer, layer.weight_quantizer.mode, layer.activation_quantizer.enabled) for layer in layers]
-    if any(mode == "fixed" for _, mode, _ in before):
+    weights = [(layer.weight_quantizer, layer.weight_quantizer.mode) for layer in layers]
+    activations = [(one, one.enabled) for layer in layers for one in layer.activation_quantizers]
+    if any(mode == "fixed" for _, mode in weights):
         raise RuntimeError("a fixed weight lies on its grid: its float value is gone")
-    for layer, _, _ in before:
-        layer.weight_quantizer.mode, layer.activation_quantizer.enabled = "float", False
+    for quantizer, _ in weights:
+        quantizer.mode = "float"
+    for one, _ in activations:
+        one.enabled = False
     try:
         yield
     finally:
-        for layer, mode, enabled in before:
-            layer.weight_quantizer.mode, layer.activation_quantizer.enabled = mode, enabled
+        for quantizer, mode in weights:
+            quantizer.mode = mode
+        for one, enabled in activations:
+            one.enabled = enabled

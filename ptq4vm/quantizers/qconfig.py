@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ptq4vm.errors import PTQ4VMError
 
 Grid = Literal["affine", "unsigned", "symmetric"]
 Granularity = Literal["per_tensor", "per_channel"]
 RangeMethod = Literal["minmax", "percentile", "mse"]
-Placement = Literal["deploy", "paper"]
+Placement = Literal["deploy", "full", "paper"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class QConfig:
 
     Args:
         bits: ``W<weight bits>A<activation bits>``, e.g. W8A8, W4A8, W4A4.
-        placement: ``deploy`` quantizes every convolution's input and weight, which is what integer runtimes need;
-            ``paper`` quantizes weights and what leaves each convolution's activation function, as the published code.
+        placement: ``deploy`` quantizes every convolution's input and weight, which is what OpenVINO and TensorRT need;
+            ``full`` also what leaves a convolution, or the ReLU behind it, which ONNX Runtime needs besides; ``paper``
+            quantizes weights and what leaves each convolution's activation function, as the published code.
         edge_bits: bits of weights and activations of the first and the last executed layer.
         weight_grid: grid of the weights; integer runtimes want symmetric.
         weight_granularity: one scale for each output channel, or one for all.
@@ -73,12 +74,12 @@ class QConfig:
     layer_bits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.placement not in ("deploy", "paper"):
-            raise PTQ4VMError(f"Expected placement deploy or paper, got {self.placement!r}.")
-        if self.placement == "paper" and self.depthwise_granularity == "per_channel":
+        if self.placement not in get_args(Placement):
+            raise PTQ4VMError(f"Expected a placement of deploy, full or paper, got {self.placement!r}.")
+        if self.placement != "deploy" and self.depthwise_granularity == "per_channel":
             raise PTQ4VMError(
-                "Expected depthwise_granularity per_tensor with placement paper, which quantizes what layers hand on, "
-                "got per_channel. Choose placement deploy."
+                f"Expected depthwise_granularity per_tensor with placement {self.placement}, which quantizes what "
+                "layers hand on, got per_channel. Choose placement deploy."
             )
         object.__setattr__(self, "float_modules", tuple(self.float_modules))
         for bits in (self.bits, f"W{self.edge_bits}A{self.edge_bits}", *self.layer_bits.values()):

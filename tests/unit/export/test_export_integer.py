@@ -35,7 +35,7 @@ def test_integers_compute_what_the_layer_computed(tmp_path, weight_bits, activat
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, 3, stride=2, padding=2, dilation=2, groups=6)
     spec = QuantSpec(weight_bits, "symmetric", "per_channel")
-    layer = QuantizedConv2d.from_float(conv, spec, activation).requires_grad_(False)
+    layer = QuantizedConv2d(conv, spec, activation).requires_grad_(False)
     x = torch.randn(1, 6, 12, 15)
     with observing([layer.input_quantizer]):
         layer(x / 2)  # so that some values lie beyond the grid
@@ -113,10 +113,7 @@ def resolve(name, source, stored):
 
 def test_packed_weights_are_the_same_in_half_the_room(tmp_path):
     network = calibrated_network("W4A8")
-    wide, packed = (
-        export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", target="onnxruntime", pack=pack)
-        for pack in (False, True)
-    )
+    wide, packed = (export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", pack=pack) for pack in (False, True))
     assert packed.stat().st_size < 0.62 * wide.stat().st_size
     model, other = onnx.load(packed), onnx.load(wide)
     assert model.opset_import[0].version == 21
@@ -129,11 +126,12 @@ def test_packed_weights_are_the_same_in_half_the_room(tmp_path):
 
 
 @pytest.mark.parametrize(("target", "settings", "message"), [
-    ("openvino", {"bits": "W4A4"}, "inputs of 4 bits.*--simulate"),
-    ("onnxruntime", {"depthwise_granularity": "per_channel"}, "a grid for each channel.*per_tensor"),
+    ("openvino", {"bits": "W4A4"}, "activations of 4 bits.*--simulate"),
+    ("tensorrt", {"depthwise_granularity": "per_channel", "activation_grid": "symmetric"}, "a grid for each channel"),
+    ("onnxruntime", {}, "placement deploy.*--target.*full"),
     ("tensorrt", {}, "an affine grid.*activation_grid symmetric"),
     ("openvino", {"weight_grid": "affine"}, "weights that have zero points"),
-    ("openvino", {"placement": "paper"}, "its output quantized.*placement deploy"),
+    ("openvino", {"placement": "paper"}, "placement paper.*deploy"),
 ])  # fmt: skip
 def test_what_a_target_does_not_execute_is_refused(tmp_path, target, settings, message):
     network = calibrated_network(**settings)
@@ -145,3 +143,36 @@ def test_what_a_target_does_not_execute_is_refused(tmp_path, target, settings, m
 def test_a_network_that_was_never_calibrated_is_refused(tmp_path):
     with pytest.raises(PTQ4VMError, match="calibrated"):
         export_onnx(quantize_network(random_network(), QConfig()), *SIZE, tmp_path / "q.onnx")
+
+
+def test_with_outputs_quantized_onnx_runtime_executes_integers(tmp_path):
+    network = calibrated_network(placement="full")
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", target="onnxruntime")
+    exported = ExportedNetwork(path, "onnxruntime", threads=1)
+    layers = quantized_layers(network)
+    assert exported.convolutions["int8"] == sum(layer.output_quantizer is not None for layer in layers.values())
+    assert measure_parity(network, exported, torch.rand(4, 3, *SIZE)).mean < 2e-3
+
+
+def test_simplification_changes_nothing(tmp_path, monkeypatch):
+    network = calibrated_network(placement="full")
+    simple = export_onnx(network, *SIZE, tmp_path / "simple.onnx", target="onnxruntime")
+    for name in ("drop_whole_slices", "quantize_before_concat"):
+        monkeypatch.setattr(f"ptq4vm.export.onnx.{name}", lambda model: None)
+    plain = export_onnx(network, *SIZE, tmp_path / "plain.onnx", target="onnxruntime")
+    kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in (simple, plain)]
+    assert "Slice" in kinds[1]
+    assert kinds[0].count("Slice") < kinds[1].count("Slice")
+    assert kinds[0].count("QuantizeLinear") > kinds[1].count("QuantizeLinear")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    src = torch.rand(1, 3, *SIZE)
+    feed = {"src": src, **{f"r{i}i": state for i, state in enumerate(network.initial_state(src), 1)}}
+    results = [
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(
+            None, {name: value.numpy() for name, value in feed.items()}
+        )
+        for path in (simple, plain)
+    ]
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_array_equal(got, wanted)

@@ -44,7 +44,7 @@ def test_first_and_last_executed_layers_have_eight_bits(quantized):
     network, _, _ = quantized
     layers = quantized_layers(network)
     assert layers["backbone.features.0.0"].weight_quantizer.spec.bits == 8
-    assert layers["project_mat.conv"].activation_quantizer.spec.bits == 8
+    assert layers["project_mat.conv"].activation_spec.bits == 8
     assert not any(name.startswith(("refiner", "project_seg")) for name in layers)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.export import TARGETS
 from ptq4vm.graph import float_twin_, fold_batch_norm_, partition, quantize_network, quantized_layers, run_block, trace
 from ptq4vm.graph.partition import block_layers
 from ptq4vm.models import create_model
@@ -74,7 +75,7 @@ def test_depthwise_layers_may_have_a_grid_for_each_channel():
     network = quantize_network(randomized(), QConfig(depthwise_granularity="per_channel", range_method="minmax"))
     for layer in quantized_layers(network).values():
         channels = layer.geometry.groups if layer.geometry.groups > 1 else 1
-        assert layer.activation_quantizer.scale.numel() == channels
+        assert layer.input_quantizer.scale.numel() == channels
     with pytest.raises(PTQ4VMError, match="placement deploy"):
         QConfig(placement="paper", depthwise_granularity="per_channel")
 
@@ -147,7 +148,7 @@ def test_paper_placement_of_resnet_computes_the_float_network():
     network = randomized("rvm_resnet50")
     quantized = quantize_network(network, QConfig("W8A8", placement="paper", range_method="minmax"))
     for layer in quantized_layers(quantized).values():
-        layer.activation_quantizer.enabled = False
+        layer.output_quantizer.enabled = False
         layer.weight_quantizer.mode = "fixed"  # the weight as it is
     src = torch.rand(1, 1, 3, 64, 64)
     with torch.no_grad():
@@ -159,3 +160,38 @@ def test_paper_placement_of_resnet_computes_the_float_network():
 def test_all_float_is_refused():
     with pytest.raises(PTQ4VMError, match="float_modules"):
         quantize_network(randomized(), QConfig(float_modules=("backbone", "aspp", "decoder", "project_mat")))
+
+
+def test_full_placement_quantizes_each_tensor_once():
+    network = quantize_network(randomized(), QConfig(placement="full"))
+    layers = quantized_layers(network)
+    relu = layers["backbone.features.2.block.0.0"]  # expands, and ReLU hands on to the depthwise one
+    assert isinstance(relu.activation, torch.nn.ReLU)
+    assert relu.output_quantizer.spec.grid == "unsigned"
+    assert layers["backbone.features.2.block.1.0"].input_quantizer is None
+    swish = layers["backbone.features.7.block.0.0"]  # Hardswish stands between: two grids
+    assert swish.activation is None
+    assert swish.output_quantizer.spec.grid == "affine"
+    assert layers["backbone.features.7.block.1.0"].input_quantizer is not None
+    assert layers["project_mat.conv"].output_quantizer is None, "alpha is not quantized"
+    assert layers["aspp.aspp2.1"].output_quantizer is None, "nor is a gate"
+
+
+def test_full_placement_without_quantizers_computes_the_float_network():
+    network = randomized()
+    quantized = quantize_network(network, QConfig(placement="full"))
+    for layer in quantized_layers(quantized).values():
+        layer.weight_quantizer.mode = "fixed"  # the weight as it is
+        for quantizer in layer.activation_quantizers:
+            quantizer.enabled = False
+    src = torch.rand(1, 2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(quantized.unroll(src).pha, network.unroll(src).pha, rtol=1e-3, atol=1e-4)
+
+
+def test_a_target_sets_what_it_executes():
+    qconfig = QConfig("W4A8", depthwise_granularity="per_channel", equalize=True)
+    fitted = {name: target.fit(qconfig) for name, target in TARGETS.items()}
+    assert fitted["openvino"] == qconfig
+    assert fitted["onnxruntime"] == QConfig("W4A8", placement="full", equalize=True)
+    assert fitted["tensorrt"] == QConfig("W4A8", activation_grid="symmetric", equalize=True)

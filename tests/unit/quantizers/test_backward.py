@@ -168,9 +168,9 @@ def test_rounding_regularizer_has_the_gradient_of_its_formula(beta):
 @pytest.mark.parametrize("affine", [True, False])
 def test_prepared_weights_give_the_same_rollout(mode, affine):
     torch.manual_seed(0)
-    layer = QuantizedConv2d.from_float(torch.nn.Conv2d(3, 3, 3, padding=1), QuantSpec(4, "symmetric"), QuantSpec(4))
+    layer = QuantizedConv2d(torch.nn.Conv2d(3, 3, 3, padding=1), QuantSpec(4, "symmetric"), QuantSpec(4))
     x = torch.randn(1, 3, 8, 8)
-    with observing([layer.activation_quantizer]):
+    with observing(layer.activation_quantizers):
         layer(x)
     if mode == "soft":
         layer.weight_quantizer.start_rounding(layer.weight)

@@ -184,9 +184,9 @@ def test_soft_rounding_starts_at_the_float_weight_and_hard_is_within_one_step(bi
 def test_absorbed_affine_computes_the_same(per_channel):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(4, 6, 3, padding=1)
-    layer = QuantizedConv2d.from_float(conv, QuantSpec(8, "symmetric", "per_channel"), QuantSpec(8))
+    layer = QuantizedConv2d(conv, QuantSpec(8, "symmetric", "per_channel"), QuantSpec(8))
     x = torch.randn(1, 4, 8, 8)
-    with observing([layer.activation_quantizer]):
+    with observing(layer.activation_quantizers):
         layer(x)
     layer.fix_()
     plain = layer(x)
@@ -229,11 +229,11 @@ def test_layers_left_float_compute_as_before():
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(3, 4, 3)
     layer, x = (
-        QuantizedConv2d.from_float(conv, QuantSpec(4, "symmetric", "per_channel"), QuantSpec(4)),
+        QuantizedConv2d(conv, QuantSpec(4, "symmetric", "per_channel"), QuantSpec(4)),
         torch.rand(1, 3, 8, 8),
     )
     with torch.no_grad():
-        with observing([layer.activation_quantizer]):
+        with observing(layer.activation_quantizers):
             layer(x)
         quantized = layer(x)
         with left_float([layer]):

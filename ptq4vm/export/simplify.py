@@ -1,0 +1,49 @@
+"""Exact changes to a traced graph, for the sake of its speed."""
+
+import onnx
+from onnx import NodeProto, helper
+
+
+def drop_whole_slices(model: onnx.ModelProto) -> None:
+    """Remove, in place, slices that keep all: crops to sizes that, once baked in, are those of what they crop."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    outputs = {value.name for value in model.graph.output}
+    for node in [node for node in model.graph.node if node.op_type == "Slice"]:
+        before, after = (shapes.get(name) for name in (node.input[0], node.output[0]))
+        if before and before == after and all(before) and node.output[0] not in outputs:
+            for reader in model.graph.node:
+                for position, name in enumerate(reader.input):
+                    if name == node.output[0]:
+                        reader.input[position] = node.input[0]
+            model.graph.node.remove(node)
+
+
+def quantize_before_concat(model: onnx.ModelProto) -> None:
+    """Quantize, in place, what is joined before it is joined, on the same grid: integers take a quarter of the time."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in [node for node in model.graph.node if node.op_type == "Concat"]:
+        following = readers.get(node.output[0], [])
+        if [reader.op_type for reader in following] != ["QuantizeLinear"]:
+            continue
+        grid = following[0].input[1:]
+        before: list[NodeProto] = []
+        for position, name in enumerate(node.input):
+            codes, values = (f"{node.output[0]}_{position}_{what}" for what in ("codes", "values"))
+            before.append(helper.make_node("QuantizeLinear", [name, *grid], [codes], name=codes))
+            before.append(helper.make_node("DequantizeLinear", [codes, *grid], [values], name=values))
+            node.input[position] = values
+        # Behind the grid's constants, which come before the one reader that the joined values have.
+        nodes = model.graph.node
+        joined = NodeProto()
+        joined.CopyFrom(node)
+        nodes.remove(node)
+        at = list(nodes).index(following[0])
+        for offset, new in enumerate((*before, joined)):
+            nodes.insert(at + offset, new)
