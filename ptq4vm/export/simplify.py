@@ -1,7 +1,7 @@
 """Exact changes to a traced graph, for the sake of its speed."""
 
 import onnx
-from onnx import NodeProto, helper
+from onnx import NodeProto, helper, numpy_helper
 
 
 def drop_whole_slices(model: onnx.ModelProto) -> None:
@@ -11,10 +11,19 @@ def drop_whole_slices(model: onnx.ModelProto) -> None:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.value_info, *graph.output)
     }
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
     outputs = {value.name for value in model.graph.output}
     for node in [node for node in model.graph.node if node.op_type == "Slice"]:
-        before, after = (shapes.get(name) for name in (node.input[0], node.output[0]))
-        if before and before == after and all(before) and node.output[0] not in outputs:
+        arguments = [constants.get(name) for name in node.input[1:4]]  # an open size is none
+        shape = shapes.get(node.input[0])
+        if shape is None or len(arguments) < 3 or any(argument is None for argument in arguments):
+            continue
+        starts, ends, axes = (argument.tolist() for argument in arguments)  # type: ignore[union-attr]
+        whole = all(start == 0 and 0 < shape[axis] <= end for start, end, axis in zip(starts, ends, axes, strict=True))
+        if whole and node.output[0] not in outputs:
             for reader in model.graph.node:
                 for position, name in enumerate(reader.input):
                     if name == node.output[0]:

@@ -150,7 +150,7 @@ def test_with_outputs_quantized_onnx_runtime_executes_integers(tmp_path):
     path = export_onnx(network, *SIZE, tmp_path / "q.onnx", target="onnxruntime")
     exported = ExportedNetwork(path, "onnxruntime", threads=1)
     layers = quantized_layers(network)
-    assert exported.convolutions["int8"] == sum(layer.output_quantizer is not None for layer in layers.values())
+    assert exported.convolutions["int8"] >= sum(layer.output_quantizer is not None for layer in layers.values()) > 50
     assert measure_parity(network, exported, torch.rand(4, 3, *SIZE)).mean < 2e-3
 
 
@@ -161,8 +161,7 @@ def test_simplification_changes_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(f"ptq4vm.export.onnx.{name}", lambda model: None)
     plain = export_onnx(network, *SIZE, tmp_path / "plain.onnx", target="onnxruntime")
     kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in (simple, plain)]
-    assert "Slice" in kinds[1]
-    assert kinds[0].count("Slice") < kinds[1].count("Slice")
+    assert kinds[0].count("Slice") == kinds[1].count("Slice") - 8, "height and width of four crops that crop nothing"
     assert kinds[0].count("QuantizeLinear") > kinds[1].count("QuantizeLinear")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
