@@ -1,6 +1,7 @@
 """The command line: Lightning's own subcommands, and those that do a whole job in one go."""
 
 import logging
+import platform
 import re
 import sys
 import warnings
@@ -24,7 +25,7 @@ from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import bits_label, load_model, network_cost
-from ptq4vm.inference import ExportedNetwork, Runtime, is_exported, matte_video
+from ptq4vm.inference import ExportedNetwork, Runtime, Speed, matte_video, measure_speed, open_network
 from ptq4vm.models import fetch_weights, list_models
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
@@ -54,6 +55,7 @@ ptq4vm: post-training quantization of video matting networks.
   ptq4vm evaluate MODEL --data ROOT                  score a network on an evaluation tree
   ptq4vm matte INPUT --model MODEL --alpha OUT       turn a video into mattes
   ptq4vm export MODEL --size 288x512 --out FILE      an integer ONNX graph for a runtime, checked in it
+  ptq4vm benchmark MODEL... --size 288x512           latency, frames per second, memory and size, side by side
   ptq4vm fit --config FILE                           one phase as a Lightning fit (also: lightning fit)
   ptq4vm validate|test|predict --config FILE         Lightning's other subcommands
 
@@ -197,9 +199,50 @@ def _add_runtime(parser: ArgumentParser) -> None:
 
 
 def _load(config: Namespace) -> MattingModel:
-    if is_exported(Path(config.model)):
-        return ExportedNetwork(Path(config.model), config.runtime, config.threads)
-    return load_model(config.model, config.network)
+    return open_network(config.model, config.network, config.runtime, config.threads)
+
+
+def _benchmark(args: list[str]) -> None:
+    parser = ArgumentParser(
+        prog="ptq4vm benchmark",
+        description="Time networks in alternation, each in a process of its own, on the CPU: ratios hold also where "
+        "the machine is noisy. Frames are noise; the time does not depend on them.",
+    )
+    parser.add_argument(
+        "models", nargs="+",
+        help="names, weights files, quantized checkpoints (simulated in torch), run folders or exported graphs; "
+        "graph.onnx@openvino names the runtime. Ratios are to the first.",
+    )  # fmt: skip
+    parser.add_argument("--size", type=str, required=True, help="height x width of the frames, e.g. 288x512")
+    parser.add_argument(
+        "--downsample_ratio", type=float | None, default=None, help="of networks in torch; graphs have theirs baked in"
+    )
+    parser.add_argument("--rounds", type=int, default=30, help="how often each is timed")
+    parser.add_argument("--threads", type=int | None, default=None, help="of each; by default all cores")
+    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument("--json", type=Path | None, default=None, help="write the figures here")
+    config = parser.parse_args(args)
+    with Progress(*_COLUMNS, console=_console) as progress:
+        task = progress.add_task("loading", total=None)
+        speeds = measure_speed(
+            config.models, *_parse_size(config.size), config.downsample_ratio, config.rounds, config.threads,
+            config.network,
+            progress=lambda done, all: progress.update(task, completed=done, total=all, description="timing"),
+        )  # fmt: skip
+    rows = [_speed_row(speed, speeds[0]) for speed in speeds]
+    render_table(rows, _console)
+    if config.json is not None:
+        settings = {name: config[name] for name in ("size", "downsample_ratio", "rounds", "threads")}
+        write_metrics(config.json, rows, {**settings, "machine": platform.processor() or platform.machine()})
+
+
+def _speed_row(speed: Speed, first: Speed) -> ResultRow:
+    figures = {
+        "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
+        "fps to the first": speed.fps / first.fps, "peak MB": speed.memory_mb,
+    }  # fmt: skip
+    executed = f"{speed.runtime} ({speed.convolutions})" if speed.convolutions else speed.runtime
+    return ResultRow(speed.model, speed.bits, executed, {}, speed.size_mb, extra=figures)
 
 
 def _export(args: list[str]) -> None:
@@ -356,6 +399,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "matte": _matte,
     "export": _export,
+    "benchmark": _benchmark,
     "weights": _weights,
 }
 

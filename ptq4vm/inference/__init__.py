@@ -1,6 +1,7 @@
 """Video in, mattes out: readers and writers of frames, and the network run over them as they stream by."""
 
 from ptq4vm.inference.backgrounds import COLOURS, open_background
+from ptq4vm.inference.benchmark import Speed, measure_speed, open_network
 from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
 from ptq4vm.inference.parity import Parity, measure_parity
 from ptq4vm.inference.runner import MatteFrame, auto_downsample_ratio, composite_over, matte, matte_video
@@ -18,13 +19,16 @@ __all__ = [
     "MatteFrame",
     "Parity",
     "Runtime",
+    "Speed",
     "auto_downsample_ratio",
     "composite_over",
     "is_exported",
     "matte",
     "matte_video",
     "measure_parity",
+    "measure_speed",
     "open_background",
     "open_frames",
+    "open_network",
     "open_writer",
 ]

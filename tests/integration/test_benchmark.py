@@ -1,0 +1,60 @@
+"""`ptq4vm benchmark` as a user calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ptq4vm import cli
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.export import export_onnx
+from ptq4vm.inference import measure_speed, open_network
+from ptq4vm.models import create_model
+
+pytestmark = pytest.mark.usefixtures("official_weights")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    return export_onnx(create_model("rvm_mobilenetv3"), 64, 96, tmp_path_factory.mktemp("graph") / "float.onnx")
+
+
+def test_networks_stand_side_by_side(graph, tmp_path, capsys):
+    models = ["rvm_mobilenetv3", str(graph), f"{graph}@onnxruntime"]
+    settings = ["--size", "64x96", "--rounds", "3", "--threads", "1", "--json", str(tmp_path / "speed.json")]
+    assert cli.main(["benchmark", *models, *settings]) == 0
+    assert "median" in capsys.readouterr().out
+    written = json.loads((tmp_path / "speed.json").read_text())
+    rows = written["rows"]
+    assert [row["name"] for row in rows] == models
+    assert [row["placement"] for row in rows] == ["torch", "openvino (78 float32)", "onnxruntime (78 float32)"]
+    for row in rows:
+        figures = row["extra"]
+        assert 0 < figures["median ms"] <= figures["p90 ms"]
+        assert figures["fps"] == pytest.approx(1e3 / figures["median ms"])
+        assert figures["fps to the first"] == pytest.approx(figures["fps"] / rows[0]["extra"]["fps"])
+        assert 1 < figures["peak MB"] < 2000
+    assert rows[1]["size_mb"] == pytest.approx(Path(graph).stat().st_size / 1e6)
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ("nothing", "Expected a model"), ("rvm_mobilenetv3@openvino", "Expected an exported graph for openvino")
+])  # fmt: skip
+def test_what_cannot_be_loaded_is_told(model, message):
+    with pytest.raises(PTQ4VMError, match=message):
+        measure_speed([model], 64, 96, rounds=1, threads=1)
+
+
+def test_a_graph_of_another_size_is_told(graph):
+    with pytest.raises(PTQ4VMError, match="frames of 64 x 96"):
+        measure_speed([str(graph)], 96, 64, rounds=1, threads=1)
+
+
+def test_no_rounds_are_refused(graph):
+    with pytest.raises(PTQ4VMError, match="at least one round"):
+        measure_speed([str(graph)], 64, 96, rounds=0)
+
+
+def test_a_runtime_is_an_exported_graphs():
+    with pytest.raises(PTQ4VMError, match="exported graph"):
+        open_network("rvm_mobilenetv3", runtime="openvino")
