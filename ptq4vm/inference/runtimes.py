@@ -196,9 +196,9 @@ def _openvino(package: Any, path: Path, threads: int) -> _Opened:
     integer = sum(precision.lower() in ("i8", "u8") for precision in precisions)
 
     def run(feed: dict[str, Array]) -> list[Array]:
-        # Inputs are read in place; outputs are copied, as the next frame overwrites them.
-        results = request.infer(feed, share_inputs=True)
-        return [np.array(results[port]) for port in request.model_outputs]
+        # Inputs are read in place; outputs are copies, as the next frame overwrites the runtime's own.
+        results = request.infer(feed, share_inputs=True, share_outputs=False)
+        return [results[port] for port in request.model_outputs]
 
     return _Opened(run, shapes, {"int8": integer, "float32": len(precisions) - integer})
 

@@ -16,6 +16,8 @@ from ptq4vm.inference.image_io import IMAGE_SUFFIXES, FolderWriter, ImageReader,
 _CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm"}
 _BT709, _UNSPECIFIED, _LIMITED_RANGE = 1, 2, 1  # as in ISO/IEC 23091-2, which FFmpeg's numbers follow
 _HD_LINES = 720
+_LUMA = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)
+"""Grey of 0 to 255 in BT.709's limited range."""
 
 
 def open_frames(path: Path) -> FrameReader:
@@ -123,7 +125,7 @@ class VideoWriter(FrameWriter):
     """A video in 8-bit 4:2:0, H.264 (MPEG-4 Part 2 where there is no x264) in .mp4 and .mkv, VP9 in .webm.
 
     4:2:0 needs even sides: an odd one is made even by repeating the last column or row, so that no pixel is lost and
-    none moves. Grey frames are written as grey RGB. The colours are BT.709 and say so.
+    none moves. Grey frames have no colour there either. The colours are BT.709 and say so.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction = DEFAULT_RATE) -> None:
@@ -152,10 +154,15 @@ class VideoWriter(FrameWriter):
         self._stream = stream
 
     def _write(self, frame: Frame) -> None:
-        colour = np.broadcast_to(frame[..., None], (*self.size, 3)) if frame.ndim == 2 else frame
-        padded = np.ascontiguousarray(np.pad(colour, self._pad, mode="edge"))
-        picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709)
+        if any(side % 2 for side in self.size):
+            frame = np.pad(frame, self._pad[: frame.ndim], mode="edge")
+        if frame.ndim == 2:
+            planes = np.full((len(frame) * 3 // 2, frame.shape[1]), 128, np.uint8)
+            planes[: len(frame)] = _LUMA[frame]
+            picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        else:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709)
         picture.colorspace, picture.color_range = _BT709, _LIMITED_RANGE
         picture.pts, picture.time_base = self.num_frames, 1 / self._rate
         self._encode(picture)
@@ -184,5 +191,6 @@ def _choose_codec(container_format: str) -> tuple[str, dict[str, str]]:
     if container_format == "webm":
         return "libvpx-vp9", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
     if "libx264" in av.codecs_available:
-        return "libx264", {"crf": "16"}
+        # Finer than the eye at any preset; the slow ones would take longer than the network.
+        return "libx264", {"crf": "16", "preset": "superfast"}
     return "mpeg4", {"flags": "+qscale", "global_quality": str(2 * 118)}  # quantiser 2, in FFmpeg's FF_QP2LAMBDA
