@@ -231,3 +231,16 @@ def test_full_disk(tmp_path, make_frames, monkeypatch):
     with pytest.raises(PTQ4VMError, match="No space left"), writer:
         writer.write(make_frames()[0])
     assert names(tmp_path) == []
+
+
+def test_grey_frames_are_the_grey_of_rgb_ones(tmp_path):
+    """Written as planes of their own, they must look as the library's conversion makes them."""
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (33, 1))[:, :255]  # odd sides
+    levels = []
+    for name, frame in (("grey", ramp), ("rgb", np.repeat(ramp[..., None], 3, 2))):
+        with open_writer(tmp_path / f"{name}.mkv", ramp.shape) as writer:
+            for _ in range(3):
+                writer.write(frame)
+        levels.append(next(iter(open_frames(tmp_path / f"{name}.mkv"))).astype(int))
+    assert np.abs(levels[0] - levels[1]).max() <= 2
+    assert np.abs(levels[0][:33, :255, 0] - ramp).mean() < 1.5
