@@ -1,10 +1,10 @@
 # `make demo` runs the main job on built-in data; `make test` runs the tests. Both make .venv first.
-# `make results DATA=folder` measures the tables of docs/results.md; it takes hours.
+# `make results DATA=folder` measures the tables of docs/results.md, which takes hours; `make bench` those of speed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint results clean
+.PHONY: demo test lint results bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/ptq4vm weights rvm_mobilenetv3
@@ -23,6 +23,10 @@ results: $(VENV)/installed
 	@test -n "$(DATA)" || { echo "Expected the data's folder: make results DATA=folder"; exit 2; }
 	$(BIN)/ptq4vm weights rvm_mobilenetv3
 	$(BIN)/python benchmarks/results.py --root "$(DATA)"
+
+bench: $(VENV)/installed-test
+	$(BIN)/ptq4vm weights rvm_mobilenetv3
+	$(BIN)/python benchmarks/speed.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,108 @@
+"""Measures the speed tables of docs/results.md: float and W8A8 in PyTorch, ONNX Runtime and OpenVINO, beside the
+stock quantizer's W8A8, in alternation in one run.
+
+Speed does not depend on the values, so ranges come from a few built-in frames and nothing is learned; the graphs are of
+the form that `ptq4vm quantize --target` and `ptq4vm export` give.
+
+    python benchmarks/speed.py --sizes 288x512 720x1280
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import onnx
+import peers
+import torch
+from results import put_table
+from rich.console import Console
+from torch import Tensor
+
+from ptq4vm.data import BuiltinSource
+from ptq4vm.export import METADATA, TARGETS, TargetName, export_onnx
+from ptq4vm.graph import load_model, quantize_network, quantized_layers
+from ptq4vm.inference import Speed, measure_speed
+from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import QConfig, activation_quantizers, observing
+from ptq4vm.reporting import ResultRow, markdown_table, write_metrics
+
+SIZES = {"288x512": (288, 512, 1.0), "720x1280": (720, 1280, 0.375)}
+"""Height, width, downsample ratio."""
+FRAMES = 4
+OURS: tuple[TargetName, ...] = ("onnxruntime", "openvino")
+
+
+def main() -> None:
+    """Export, let the peers quantize, time all, and write the tables into the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--peers", nargs="*", default=["minmax"], choices=["minmax", "percentile"])
+    parser.add_argument("--rounds", type=int, default=40, help="how often each is timed")
+    parser.add_argument("--threads", type=int, default=None, help="of each; by default all cores")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder for the graphs")
+    args = parser.parse_args()
+    for size in args.sizes:
+        height, width, ratio = SIZES[size]
+        folder = args.output / size
+        folder.mkdir(parents=True, exist_ok=True)
+        models = {"PyTorch float": "rvm_mobilenetv3", **make_graphs(folder, height, width, ratio, args.peers)}
+        with peers.make_progress() as bar:
+            advance = peers.task(bar, f"timing at {size}", args.rounds)
+            speeds = measure_speed(
+                list(models.values()), height, width, ratio, args.rounds, args.threads,
+                progress=lambda *_, advance=advance: advance(),
+            )  # fmt: skip
+        rows = [to_row(title, speed, speeds[0]) for title, speed in zip(models, speeds, strict=True)]
+        write_metrics(folder / "speed.json", rows, {"size": size, "ratio": ratio, "rounds": args.rounds})
+        put_table(f"speed-{size}", markdown_table(rows))
+        Console().print(markdown_table(rows), highlight=False, soft_wrap=True)
+
+
+@torch.no_grad()
+def make_graphs(folder: Path, height: int, width: int, ratio: float, stock: list[str]) -> dict[str, str]:
+    """Graphs in the folder, as :func:`measure_speed` names them, by title."""
+    network = load_model("rvm_mobilenetv3", "rvm_mobilenetv3")
+    network.downsample_ratio = ratio
+    source = BuiltinSource("test", (height, width), 1, FRAMES, cutout=lambda src: network.unroll(src).pha)
+    src = source.read(0, 0, FRAMES).src
+    graph = export_onnx(network, height, width, folder / "float.onnx")
+    models = {f"{TARGETS[name].title} float": f"{graph}@{name}" for name in OURS}
+    for name in OURS:
+        quantized = ranged(network, src, name)
+        path = export_onnx(quantized, height, width, folder / f"{name}.onnx", target=name)
+        models[f"{TARGETS[name].title} W8A8, ours"] = str(path)
+    feeds = peers.make_feeds(peers.open_onnx_runtime(graph), network, iter([src]), "settled")
+    for peer in stock:
+        path, *_ = peers.quantize(peer, graph, feeds)
+        described = onnx.load(path)
+        said = json.loads(onnx.load(graph).metadata_props[0].value)
+        said |= {"bits": "W8A8", "target": "onnxruntime"}
+        onnx.helper.set_model_props(described, {METADATA: json.dumps(said)})
+        onnx.save(described, path)
+        models[peers.PEERS[peer][0]] = str(path)
+    return models
+
+
+def ranged(network: MattingModel, src: Tensor, target: TargetName) -> MattingModel:
+    """The network at W8A8 for a target, its ranges from a few frames (T, 3, H, W)."""
+    qconfig = TARGETS[target].fit(QConfig("W8A8", range_method="minmax"))
+    quantized = quantize_network(network, qconfig)
+    quantized.qconfig = qconfig  # type: ignore[assignment]
+    with observing(activation_quantizers(quantized)):
+        quantized.unroll(src[None])
+    for layer in quantized_layers(quantized).values():
+        layer.fix_()
+    return quantized
+
+
+def to_row(title: str, speed: Speed, first: Speed) -> ResultRow:
+    """A line of the table."""
+    figures = {
+        "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
+        "fps to PyTorch": speed.fps / first.fps, "peak MB": speed.memory_mb,
+    }  # fmt: skip
+    return ResultRow(title, speed.bits, speed.convolutions, {}, speed.size_mb, extra=figures)
+
+
+if __name__ == "__main__":
+    main()
