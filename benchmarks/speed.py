@@ -1,14 +1,15 @@
 """Measures the speed tables of docs/results.md: float and W8A8 in PyTorch, ONNX Runtime and OpenVINO, beside the
-stock quantizer's W8A8, in alternation in one run.
+stock quantizers' W8A8, in alternation in one run.
 
 Speed does not depend on the values, so ranges come from a few built-in frames and nothing is learned; the graphs are of
-the form that `ptq4vm quantize --target` and `ptq4vm export` give.
+the form that `ptq4vm quantize --target` and `ptq4vm export` give. NNCF needs the extra `peers`.
 
-    python benchmarks/speed.py --sizes 288x512 720x1280
+    python benchmarks/speed.py --peers minmax nncf
 """
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import onnx
@@ -36,11 +37,12 @@ def main() -> None:
     """Export, let the peers quantize, time all, and write the tables into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--peers", nargs="*", default=["minmax"], choices=["minmax", "percentile"])
+    parser.add_argument("--peers", nargs="*", default=["minmax"], choices=["minmax", "percentile", "nncf"])
     parser.add_argument("--rounds", type=int, default=40, help="how often each is timed")
     parser.add_argument("--threads", type=int, default=None, help="of each; by default all cores")
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder for the graphs")
     args = parser.parse_args()
+    peers.require_packages(["nncf"] if "nncf" in args.peers else [])
     for size in args.sizes:
         height, width, ratio = SIZES[size]
         folder = args.output / size
@@ -73,14 +75,24 @@ def make_graphs(folder: Path, height: int, width: int, ratio: float, stock: list
         models[f"{TARGETS[name].title} W8A8, ours"] = str(path)
     feeds = peers.make_feeds(peers.open_onnx_runtime(graph), network, iter([src]), "settled")
     for peer in stock:
-        path, *_ = peers.quantize(peer, graph, feeds)
-        described = onnx.load(path)
+        model = nncf_graph(graph, feeds) if peer == "nncf" else onnx.load(peers.quantize(peer, graph, feeds)[0])
         said = json.loads(onnx.load(graph).metadata_props[0].value)
-        said |= {"bits": "W8A8", "target": "onnxruntime"}
-        onnx.helper.set_model_props(described, {METADATA: json.dumps(said)})
-        onnx.save(described, path)
-        models[peers.PEERS[peer][0]] = str(path)
+        said |= {"bits": "W8A8", "target": "openvino" if peer == "nncf" else "onnxruntime"}
+        onnx.helper.set_model_props(model, {METADATA: json.dumps(said)})
+        path = folder / f"{peer}.onnx"
+        onnx.save(model, path)
+        models["NNCF" if peer == "nncf" else peers.PEERS[peer][0]] = str(path)
     return models
+
+
+def nncf_graph(graph: Path, feeds: list[peers.Feed]) -> onnx.ModelProto:
+    """What NNCF makes of an ONNX graph, at its defaults but for grids, which may be unsymmetric."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    preset = nncf.QuantizationPreset.MIXED
+    quantized: onnx.ModelProto = nncf.quantize(onnx.load(graph), nncf.Dataset(feeds), preset=preset)
+    return quantized
 
 
 def ranged(network: MattingModel, src: Tensor, target: TargetName) -> MattingModel:
