@@ -16,8 +16,17 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from ptq4vm.callbacks import AlphaWriter
 from ptq4vm.data import VideoMattingDataModule
@@ -37,6 +46,15 @@ from ptq4vm.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivit
 
 _console = Console()
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+class _FramesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Over the last seconds; over all once it is done."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} fps")
+
+
 _LIGHTNING = ("fit", "validate", "test", "predict")
 _FROM_RECIPE = {"network", "weights", "downsample_ratio", "qconfig", "output", "checkpoint", "scoring"}
 _EXPECTED_WARNINGS = (
@@ -317,7 +335,7 @@ def _matte(args: list[str]) -> None:
     network = _load(config)
     if not isinstance(network, ExportedNetwork):
         network.to(_device(config.device))
-    with Progress(*_COLUMNS, console=_console) as progress:
+    with Progress(*_COLUMNS, _FramesPerSecond(), console=_console) as progress:
         task = progress.add_task("matting", total=None)
         frames = matte_video(
             network, config.input, config.alpha, config.composite, background, config.foreground,
