@@ -322,6 +322,11 @@ def _matte(args: list[str]) -> None:
     parser.add_argument("--alpha", type=Path | None, default=None, help="alpha: .mp4, .mkv, .webm, or a folder of PNG")
     parser.add_argument("--foreground", type=Path | None, default=None, help="foreground, likewise")
     parser.add_argument("--composite", type=Path | None, default=None, help="over the background, likewise")
+    parser.add_argument(
+        "--cutout", type=Path | None, default=None,
+        help="foreground and alpha in one: .mov (ProRes 4444), .webm (VP9), or a folder of PNG",
+    )  # fmt: skip
+    parser.add_argument("--sound", type=bool, default=True, help="copy a video's sound to composite and cutout")
     parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
     parser.add_argument(
         "--downsample_ratio", type=float | None, default=None,
@@ -340,6 +345,7 @@ def _matte(args: list[str]) -> None:
         frames = matte_video(
             network, config.input, config.alpha, config.composite, background, config.foreground,
             config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
+            config.cutout, config.sound,
         )  # fmt: skip
     _console.print(f"{frames} frames", highlight=False)
 

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from ptq4vm.errors import PTQ4VMError
 
 Frame = NDArray[np.uint8]
-"""One picture, (H, W, 3) RGB or, where a writer takes it, (H, W) grey."""
+"""One picture, (H, W, 3) RGB or, where a writer takes it, (H, W) grey or (H, W, 4) RGB and alpha, not multiplied."""
 
 DEFAULT_RATE = Fraction(25)
 """Frames per second where the source doesn't say, as a folder of images doesn't."""
@@ -63,16 +63,16 @@ class FrameWriter(ABC):
             raise self._cannot_write(error) from error
 
     def write(self, frame: np.ndarray[Any, Any]) -> None:
-        """Append one frame, (H, W, 3) RGB or (H, W) grey, uint8.
+        """Append one frame, (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGB and alpha, uint8.
 
         Raises:
             PTQ4VMError: wrong size or type, or the medium is full.
         """
         if self._closed:
             raise PTQ4VMError(f"{self.path}: expected frames before the output is closed, got one after")
-        if frame.dtype != np.uint8 or frame.shape not in (self.size, (*self.size, 3)):
+        if frame.dtype != np.uint8 or frame.shape not in (self.size, (*self.size, 3), (*self.size, 4)):
             raise PTQ4VMError(
-                f"{self.path}: expected uint8 frames of {self.size} or {(*self.size, 3)}, "
+                f"{self.path}: expected uint8 frames of {self.size}, {(*self.size, 3)} or {(*self.size, 4)}, "
                 f"got {frame.dtype} of {frame.shape} at frame {self.num_frames}"
             )
         try:

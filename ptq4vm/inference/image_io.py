@@ -78,12 +78,14 @@ class ImageReader(FrameReader):
 
 
 def _save_png(path: Path, frame: Frame) -> None:
-    _, data = cv2.imencode(".png", frame if frame.ndim == 2 else np.ascontiguousarray(frame[..., ::-1]))
+    if frame.ndim == 3:
+        frame = frame[..., [2, 1, 0, 3][: frame.shape[2]]]
+    _, data = cv2.imencode(".png", frame)
     path.write_bytes(data.tobytes())
 
 
 class ImageWriter(FrameWriter):
-    """One .png image, grey or RGB with 8 bits; refuses a second frame."""
+    """One .png image, grey, RGB or RGBA with 8 bits; refuses a second frame."""
 
     def _write(self, frame: Frame) -> None:
         if self.num_frames:
@@ -95,7 +97,7 @@ class ImageWriter(FrameWriter):
 
 
 class FolderWriter(FrameWriter):
-    """A folder of 0000.png, 0001.png, …, grey or RGB with 8 bits.
+    """A folder of 0000.png, 0001.png, …, grey, RGB or RGBA with 8 bits.
 
     A folder that is already there is replaced, but only where nothing else than such frames would be lost.
     """

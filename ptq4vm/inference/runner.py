@@ -16,7 +16,7 @@ from ptq4vm.inference.ahead import ahead
 from ptq4vm.inference.backgrounds import open_background, parse_colour
 from ptq4vm.inference.frames import Frame
 from ptq4vm.inference.runtimes import ExportedNetwork
-from ptq4vm.inference.video_io import open_frames, open_writer
+from ptq4vm.inference.video_io import VideoReader, open_frames, open_writer
 from ptq4vm.models.base import MattingModel
 from ptq4vm.types import MattingOutput
 
@@ -89,13 +89,16 @@ def matte_video(
     foreground: Path | None = None,
     downsample_ratio: float | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    cutout: Path | None = None,
+    sound: bool = True,
 ) -> int:
-    """Matte a video, or a folder of images, from file to file. Sound is not copied.
+    """Matte a video, or a folder of images, from file to file.
 
     Args:
         model: runs where its parameters are.
         source: a video, a folder of images or one image.
-        alpha: where alpha goes: .mp4, .mkv, .webm a video; no suffix a folder of PNGs; .png one image. None: nowhere.
+        alpha: where alpha goes: .mp4, .mkv, .webm, .mov a video; no suffix a folder of PNGs; .png one image. None:
+            nowhere.
         composite: where fgr·pha + bgr·(1 - pha) goes, likewise.
         background: ``#rrggbb``, a colour's name, or the path of an image or a video; see :func:`open_background`.
         foreground: where the foreground's colour goes, likewise.
@@ -103,6 +106,9 @@ def matte_video(
             None: :func:`auto_downsample_ratio`, or what an exported graph has. The network's own is put back at the
             end.
         progress: called after each frame with the frames done and their whole number where it is known.
+        cutout: where the foreground goes with alpha as its fourth channel: .mov (ProRes 4444) or .webm (VP9) a video;
+            no suffix a folder of PNGs; .png one image.
+        sound: whether a video's sound is copied, as it is, to composite and cutout where they are videos.
 
     Returns:
         How many frames were matted.
@@ -110,7 +116,7 @@ def matte_video(
     Raises:
         PTQ4VMError: no output was asked for, or something can't be read or written. No output is left behind then.
     """
-    targets = {"alpha": alpha, "composite": composite, "foreground": foreground}
+    targets = {"alpha": alpha, "composite": composite, "foreground": foreground, "cutout": cutout}
     outputs = {name: Path(path) for name, path in targets.items() if path is not None}
     is_colour = isinstance(background, str) and parse_colour(background) is not None
     _check_paths(outputs, [Path(source)] if is_colour else [Path(source), Path(background)])
@@ -123,7 +129,15 @@ def matte_video(
     done = 0
     with ExitStack() as stack:
         backgrounds = stack.enter_context(closing(open_background(background, size, reader.rate)))
-        writers = {name: stack.enter_context(open_writer(path, size, reader.rate)) for name, path in outputs.items()}
+        heard = reader.path if sound and isinstance(reader, VideoReader) else None
+        writers = {
+            name: stack.enter_context(
+                open_writer(
+                    path, size, reader.rate, name == "cutout", heard if name in ("composite", "cutout") else None
+                )
+            )
+            for name, path in outputs.items()
+        }
         stack.enter_context(_working_at(model, ratio))
         # Frames are read and matted in threads of their own, while this one writes what came before.
         mattes = stack.enter_context(closing(ahead(matte(model, ahead(reader)))))
@@ -142,7 +156,7 @@ def to_tensor(frame: Frame, device: torch.device | str) -> Tensor:
 
 
 def to_frame(picture: Tensor) -> Frame:
-    """(3, H, W) or (1, H, W) float in [0, 1] -> (H, W, 3) or (H, W) uint8, rounded to the nearest."""
+    """(4 or 3, H, W) or (1, H, W) float in [0, 1] -> (H, W, 4 or 3) or (H, W) uint8, rounded to the nearest."""
     levels = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.permute(1, 2, 0).squeeze(2).cpu().numpy()
 
@@ -157,13 +171,15 @@ def _picture(name: str, frame: MatteFrame, backgrounds: Iterator[Frame]) -> Fram
         return to_frame(frame.pha)
     if name == "foreground":
         return to_frame(frame.fgr)
+    if name == "cutout":
+        return to_frame(torch.cat([frame.fgr, frame.pha]))
     bgr = to_tensor(next(backgrounds), frame.fgr.device)
     return to_frame(composite_over(frame.fgr, frame.pha, bgr))
 
 
 def _check_paths(outputs: dict[str, Path], inputs: list[Path]) -> None:
     if not outputs:
-        raise PTQ4VMError("Expected at least one output, got none; name a place for alpha, composite or foreground")
+        raise PTQ4VMError("Expected an output, got none; name a place for alpha, composite, foreground or cutout")
     taken = {path.resolve(): f"the input {path}" for path in inputs}
     for name, path in outputs.items():
         # An output replaces what has its name, and that may be what is being read.

@@ -13,7 +13,8 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
 from ptq4vm.inference.image_io import IMAGE_SUFFIXES, FolderWriter, ImageReader, ImageWriter
 
-_CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm"}
+_CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm", ".mov": "mov"}
+_WITH_ALPHA = (".mov", ".webm")
 _BT709, _UNSPECIFIED, _LIMITED_RANGE = 1, 2, 1  # as in ISO/IEC 23091-2, which FFmpeg's numbers follow
 _HD_LINES = 720
 _LUMA = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)
@@ -34,16 +35,24 @@ def open_frames(path: Path) -> FrameReader:
     return VideoReader(path)
 
 
-def open_writer(path: Path, size: tuple[int, int], rate: Fraction = DEFAULT_RATE) -> FrameWriter:
-    """Open an output, chosen by its suffix: .mp4, .mkv, .webm a video; none a folder of PNGs; .png a single image.
+def open_writer(
+    path: Path,
+    size: tuple[int, int],
+    rate: Fraction = DEFAULT_RATE,
+    alpha: bool = False,
+    sound: Path | None = None,
+) -> FrameWriter:
+    """Open an output, chosen by its suffix: .mp4, .mkv, .webm, .mov a video; none a folder of PNGs; .png one image.
 
     Args:
         path: the target. It appears when the writer is closed, whole, or not at all.
         size: (height, width) of the frames.
         rate: frames per second of a video.
+        alpha: frames have four channels. Of videos .mov (ProRes 4444) and .webm (VP9) hold the fourth.
+        sound: a video whose sound an output that is a video gets too, as it is.
 
     Raises:
-        PTQ4VMError: unknown suffix, or nothing can be written there.
+        PTQ4VMError: unknown suffix, one that can't hold alpha or that sound, or nothing can be written there.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -51,8 +60,12 @@ def open_writer(path: Path, size: tuple[int, int], rate: Fraction = DEFAULT_RATE
         return FolderWriter(path, size)
     if suffix == ".png":
         return ImageWriter(path, size)
+    if alpha and suffix in _CONTAINERS and suffix not in _WITH_ALPHA:
+        raise PTQ4VMError(
+            f"Expected an output that holds alpha: {', '.join(_WITH_ALPHA)}, .png or a folder, got {path}"
+        )
     if suffix in _CONTAINERS:
-        return VideoWriter(path, size, rate)
+        return VideoWriter(path, size, rate, alpha, sound)
     raise PTQ4VMError(
         f"Expected an output ending in {', '.join(_CONTAINERS)} (video), .png (one image) or nothing (folder of PNGs), "
         f"got {path}"
@@ -122,16 +135,25 @@ class VideoReader(FrameReader):
 
 
 class VideoWriter(FrameWriter):
-    """A video in 8-bit 4:2:0, H.264 (MPEG-4 Part 2 where there is no x264) in .mp4 and .mkv, VP9 in .webm.
+    """A video in 8-bit 4:2:0, H.264 (MPEG-4 Part 2 where there is no x264) in .mp4, .mkv and .mov, VP9 in .webm.
 
-    4:2:0 needs even sides: an odd one is made even by repeating the last column or row, so that no pixel is lost and
-    none moves. Grey frames have no colour there either. The colours are BT.709 and say so.
+    With alpha it is ProRes 4444 in .mov, 10-bit 4:4:4, and VP9 in .webm. 4:2:0 needs even sides: an odd one is made
+    even by repeating the last column or row, so that no pixel is lost and none moves. Grey frames have no colour there
+    either. The colours are BT.709 and say so.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], rate: Fraction = DEFAULT_RATE) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        rate: Fraction = DEFAULT_RATE,
+        alpha: bool = False,
+        sound: Path | None = None,
+    ) -> None:
         super().__init__(path, size)
         container_format = _CONTAINERS[self.path.suffix.lower()]
-        codec, options = _choose_codec(container_format)
+        codec, options = _choose_codec(container_format, alpha)
+        self._format = ("yuva444p10le" if codec == "prores_ks" else "yuva420p") if alpha else "yuv420p"
         # MPEG-4 wants numerator and denominator in 16 bits; no camera needs more.
         self._rate = rate.limit_denominator(1001 if rate < 60 else 100)
         self._pad = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
@@ -147,11 +169,16 @@ class VideoWriter(FrameWriter):
             self._discard()
             raise PTQ4VMError(f"Can't write {self.path}: this PyAV has no {codec}; name an .mp4 instead") from error
         stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = self._format
         context: Any = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
         self._stream = stream
+        try:
+            self._sound = None if sound is None else _Sound(sound, self._container)
+        except PTQ4VMError as error:
+            self._discard()
+            raise PTQ4VMError(f"Can't write {self.path}: {error}") from error
 
     def _write(self, frame: Frame) -> None:
         if any(side % 2 for side in self.size):
@@ -161,14 +188,17 @@ class VideoWriter(FrameWriter):
             planes[: len(frame)] = _LUMA[frame]
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         else:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709)
+            layout = "rgb24" if frame.shape[2] == 3 else "rgba"
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=layout)
+            picture = picture.reformat(format=self._format, dst_colorspace=_BT709)
         picture.colorspace, picture.color_range = _BT709, _LIMITED_RANGE
         picture.pts, picture.time_base = self.num_frames, 1 / self._rate
         self._encode(picture)
+        self._copy_sound()
 
     def _finish(self) -> None:
         self._encode(None)
+        self._copy_sound()
         try:
             self._container.close()
         except av.error.FFmpegError as error:
@@ -180,14 +210,75 @@ class VideoWriter(FrameWriter):
         except av.error.FFmpegError as error:
             raise self._cannot_write(error) from error
 
+    def _copy_sound(self) -> None:
+        """As much as belongs to the frames so far."""
+        if self._sound is not None:
+            try:
+                for packet in self._sound.until((self.num_frames + 1) / self._rate):
+                    self._container.mux(packet)
+            except av.error.FFmpegError as error:
+                raise self._cannot_write(error) from error
+
     def _discard(self) -> None:
+        if getattr(self, "_sound", None) is not None:
+            self._sound.close()  # type: ignore[union-attr]
         # Closing writes a trailer, which a full disk refuses once more; the file goes either way.
         with contextlib.suppress(av.error.FFmpegError, OSError):
             self._container.close()
         super()._discard()
 
 
-def _choose_codec(container_format: str) -> tuple[str, dict[str, str]]:
+class _Sound:
+    """The sound of a video as it is, packet by packet, for another container; nothing where the video has none.
+
+    Raises:
+        PTQ4VMError: the other container can't hold it.
+    """
+
+    def __init__(self, path: Path, target: Any) -> None:
+        self._source: Any = av.open(f"file:{path}")
+        self._packets: Iterator[Any] = iter(())
+        self._next: Any = None
+        if not self._source.streams.audio or not self._source.streams.video:
+            return
+        stream, video = self._source.streams.audio[0], self._source.streams.video[0]
+        try:
+            self._stream = target.add_stream_from_template(stream)
+        except (ValueError, av.error.FFmpegError) as error:
+            self.close()
+            raise PTQ4VMError(
+                f"expected sound that it can hold, got {stream.codec_context.name} from {path}. Name an .mkv, which "
+                "holds any, or leave the sound out with --sound false"
+            ) from error
+        # The output's first frame is at 0.
+        self._start = Fraction((video.start_time or 0) * (video.time_base or 1))
+        self._packets = self._source.demux(stream)
+
+    def until(self, seconds: Fraction) -> Iterator[Any]:
+        """Those that begin before, each once."""
+        while True:
+            packet = next(self._packets, None) if self._next is None else self._next
+            self._next = None
+            if packet is None:
+                return
+            if packet.dts is None:  # FFmpeg's end of the stream
+                continue
+            if packet.pts * packet.time_base - self._start >= seconds:
+                self._next = packet
+                return
+            shift = round(self._start / packet.time_base)
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.stream = self._stream
+            yield packet
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._source.close()
+
+
+def _choose_codec(container_format: str, alpha: bool = False) -> tuple[str, dict[str, str]]:
+    if alpha and container_format == "mov":
+        return "prores_ks", {"profile": "4444"}
     if container_format == "webm":
         return "libvpx-vp9", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
     if "libx264" in av.codecs_available:

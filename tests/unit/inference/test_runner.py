@@ -1,3 +1,4 @@
+import av
 import cv2
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_wrong_frames_and_wrong_networks(model, make_frames):
 
 
 def test_bad_calls(tmp_path, model, video):
-    with pytest.raises(PTQ4VMError, match="at least one output"):
+    with pytest.raises(PTQ4VMError, match="Expected an output"):
         matte_video(model, video)
     with pytest.raises(PTQ4VMError, match="the input"):
         matte_video(model, video, alpha=tmp_path / "x" / ".." / "in.mkv")
@@ -151,3 +152,76 @@ def test_bad_calls(tmp_path, model, video):
     with pytest.raises(PTQ4VMError, match="Expected an output ending"):
         matte_video(model, video, alpha=tmp_path / "a.mp4", composite=tmp_path / "c.gif")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
+def write_with_sound(path, frames, codec="aac"):
+    """Half a second of a 440 Hz tone beside the frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=30, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "rgb24"
+        sound = container.add_stream(codec, rate=48000, layout="mono")
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+        tone = np.sin(2 * np.pi * 440 * np.arange(24000) / 48000)
+        for start in range(0, 24000, 1024):
+            audio = av.AudioFrame.from_ndarray(
+                (tone[None, start : start + 1024] * 20000).astype(np.int16), "s16", "mono"
+            )
+            audio.sample_rate, audio.pts = 48000, start
+            container.mux(sound.encode(audio))
+        container.mux(sound.encode(None))
+    return path
+
+
+def hear(path):
+    with av.open(str(path)) as container:
+        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+
+
+def test_sound_is_copied_to_composite_and_cutout(tmp_path, model, make_frames):
+    source = write_with_sound(tmp_path / "in.mkv", make_frames(48, 64, count=15))
+    outputs = {"composite": tmp_path / "over.mp4", "cutout": tmp_path / "cut.mov", "alpha": tmp_path / "alpha.mp4"}
+    assert matte_video(model, source, **outputs) == 15
+    for name in ("composite", "cutout"):
+        np.testing.assert_array_equal(hear(outputs[name]), hear(source))
+        with av.open(str(outputs[name])) as container:
+            assert len(list(container.decode(video=0))) == 15
+    with av.open(str(outputs["alpha"])) as container:
+        assert not container.streams.audio
+    matte_video(model, source, composite=tmp_path / "silent.mp4", sound=False)
+    with av.open(str(tmp_path / "silent.mp4")) as container:
+        assert not container.streams.audio
+
+
+def test_sound_that_the_output_cannot_hold_is_told(tmp_path, model, make_frames):
+    source = write_with_sound(tmp_path / "in.mkv", make_frames(48, 64), "aac")
+    with pytest.raises(PTQ4VMError, match=r"aac.*\.mkv.*--sound false"):
+        matte_video(model, source, composite=tmp_path / "over.webm")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
+
+
+@pytest.mark.parametrize(("suffix", "decoder", "tolerance"), [(".mov", "prores", 2), (".webm", "libvpx-vp9", 8)])
+def test_foreground_and_alpha_in_one_video(tmp_path, model, video, make_frames, suffix, decoder, tolerance):
+    path = tmp_path / f"cut{suffix}"
+    assert matte_video(model, video, cutout=path) == 3
+    with av.open(str(path)) as container:
+        codec = av.codec.CodecContext.create(decoder, "r")
+        codec.extradata = container.streams.video[0].codec_context.extradata
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        frames = [frame for packet in (*packets, None) for frame in codec.decode(packet)]
+        got = np.stack([frame.to_ndarray(format="rgba")[:49, :65, 3] for frame in frames]).astype(int)
+    wanted = expected_alpha(make_frames())
+    assert np.abs(got - 255 * wanted).mean() < tolerance
+
+
+def test_foreground_and_alpha_as_images(tmp_path, model, video, make_frames):
+    matte_video(model, video, cutout=tmp_path / "cut")
+    pictures = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((tmp_path / "cut").iterdir())]
+    np.testing.assert_array_equal(np.stack(pictures)[..., 3], np.round(255 * expected_alpha(make_frames())))
+    np.testing.assert_array_equal(np.stack(pictures)[..., 2::-1], 255 - make_frames())
+
+
+def test_a_video_without_room_for_alpha_is_told(tmp_path, model, video):
+    with pytest.raises(PTQ4VMError, match=r"holds alpha: \.mov, \.webm"):
+        matte_video(model, video, cutout=tmp_path / "cut.mp4")
