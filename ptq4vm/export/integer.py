@@ -47,6 +47,8 @@ class IntegerConv2d(nn.Module):
     weight_scale: Tensor
     weight_zero_point: Tensor
     bias: Tensor
+    bias_scale: Tensor | None
+    """What a unit of an integer bias is worth, for each channel; None where the bias is float."""
 
     def __init__(self, layer: QuantizedConv2d) -> None:
         super().__init__()
@@ -54,17 +56,28 @@ class IntegerConv2d(nn.Module):
             raise RuntimeError("a layer is exported with its weight fixed and its affine absorbed")
         weight = layer.weight_quantizer
         self.geometry, self.activation = layer.geometry, layer.activation
-        self.register_buffer("codes", weight.codes(layer.weight).to(_code_type(weight.spec)).contiguous())
-        self.register_buffer("weight_scale", weight.scale.flatten().clone())
+        codes, scale, bias = weight.codes(layer.weight), weight.scale.flatten().clone(), layer.bias.detach().clone()
+        self.register_buffer("bias_scale", None)
+        if layer.output_quantizer is not None and layer.input_grid is not None:
+            # In channels whose weights are next to nothing beside the bias, it would not fit into 32 bits.
+            wider = (bias.abs() / layer.sum_step() / 2**30).clamp(min=1.0)
+            zero_point = weight.zero_point
+            codes = ((codes - zero_point) / _like(wider, codes, 0)).round() + zero_point
+            scale = scale * wider
+            self.bias_scale = (layer.sum_step() * wider).detach()
+            bias = (bias / self.bias_scale).round().to(torch.int32)
+        self.register_buffer("codes", codes.to(_code_type(weight.spec)).contiguous())
+        self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", weight.zero_point.flatten().to(self.codes.dtype))
-        self.register_buffer("bias", layer.bias.detach().clone())
+        self.register_buffer("bias", bias)
         self.input_grid = None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
         self.output_grid = None if layer.output_quantizer is None else IntegerGrid(layer.output_quantizer)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.input_grid is not None:
             x = self.input_grid(x)
-        x = _Convolution.apply(x, self.codes, self.weight_scale, self.weight_zero_point, self.bias, self.geometry)
+        weight = (self.codes, self.weight_scale, self.weight_zero_point)
+        x = _Convolution.apply(x, *weight, self.bias, self.bias_scale, self.geometry)
         if self.activation is not None:
             x = self.activation(x)
         return x if self.output_grid is None else self.output_grid(x)
@@ -96,17 +109,29 @@ class _QuantizeDequantize(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution whose weight is stored as codes, with a scale and zero point for each output channel."""
+    """A convolution whose weight, and bias where it has a scale, are stored as codes."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor, geometry: ConvGeometry
+        ctx: Any,
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bias: Tensor,
+        bias_scale: Tensor | None,
+        geometry: ConvGeometry,
     ) -> Tensor:
+        bias = bias if bias_scale is None else bias * bias_scale
         weight = (codes.float() - _like(zero_point, codes, 0)) * _like(scale, codes, 0)
         return conv2d(x, weight, bias, geometry)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, codes: Any, scale: Any, zero_point: Any, bias: Any, geometry: ConvGeometry) -> Any:
+    def symbolic(
+        g: Any, x: Any, codes: Any, scale: Any, zero_point: Any, bias: Any, bias_scale: Any, geometry: ConvGeometry
+    ) -> Any:
+        if bias.type().scalarType() == "Int":
+            bias = g.op("DequantizeLinear", bias, bias_scale, axis_i=0)
         weight = g.op("DequantizeLinear", codes, scale, zero_point, axis_i=0)
         kernel = codes.type().sizes()[2:]
         output = g.op(

@@ -11,7 +11,7 @@ from ptq4vm.graph.equalize import equalize_
 from ptq4vm.graph.fold_bn import fold_batch_norm_
 from ptq4vm.graph.trace import TracedLayer, example_frame, trace
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantSpec
+from ptq4vm.quantizers import LearnedScaleFakeQuantize, QConfig, QuantizedConv2d, QuantSpec
 
 Network = TypeVar("Network", bound=MattingModel)
 
@@ -52,15 +52,18 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         conv: nn.Conv2d = network.get_submodule(layer.name)  # type: ignore[assignment]
         depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
         specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=depthwise)
+        source: LearnedScaleFakeQuantize | None = None
         reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
         if qconfig.placement == "full":
             # What lies on a grid needs no second one. A pooled pixel is too little work to save on, and the last
             # layer's alpha wants more than 256 values.
             reads = handed_on.get(layer.source) != specs[1]
             hands_on = not layer.pooled and layer is not layers[-1]
+            if not reads and layer.source is not None:
+                source = quantized_layers(network)[layer.source].output_quantizer
         if hands_on and (layer.activation is None or layer.name in taken):
             handed_on[layer.name] = specs[1]
-        network.set_submodule(layer.name, QuantizedConv2d(conv, *specs, reads, hands_on, activation))
+        network.set_submodule(layer.name, QuantizedConv2d(conv, *specs, reads, hands_on, activation, source))
     return network
 
 

@@ -38,6 +38,11 @@ class LearnedScaleFakeQuantize(nn.Module):
         """QDrop (arXiv 2203.05740): this share of the values is left float at random."""
 
     @property
+    def on_grid(self) -> bool:
+        """Whether all that leaves it lies on its grid."""
+        return self.enabled and self.drop_prob == 0.0
+
+    @property
     def scale(self) -> Tensor:
         """Positive, (1,) or (C, 1, 1)."""
         return self.log_scale.exp()

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
@@ -44,6 +45,11 @@ class QuantizedConv2d(nn.Module):
         quantize_input: whether what it reads is quantized here; it may have been already.
         quantize_output: whether what it hands on is; behind ReLU it gets no codes below zero.
         activation: the function that follows it, which the layer takes along to quantize what leaves it.
+        source: the quantizer that put on its grid what is not quantized here.
+
+    Once its weight is fixed, and no gradient is asked for, it adds up integer codes, as the runtimes do: sums that come
+    out the same in any order. One that quantizes its output too has its bias rounded to the step of those sums, the
+    32-bit bias of integer kernels (arXiv 1712.05877).
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class QuantizedConv2d(nn.Module):
         quantize_input: bool = True,
         quantize_output: bool = False,
         activation: nn.Module | None = None,
+        source: LearnedScaleFakeQuantize | None = None,
     ) -> None:
         super().__init__()
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
@@ -79,6 +86,7 @@ class QuantizedConv2d(nn.Module):
             grid: Grid = "unsigned" if rectified else activation_spec.grid
             self.output_quantizer = LearnedScaleFakeQuantize(replace(activation_spec, grid=grid))
         self.activation = activation
+        self._source = (source,)  # in a tuple: it belongs to another layer
         self.affine: AffineCalibration | None = None
         self._prepared: Tensor | None = None
 
@@ -87,11 +95,18 @@ class QuantizedConv2d(nn.Module):
         """The input's and the output's, as far as there are."""
         return [one for one in (self.input_quantizer, self.output_quantizer) if one is not None]
 
+    @property
+    def input_grid(self) -> LearnedScaleFakeQuantize | None:
+        """The quantizer on whose grid the convolution's input lies; None where that is not known."""
+        return self._source[0] if self.input_quantizer is None else self.input_quantizer
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         weight = self.weight_quantizer(self.weight) if self._prepared is None else self._prepared
-        if self.affine is None:
+        if self._adds_codes():
+            x = self._add_codes(x)
+        elif self.affine is None:
             x = conv2d(x, weight, self.bias, self.geometry)
         elif weight.requires_grad:
             weight, bias = self.affine(weight, self.bias)
@@ -101,6 +116,26 @@ class QuantizedConv2d(nn.Module):
         if self.activation is not None:
             x = self.activation(x)
         return x if self.output_quantizer is None else self.output_quantizer(x)
+
+    def _adds_codes(self) -> bool:
+        grid = self.input_grid
+        fixed = self.weight_quantizer.mode == "fixed" and self.affine is None
+        return fixed and grid is not None and grid.on_grid and not torch.is_grad_enabled()
+
+    def _add_codes(self, x: Tensor) -> Tensor:
+        codes = self.weight_quantizer.codes(self.weight) - self.weight_quantizer.zero_point
+        x = (x / self.input_grid.scale).round_()  # type: ignore[union-attr]
+        x = F.conv2d(x, codes, None, *self.geometry)
+        step = self.sum_step().reshape(-1, 1, 1)
+        if self.output_quantizer is None:
+            return x.mul_(step).add_(self.bias.reshape(-1, 1, 1))
+        return x.add_((self.bias.reshape(-1, 1, 1) / step).round_()).mul_(step)
+
+    def sum_step(self) -> Tensor:
+        """What one unit of the sum of products of codes is worth, (out channels,)."""
+        if self.input_grid is None:
+            raise RuntimeError("the grid of the input is not known")
+        return self.weight_quantizer.scale.flatten() * self.input_grid.scale.flatten()
 
     def start_affine(self, *, per_channel: bool) -> None:
         """Begin global affine calibration: one γ, β for each output channel, or for the layer."""

@@ -1,6 +1,7 @@
 """The main job on tiny built-in data: every row, every file, a second run, another configuration."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import wandb
 
 from ptq4vm import cli, sensitivity
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import load_model, read_header
+from ptq4vm.graph import load_model, quantized_layers, read_header
 from ptq4vm.phases import block_reconstruction, gac
 from ptq4vm.pipeline import Row, quantize
 from ptq4vm.quantizers import QConfig
@@ -194,3 +196,19 @@ def test_sensitivity_as_a_user_calls_it(tmp_path, capsys, official_weights):
     assert sum(layer["macs_share"] for layer in content["layers"]) == pytest.approx(1.0)
     assert all(set(layer["errors"]["W4A8"]) == {"mad", "dtssd"} for layer in content["layers"])
     assert (tmp_path / "out" / "sensitivity.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_what_is_calibrated_for_a_target_is_what_it_runs(tmp_path, official_weights):
+    """Through both phases for ONNX Runtime, exported, and played there as integers."""
+    result = quantize(make_data(tmp_path / "cache"), tmp_path / "run", **OPTIONS, target="onnxruntime")
+    network = load_model(result.folder)
+    assert network.qconfig.placement == "full"
+    assert network.qconfig.depthwise_granularity == "per_tensor"
+    # Two steps of calibration leave mattes that a single rounding tips over: more is let through here than for users.
+    exported = export_checked(network, 64, 96, tmp_path / "q.onnx", target="onnxruntime", tolerance=2e-3)
+    executed = int(re.search(r"executes (\d+) of 78 convolutions as int8", exported.storage)[1])
+    assert executed >= sum(layer.output_quantizer is not None for layer in quantized_layers(network).values()) > 50
+    with pytest.raises(PTQ4VMError, match="nowhere"):
+        quantize(make_data(tmp_path / "cache"), tmp_path / "other", **OPTIONS, target="nowhere")
+    assert not (tmp_path / "other").exists()
