@@ -37,6 +37,11 @@ class FrameReader(ABC):
     def __iter__(self) -> Iterator[Frame]:
         """Yields (H, W, 3) uint8 RGB; raises :class:`PTQ4VMError` at a frame that can't be read."""
 
+    def timed(self) -> Iterator[tuple[Fraction, Frame]]:
+        """Each frame behind the time when it is shown, in seconds from the first."""
+        for number, frame in enumerate(self):
+            yield number / self.rate, frame
+
 
 class FrameWriter(ABC):
     """Takes frames of one size and leaves a whole output or none.
@@ -62,8 +67,12 @@ class FrameWriter(ABC):
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def write(self, frame: np.ndarray[Any, Any]) -> None:
-        """Append one frame, (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGB and alpha, uint8.
+    def write(self, frame: np.ndarray[Any, Any], time: Fraction | None = None) -> None:
+        """Append one frame.
+
+        Args:
+            frame: (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGB and alpha, uint8.
+            time: when a video shows it, in seconds from the first; by default at the video's rate.
 
         Raises:
             PTQ4VMError: wrong size or type, or the medium is full.
@@ -76,7 +85,7 @@ class FrameWriter(ABC):
                 f"got {frame.dtype} of {frame.shape} at frame {self.num_frames}"
             )
         try:
-            self._write(frame)
+            self._write(frame, time)
         except OSError as error:
             raise self._cannot_write(error) from error
         self.num_frames += 1
@@ -118,7 +127,7 @@ class FrameWriter(ABC):
             self.abort()
 
     @abstractmethod
-    def _write(self, frame: Frame) -> None:
+    def _write(self, frame: Frame, time: Fraction | None) -> None:
         """Append a frame of the right size and type."""
 
     @abstractmethod

@@ -87,7 +87,7 @@ def _save_png(path: Path, frame: Frame) -> None:
 class ImageWriter(FrameWriter):
     """One .png image, grey, RGB or RGBA with 8 bits; refuses a second frame."""
 
-    def _write(self, frame: Frame) -> None:
+    def _write(self, frame: Frame, time: Fraction | None) -> None:
         if self.num_frames:
             raise PTQ4VMError(f"{self.path}: one image holds one frame, got more; name a folder or a video instead")
         _save_png(self._part, frame)
@@ -121,7 +121,7 @@ class FolderWriter(FrameWriter):
         elif self.path.exists():
             raise PTQ4VMError(f"Expected a folder to write frames to, got the file {self.path}; name another")
 
-    def _write(self, frame: Frame) -> None:
+    def _write(self, frame: Frame, time: Fraction | None) -> None:
         _save_png(self._part / f"{self.num_frames:04d}.png", frame)
 
     def _finish(self) -> None:

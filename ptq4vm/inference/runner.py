@@ -1,7 +1,9 @@
 """Runs a matting network over frames as they come, and over whole videos."""
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from torch import Tensor
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.inference.ahead import ahead
 from ptq4vm.inference.backgrounds import open_background, parse_colour
-from ptq4vm.inference.frames import Frame
+from ptq4vm.inference.frames import Frame, FrameReader
 from ptq4vm.inference.runtimes import ExportedNetwork
 from ptq4vm.inference.video_io import VideoReader, open_frames, open_writer
 from ptq4vm.models.base import MattingModel
@@ -140,10 +142,12 @@ def matte_video(
         }
         stack.enter_context(_working_at(model, ratio))
         # Frames are read and matted in threads of their own, while this one writes what came before.
-        mattes = stack.enter_context(closing(ahead(matte(model, ahead(reader)))))
+        times: deque[Fraction] = deque()
+        mattes = stack.enter_context(closing(ahead(matte(model, ahead(_noting(reader, times))))))
         for done, frame in enumerate(mattes, 1):
+            time = times.popleft()
             for name, writer in writers.items():
-                writer.write(_picture(name, frame, backgrounds))
+                writer.write(_picture(name, frame, backgrounds), time)
             if progress is not None:
                 progress(done, reader.num_frames)
     return done
@@ -164,6 +168,12 @@ def to_frame(picture: Tensor) -> Frame:
 def composite_over(fgr: Tensor, pha: Tensor, bgr: Tensor) -> Tensor:
     """Put (…, 3, H, W) ``fgr`` with (…, 1, H, W) ``pha`` over (…, 3, H, W) ``bgr``."""
     return fgr * pha + bgr * (1 - pha)
+
+
+def _noting(reader: FrameReader, times: deque[Fraction]) -> Iterator[Frame]:
+    for time, frame in reader.timed():
+        times.append(time)
+        yield frame
 
 
 def _picture(name: str, frame: MatteFrame, backgrounds: Iterator[Frame]) -> Frame:

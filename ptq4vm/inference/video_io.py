@@ -17,6 +17,12 @@ _CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm", ".mov": "mov"
 _WITH_ALPHA = (".mov", ".webm")
 _BT709, _UNSPECIFIED, _LIMITED_RANGE = 1, 2, 1  # as in ISO/IEC 23091-2, which FFmpeg's numbers follow
 _HD_LINES = 720
+_TICKS = 120_000
+"""In a second, of a video's clock: whole steps at 24, 25, 30, 50, 60 frames per second and 1000/1001 of those."""
+_JITTER = Fraction(1, 1000)
+"""Clocks of containers are rounded to milliseconds: a frame so near to its place at a constant rate has that place."""
+_ENDS_WITHIN = Fraction(1, 10)
+"""Seconds by which a whole file may end before what it says."""
 _LUMA = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)
 """Grey of 0 to 255 in BT.709's limited range."""
 
@@ -91,15 +97,45 @@ class VideoReader(FrameReader):
             self.num_frames = stream.frames or self._estimate(container, stream)
 
     def __iter__(self) -> Iterator[Frame]:
+        return (frame for _, frame in self.timed())
+
+    def timed(self) -> Iterator[tuple[Fraction, Frame]]:
+        """As the file says; a frame without a time, or with one that has passed, comes one step of the rate later."""
+        start: Fraction | None = None
+        time: Fraction | None = None
         with self._stream() as (container, stream):
-            for number, frame in enumerate(container.decode(stream)):
+            for number, frame in enumerate(self._decode(container, stream)):
                 image = self._upright(frame)
                 if image.shape[:2] != (self.height, self.width):
                     raise PTQ4VMError(
                         f"Expected {self.width}x{self.height} throughout {self.path}, "
                         f"got {image.shape[1]}x{image.shape[0]} at frame {number}; re-encode it at one size"
                     )
-                yield image
+                shown = None if frame.pts is None else frame.pts * frame.time_base
+                start = (shown or Fraction(0)) if start is None else start
+                if shown is not None and (time is None or shown - start > time):
+                    time = shown - start
+                else:
+                    time = Fraction(0) if time is None else time + 1 / self.rate
+                yield time, image
+
+    def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Its frames. FFmpeg takes the end of a file that was cut off for the end of the video; this does not."""
+        # Sound is looked at because it may go on behind the picture.
+        reached = Fraction(0)
+        for packet in container.demux(stream, *container.streams.audio):
+            if packet.pts is not None:
+                reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            if packet.stream is stream:
+                yield from packet.decode()
+        if not container.duration:
+            return
+        end = Fraction(container.duration + max(container.start_time or 0, 0), av.time_base)
+        if reached < end - max(3 / self.rate, _ENDS_WITHIN):
+            raise PTQ4VMError(
+                f"Expected {float(end):.1f} s in {self.path}, as it says of itself, got {float(reached):.1f} s: it was "
+                "cut off. Copy or download it again, or cut it to what is there with ffmpeg"
+            )
 
     @contextlib.contextmanager
     def _stream(self) -> Iterator[tuple[Any, Any]]:
@@ -156,6 +192,7 @@ class VideoWriter(FrameWriter):
         self._format = ("yuva444p10le" if codec == "prores_ks" else "yuva420p") if alpha else "yuv420p"
         # MPEG-4 wants numerator and denominator in 16 bits; no camera needs more.
         self._rate = rate.limit_denominator(1001 if rate < 60 else 100)
+        self._time = Fraction(-1)
         self._pad = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
         try:
             # FFmpeg opens the file with the first packet; find out before the first frame is computed.
@@ -171,6 +208,8 @@ class VideoWriter(FrameWriter):
         stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
         stream.pix_fmt = self._format
         context: Any = stream.codec_context
+        # MPEG-4 has a clock of its own, too coarse for any but its rate.
+        self._tick = context.time_base = 1 / self._rate if codec == "mpeg4" else Fraction(1, _TICKS)
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
         self._stream = stream
@@ -180,7 +219,10 @@ class VideoWriter(FrameWriter):
             self._discard()
             raise PTQ4VMError(f"Can't write {self.path}: {error}") from error
 
-    def _write(self, frame: Frame) -> None:
+    def _write(self, frame: Frame, time: Fraction | None) -> None:
+        steady = self.num_frames / self._rate
+        time = steady if time is None or abs(time - steady) <= _JITTER else time
+        self._time = max(time, self._time + self._tick)  # codecs want each frame after the one before
         if any(side % 2 for side in self.size):
             frame = np.pad(frame, self._pad[: frame.ndim], mode="edge")
         if frame.ndim == 2:
@@ -192,7 +234,7 @@ class VideoWriter(FrameWriter):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=layout)
             picture = picture.reformat(format=self._format, dst_colorspace=_BT709)
         picture.colorspace, picture.color_range = _BT709, _LIMITED_RANGE
-        picture.pts, picture.time_base = self.num_frames, 1 / self._rate
+        picture.pts, picture.time_base = round(self._time / self._tick), self._tick
         self._encode(picture)
         self._copy_sound()
 
@@ -214,7 +256,7 @@ class VideoWriter(FrameWriter):
         """As much as belongs to the frames so far."""
         if self._sound is not None:
             try:
-                for packet in self._sound.until((self.num_frames + 1) / self._rate):
+                for packet in self._sound.until(self._time + 1 / self._rate):
                     self._container.mux(packet)
             except av.error.FFmpegError as error:
                 raise self._cannot_write(error) from error

@@ -244,3 +244,34 @@ def test_grey_frames_are_the_grey_of_rgb_ones(tmp_path):
         levels.append(next(iter(open_frames(tmp_path / f"{name}.mkv"))).astype(int))
     assert np.abs(levels[0] - levels[1]).max() <= 2
     assert np.abs(levels[0][:33, :255, 0] - ramp).mean() < 1.5
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_frames_keep_their_times(tmp_path, make_frames, suffix):
+    times = [Fraction(0), Fraction(1, 24), Fraction(1, 4), Fraction(1)]
+    frame = make_frames()[0]
+    path = tmp_path / f"uneven{suffix}"
+    with open_writer(path, frame.shape[:2], Fraction(24)) as writer:
+        for time in times:
+            writer.write(frame, time)
+    got = [time for time, _ in open_frames(path).timed()]
+    assert [float(time) for time in got] == pytest.approx([float(time) for time in times], abs=1e-3)
+
+
+def test_a_clock_of_milliseconds_is_a_constant_rate(tmp_path, make_frames):
+    frame, rate = make_frames()[0], Fraction(30000, 1001)
+    path = tmp_path / "steady.mp4"
+    with open_writer(path, frame.shape[:2], rate) as writer:
+        for number in range(20):
+            writer.write(frame, Fraction(round(number / rate * 1000), 1000))
+    assert open_frames(path).rate == rate
+    assert [time for time, _ in open_frames(path).timed()] == [number / rate for number in range(20)]
+
+
+def test_a_video_that_was_cut_off_is_refused(tmp_path, make_frames):
+    write_all(tmp_path / "whole.mkv", [make_frames()[0]] * 60)
+    whole = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 2 // 3])
+    assert len(list(open_frames(tmp_path / "whole.mkv"))) == 60
+    with pytest.raises(PTQ4VMError, match=r"Expected 2\.0 s in .*cut\.mkv.*cut off"):
+        list(open_frames(tmp_path / "cut.mkv"))
