@@ -289,7 +289,7 @@ def _export(args: list[str]) -> None:
         )
     if config.downsample_ratio is not None:
         network.downsample_ratio = config.downsample_ratio
-    chosen = ("target", "opset", "dynamic_size", "pack", "simulate", "clip", "frames", "tolerance")
+    chosen = ("target", "opset", "dynamic_size", "pack", "simulate", "state_bits", "clip", "frames", "tolerance")
     with Progress(*_COLUMNS, console=_console) as progress:
         task = progress.add_task("exporting", total=None)
         exported = export_checked(

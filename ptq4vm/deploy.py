@@ -44,6 +44,7 @@ def export_checked(
     dynamic_size: bool = False,
     pack: bool = False,
     simulate: bool = False,
+    state_bits: int = 32,
     clip: Path | None = None,
     frames: int = MIN_FRAMES,
     tolerance: float = 5e-4,
@@ -61,6 +62,7 @@ def export_checked(
         dynamic_size: leave height and width open.
         pack: store weights of up to 4 bits as INT4.
         simulate: write also what the target does not execute as integers.
+        state_bits: 32, or 8: states are int8 outside the graph, which costs a little accuracy.
         clip: a video, or a folder of images, to play; by default a built-in one. Frames are resized to the export's
             size, and a clip that is too short is played to and fro.
         frames: how many are played, at least 30.
@@ -74,14 +76,14 @@ def export_checked(
         raise PTQ4VMError(f"Expected at least {MIN_FRAMES} frames to compare on, got {frames}. Give more.")
     src = _frames(network, clip, height, width, frames)
     with written_whole(Path(path)) as part:
-        export_onnx(network, height, width, part, target, opset, dynamic_size, pack, simulate)
+        export_onnx(network, height, width, part, target, opset, dynamic_size, pack, simulate, state_bits)
         exported = ExportedNetwork(part)
 
         def report(done: int) -> None:
             if progress is not None:
                 progress(done, frames, f"comparing with {exported.runtime}")
 
-        parity = measure_parity(network, exported, src, report)
+        parity = measure_parity(network, exported, src, report, exported.state_scale)
         if not parity.mean <= tolerance:
             raise PTQ4VMError(
                 f"Expected mattes from {exported.runtime} that differ from PyTorch's by {tolerance:g} in the mean, got "

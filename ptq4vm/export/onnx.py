@@ -14,6 +14,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export.integer import IntegerConv2d
 from ptq4vm.export.packing import pack_four_bits
 from ptq4vm.export.simplify import drop_whole_slices, quantize_before_concat
+from ptq4vm.export.states import STATE_CODES, quantize_states
 from ptq4vm.export.targets import TargetName, find_target, require_executable
 from ptq4vm.graph import bits_label, fold_batch_norm_, network_cost, quantized_layers, require_calibrated
 from ptq4vm.models.base import MattingModel
@@ -37,6 +38,7 @@ def export_onnx(
     dynamic_size: bool = False,
     pack: bool = False,
     simulate: bool = False,
+    state_bits: int = 32,
 ) -> Path:
     """Write a network, float or quantized, as an ONNX graph over one frame, the downsample ratio baked in.
 
@@ -56,6 +58,8 @@ def export_onnx(
         dynamic_size: leave height and width open; ``height`` and ``width`` are then those of the example.
         pack: store weights of up to 4 bits as INT4, two to a byte, which takes opset 21; else one.
         simulate: write also what the target does not execute as integers; it computes the same in wider arithmetic.
+        state_bits: 32, or 8: the states are then int8 outside the graph, a quarter of the traffic, on one grid that
+            the file tells; rounded from frame to frame, they change the mattes a little.
 
     Returns:
         ``path``.
@@ -70,9 +74,10 @@ def export_onnx(
     if height < 1 or width < 1:
         raise PTQ4VMError(f"Expected a frame of at least 1 x 1 pixels, got {height} x {width}. Give the frames' size.")
     require_calibrated(network)
+    state_scale = _state_scale(network, state_bits)
     if not simulate:
         require_executable(network, runtime)
-    description = _describe(network, height, width, target, dynamic_size)
+    description = _describe(network, height, width, target, dynamic_size) | {"state_scale": state_scale}
     body = copy.deepcopy(network).eval().cpu().float()
     layers = quantized_layers(body)
     if layers:
@@ -89,6 +94,8 @@ def export_onnx(
             drop_whole_slices(model)
             if target == "onnxruntime":
                 quantize_before_concat(model)
+            if state_scale is not None:
+                quantize_states(model, state_names(len(example) - 1), state_scale)
             if pack:
                 pack_four_bits(model)
             onnx.helper.set_model_props(model, {METADATA: json.dumps(description)})
@@ -104,6 +111,18 @@ def export_onnx(
 def state_names(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names in the graph of ``count`` states, before the frame and after it: (r1i, ...), (r1o, ...)."""
     return tuple(f"r{i}i" for i in range(1, count + 1)), tuple(f"r{i}o" for i in range(1, count + 1))
+
+
+def _state_scale(network: MattingModel, bits: int) -> float | None:
+    """What a code of an 8-bit state is worth."""
+    if bits == 32:
+        return None
+    if bits != 8 or network.state_bound is None:
+        raise PTQ4VMError(
+            f"Expected states of 32 bits, or 8 where the network knows their state_bound, got {bits} for "
+            f"{network.name}. Leave state_bits out."
+        )
+    return network.state_bound / STATE_CODES
 
 
 _NOT_EXPRESSIBLE = (

@@ -23,7 +23,11 @@ class Parity(NamedTuple):
 
 @torch.inference_mode()
 def measure_parity(
-    first: MattingModel, second: MattingModel, src: Tensor, progress: Callable[[int], None] | None = None
+    first: MattingModel,
+    second: MattingModel,
+    src: Tensor,
+    progress: Callable[[int], None] | None = None,
+    state_scale: float | None = None,
 ) -> Parity:
     """Play one clip, (T, 3, H, W), through both.
 
@@ -32,11 +36,14 @@ def measure_parity(
         second: the other.
         src: RGB in [0, 1].
         progress: told the frames done after each.
+        state_scale: the first one's states are rounded to int8 codes of this worth, as the second's graph does.
     """
     first_state, second_state = first.initial_state(src[:1]), second.initial_state(src[:1])
     total, highest, beyond = 0.0, 0.0, 0
     for number, frame in enumerate(src, 1):
         _, pha, first_state = first.forward_frame(frame[None], first_state)
+        if state_scale is not None:
+            first_state = tuple((one / state_scale).round().clamp(-128, 127) * state_scale for one in first_state)
         _, other, second_state = second.forward_frame(frame[None], second_state)
         difference = (pha - other).abs()
         total += float(difference.mean())

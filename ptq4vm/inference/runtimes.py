@@ -26,7 +26,7 @@ RUNTIMES: tuple[str, ...] = get_args(Runtime)
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _METADATA, _FORMAT_VERSION = "ptq4vm", 1
 
-Array = NDArray[np.float32]
+Array = NDArray[np.float32 | np.int8]
 Session = Callable[[dict[str, Array]], list[Array]]
 """A graph in its runtime: inputs by name -> outputs in order."""
 
@@ -64,6 +64,11 @@ class ExportedNetwork(MattingModel):
         return None if size is None else (int(size[0]), int(size[1]))
 
     @property
+    def state_scale(self) -> float | None:
+        """What a code of its int8 states is worth; None where they are float."""
+        return self.description.get("state_scale")
+
+    @property
     def downsample_ratio(self) -> float:  # type: ignore[override]
         """Baked into the graph."""
         return self._ratio
@@ -83,14 +88,15 @@ class ExportedNetwork(MattingModel):
         )
 
     def initial_state(self, src: Tensor) -> RecurrentState:
-        """Zeros, shaped for frames like src (1, 3, H, W)."""
+        """Zeros, shaped for frames like src (1, 3, H, W); int8 where the graph has them so."""
         self._require_size(src)
+        kind = torch.float32 if self.state_scale is None else torch.int8
         if self.size is not None:
-            return tuple(torch.zeros(shape) for name, shape in self._shapes.items() if name != "src")
+            return tuple(torch.zeros(shape, dtype=kind) for name, shape in self._shapes.items() if name != "src")
         if self._shaper is None:
             arguments = {**self.description["arguments"], "downsample_ratio": self._ratio}
             self._shaper = create_model(self.name, **arguments)
-        return self._shaper.initial_state(src)
+        return tuple(state.to(kind) for state in self._shaper.initial_state(src))
 
     def forward_frame(self, src: Tensor, state: RecurrentState) -> MattingOutput:
         """One frame (1, 3, H, W), RGB in [0, 1], and the state before it."""

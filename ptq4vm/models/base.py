@@ -44,6 +44,8 @@ class MattingModel(nn.Module, ABC):
     """What :func:`create_model` must be given beside the name to build this network again; plain JSON."""
     downsample_ratio: float = 1.0
     """The network's body works at this fraction of the frame's size."""
+    state_bound: float | None = None
+    """No recurrent state has a value beyond this; None where that is not known."""
 
     @abstractmethod
     def blocks(self) -> tuple[Block, ...]:

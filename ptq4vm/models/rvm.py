@@ -56,6 +56,8 @@ class RobustVideoMatting(MattingModel):
         PTQ4VMError: an unknown variant or refiner, or a ratio outside (0, 1].
     """
 
+    state_bound = 1.0  # each state is a mean of values of tanh
+
     def __init__(
         self,
         variant: Variant = "mobilenetv3",

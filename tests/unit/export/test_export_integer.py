@@ -94,6 +94,27 @@ def test_frames_equal_pytorch(tmp_path, runtime, bits, options):
         assert exported.convolutions["int8"] == len(quantized_layers(network))
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_states_of_8_bits(tmp_path, runtime, dynamic_size):
+    network = calibrated_network()
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", state_bits=8, dynamic_size=dynamic_size)
+    exported = ExportedNetwork(path, runtime, threads=1)
+    src = torch.rand(4, 3, *SIZE)
+    after = exported.forward_frame(src[:1], exported.initial_state(src[:1])).state
+    expected = network.forward_frame(src[:1], network.initial_state(src[:1])).state
+    for codes, values in zip(after, expected, strict=True):
+        assert codes.dtype == torch.int8
+        torch.testing.assert_close(codes * exported.state_scale, values, rtol=0, atol=1.01 * exported.state_scale)
+    assert measure_parity(network, exported, src, state_scale=exported.state_scale).mean < 2e-3
+
+
+def test_states_without_a_bound_stay_float(tmp_path, monkeypatch):
+    monkeypatch.setattr("ptq4vm.models.RobustVideoMatting.state_bound", None)
+    with pytest.raises(PTQ4VMError, match="state_bound"):
+        export_onnx(calibrated_network(), *SIZE, tmp_path / "q.onnx", state_bits=8)
+
+
 def test_only_integers_and_their_scales_are_left(tmp_path):
     network = calibrated_network()
     model = onnx.load(export_onnx(network, *SIZE, tmp_path / "q.onnx"))

@@ -1,0 +1,37 @@
+"""Recurrent states that leave an exported graph, and enter it again, as 8-bit integers."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+STATE_CODES = 127
+"""Codes on either side of zero."""
+
+
+def quantize_states(model: onnx.ModelProto, names: tuple[tuple[str, ...], tuple[str, ...]], scale: float) -> None:
+    """Make the states that a graph takes and gives int8, in place, all on one grid with zero point 0.
+
+    Args:
+        model: the graph.
+        names: of the states it takes, and of those it gives.
+        scale: what a code is worth.
+    """
+    graph = model.graph
+    grid = ["state_scale", "state_zero_point"]
+    graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), grid[0]))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), grid[1]))
+    before, after = names
+    for node in graph.node:
+        for side, outside in ((node.input, (*before, *after)), (node.output, after)):
+            for position, name in enumerate(side):
+                if name in outside:
+                    side[position] = f"{name}_values"
+    for value in (*graph.input, *graph.output):
+        if value.name in (*before, *after):
+            value.type.tensor_type.elem_type = TensorProto.INT8
+    for name in reversed(before):
+        graph.node.insert(
+            0, helper.make_node("DequantizeLinear", [name, *grid], [f"{name}_values"], name=f"{name}_read")
+        )
+    for name in after:
+        graph.node.append(helper.make_node("QuantizeLinear", [f"{name}_values", *grid], [name], name=f"{name}_written"))
