@@ -25,8 +25,9 @@ HELD_OUT = ["book", "learn", "school", "walk", "hungry", "want", "china", "curta
 """Two of the five signers and three of the ten backgrounds."""
 NEAREST = {"learn_rounding": False, "learn_scales": False}
 PAPER = {
-    "affine": "per_layer", "weight_lr": 0.0, "truth_weight": 1.0, "teacher_weight": 0.0, "l1_weight": 0.0,
-    "mse_weight": 1.0, "fgr_weight": 0.0, "state_weight": 0.0, "feature_weight": 0.0, "coherence_weight": 0.0,
+    "affine": "per_layer", "weight_lr": 0.0, "average": 0.0, "truth_weight": 1.0, "teacher_weight": 0.0,
+    "l1_weight": 0.0, "mse_weight": 1.0, "fgr_weight": 0.0, "state_weight": 0.0, "feature_weight": 0.0,
+    "coherence_weight": 0.0,
 }  # fmt: skip
 """Global calibration as published: one γ, β for each layer, squared error against the true alpha."""
 PUBLISHED_GRID = {

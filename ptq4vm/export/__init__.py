@@ -1,6 +1,16 @@
 """Networks as files that other runtimes execute."""
 
-from ptq4vm.export.onnx import METADATA, OPSETS, export_onnx, state_names
+from ptq4vm.export.onnx import METADATA, OPSETS, ask_for_exact_sums, export_onnx, state_names
 from ptq4vm.export.targets import TARGETS, Target, TargetName, find_target
 
-__all__ = ["METADATA", "OPSETS", "TARGETS", "Target", "TargetName", "export_onnx", "find_target", "state_names"]
+__all__ = [
+    "METADATA",
+    "OPSETS",
+    "TARGETS",
+    "Target",
+    "TargetName",
+    "ask_for_exact_sums",
+    "export_onnx",
+    "find_target",
+    "state_names",
+]

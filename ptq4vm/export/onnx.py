@@ -108,6 +108,15 @@ def export_onnx(
     return Path(path)
 
 
+def ask_for_exact_sums(path: Path) -> None:
+    """Have ONNX Runtime, where it runs this exported graph, leave out kernels whose sums may saturate."""
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        if entry.key == METADATA:
+            entry.value = json.dumps(json.loads(entry.value) | {"exact_sums": True})
+    onnx.save(model, path)
+
+
 def state_names(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names in the graph of ``count`` states, before the frame and after it: (r1i, ...), (r1o, ...)."""
     return tuple(f"r{i}i" for i in range(1, count + 1)), tuple(f"r{i}o" for i in range(1, count + 1))

@@ -53,7 +53,9 @@ class ExportedNetwork(MattingModel):
         self.runtime = runtime or (target if target in RUNTIMES else "onnxruntime")
         self._ratio = float(self.description["downsample_ratio"])
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._session, self._shapes, self.convolutions = _open(self.path, self.runtime, self.threads)
+        self._session, self._shapes, self.convolutions = _open(
+            self.path, self.runtime, self.threads, bool(self.description.get("exact_sums"))
+        )
         """How many convolutions the runtime executes in which arithmetic, e.g. ``{"int8": 77, "float32": 1}``."""
         self._shaper: MattingModel | None = None
 
@@ -157,7 +159,7 @@ class _Opened(NamedTuple):
     convolutions: dict[str, int]
 
 
-def _open(path: Path, runtime: str, threads: int) -> _Opened:
+def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
     if runtime not in RUNTIMES:
         raise PTQ4VMError(f"Expected a runtime of {', '.join(RUNTIMES)}, got {runtime!r}. Choose one of those.")
     try:
@@ -168,14 +170,19 @@ def _open(path: Path, runtime: str, threads: int) -> _Opened:
             f'Install it with pip install "ptq4vm[{_EXTRAS[runtime]}]".'
         ) from error
     try:
-        return (_onnx_runtime if runtime == "onnxruntime" else _openvino)(package, path, threads)
+        if runtime == "onnxruntime":
+            return _onnx_runtime(package, path, threads, exact_sums)
+        return _openvino(package, path, threads)
     except Exception as error:  # each runtime has exceptions of its own
         raise PTQ4VMError(f"Expected a graph that {runtime} loads, got {path}: {error}") from error
 
 
-def _onnx_runtime(package: Any, path: Path, threads: int) -> _Opened:
+def _onnx_runtime(package: Any, path: Path, threads: int, exact_sums: bool) -> _Opened:
     options = package.SessionOptions()
     options.intra_op_num_threads = threads
+    if exact_sums:
+        # Without VNNI its fastest kernels add two products in 16 bits, where they may saturate; slower ones don't.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 3  # it warns of initializers that its own optimizer left over
     with TemporaryDirectory() as folder:
         # What it made of the graph is told only in a file.

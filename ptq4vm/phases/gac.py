@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
@@ -41,6 +42,8 @@ class GACModule(PTQPhase):
             network's. It says what to do where alpha is right already, and so about people and places never seen.
         coherence_weight: weight of the squared error of alpha's change between frames, against the float network's.
         flow_weight: λ of optical flow assistance; 0 turns it off.
+        average: what is kept at the end is an exponential moving average over the steps of all that learns, with this
+            decay; 0 keeps the last step. Codes that learning throws to and fro so come to rest where they mostly were.
         output: where the quantized checkpoint goes.
         flow: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
         flow_weights: torchvision RAFT weights.
@@ -65,6 +68,7 @@ class GACModule(PTQPhase):
         feature_weight: float = 0.0,
         coherence_weight: float = 0.0,
         flow_weight: float = 0.05,
+        average: float = 0.0,
         output: Path | None = None,
         flow: Literal["dis", "raft"] = "dis",
         flow_weights: Path | None = None,
@@ -78,6 +82,7 @@ class GACModule(PTQPhase):
         self.l1_weight, self.mse_weight = l1_weight, mse_weight
         self.fgr_weight, self.state_weight, self.flow_weight = fgr_weight, state_weight, flow_weight
         self.feature_weight, self.coherence_weight = feature_weight, coherence_weight
+        self.average = average
         for name, layer in quantized_layers(network).items():
             layer.start_affine(per_channel=affine == "per_channel")
             for quantizer in layer.activation_quantizers:
@@ -97,6 +102,10 @@ class GACModule(PTQPhase):
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What averages the steps."""
+        return [EMAWeightAveraging(use_buffers=False, decay=self.average)] if self.average > 0 else []
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """A clip on which the network fails must not throw the scales about."""

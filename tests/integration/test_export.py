@@ -4,6 +4,7 @@ import json
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from skimage.data import astronaut
@@ -11,6 +12,7 @@ from skimage.data import astronaut
 from ptq4vm import cli
 from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.inference import ExportedNetwork, Parity
 from ptq4vm.models import create_model
 
 pytestmark = pytest.mark.usefixtures("official_weights")
@@ -59,6 +61,23 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
         assert cli.main(["export", *args, "--out", out]) == 2
         assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_sums_that_may_saturate_are_asked_to_be_exact(tmp_path, monkeypatch):
+    """As on a CPU whose kernels do: the first parity fails there."""
+    found = iter([Parity(30, 1e-2, 0.5, 0.1), Parity(30, 1e-4, 0.1, 0.0)])
+    monkeypatch.setattr("ptq4vm.deploy.measure_parity", lambda *_: next(found))
+    asked = []
+    entry = onnxruntime.SessionOptions.add_session_config_entry
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions, "add_session_config_entry", lambda *args: asked.append(args[1:]) or entry(*args)
+    )
+    network = create_model("rvm_mobilenetv3", weights="official")
+    exported = export_checked(network, 64, 64, tmp_path / "q.onnx", target="onnxruntime")
+    assert exported.parity.mean == 1e-4
+    assert asked == [("session.x64quantprecision", "1")]
+    ExportedNetwork(exported.path)
+    assert len(asked) == 2
 
 
 def test_mattes_that_differ_leave_no_file(tmp_path):

@@ -129,7 +129,28 @@ def test_a_mistake_claims_no_folder(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gac_options", [{}, {"weight_lr": 0.05, "window": 2, "coherence_weight": 1.0}])
+def test_global_calibration_keeps_the_average_of_its_steps(tmp_path, run, monkeypatch):
+    _, folder = run
+    seen, kept = [], []
+
+    def shift(module):
+        return quantized_layers(module.network)["project_mat.conv"].affine.shift.detach().clone()
+
+    absorb = gac.GACModule.on_fit_end
+    monkeypatch.setattr(gac.GACModule, "on_train_batch_end", lambda module, *_: seen.append(shift(module)))
+    monkeypatch.setattr(gac.GACModule, "on_fit_end", lambda module: kept.append(shift(module)) or absorb(module))
+    rows = {"biq": Row("BIQ"), "ours": Row("ours", start="biq", options={"average": 0.75})}
+    quantize(make_data(folder / "cache"), tmp_path / "run", **OPTIONS, rows=rows)
+    average = seen[0]
+    for step in seen[1:]:
+        average = 0.75 * average + 0.25 * step
+    assert len(seen) == 4
+    assert not torch.equal(seen[-1], average)
+    torch.testing.assert_close(kept[0], average)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gac_options", [{}, {"weight_lr": 0.05, "window": 2, "coherence_weight": 1.0, "average": 0.9}])
 def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac_options):
     """As for block reconstruction, at an epoch."""
     _, folder = run
