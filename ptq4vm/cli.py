@@ -40,8 +40,10 @@ from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
 from ptq4vm.phases.base import make_float_network
 from ptq4vm.pipeline import quantize
+from ptq4vm.pipeline.report import report_run
 from ptq4vm.quantizers import QConfig, canonical_bits
 from ptq4vm.reporting import LayerBar, ResultRow, draw_sensitivity, render_table, write_metrics
+from ptq4vm.reporting.runs import compare_runs, list_runs, read_run
 from ptq4vm.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 
 _console = Console()
@@ -69,6 +71,9 @@ ptq4vm: post-training quantization of video matting networks.
   ptq4vm weights rvm_mobilenetv3                     bring the official weights
   ptq4vm quantize --config lightning_configs/quantize/demo.yaml
                                                      both phases, evaluation and the table in one go
+  ptq4vm report RUN                                  one HTML page that shows a run; quantize writes it too
+  ptq4vm runs DIR                                    the runs below a folder
+  ptq4vm compare RUN RUN...                          runs side by side
   ptq4vm sensitivity NETWORK --data.root ROOT ...    which layers quantization hurts most, one by one
   ptq4vm evaluate MODEL --data ROOT                  score a network on an evaluation tree
   ptq4vm matte INPUT --model MODEL --alpha OUT       turn a video into mattes
@@ -158,10 +163,36 @@ def _quantize(args: list[str]) -> None:
     config = parser.instantiate_classes(parser.parse_args(args))
     result = quantize(**_options(config))
     render_table(result.rows, _console)
-    _console.print(f"table       {result.table}\npictures    {result.pictures}", highlight=False, soft_wrap=True)
+    for name in ("report", "table", "pictures"):
+        _console.print(f"{name:12}{getattr(result, name)}", highlight=False, soft_wrap=True)
     for bits, path in result.checkpoints.items():
         _console.print(f"checkpoint  {path}  ({bits})", highlight=False, soft_wrap=True)
     _console.print(f"metrics     {result.metrics}", highlight=False, soft_wrap=True)
+
+
+def _report(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm report", description=report_run.__doc__)
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("--out", type=Path | None, default=None, help="the HTML file; by default RUN/report.html")
+    config = parser.parse_args(args)
+    path, problem = report_run(config.run, config.out)
+    if problem is not None:
+        _console.print(f"no frames   {problem}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    _console.print(f"report      {path}", highlight=False, soft_wrap=True)
+
+
+def _runs(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm runs", description="List the runs of `ptq4vm quantize` below a folder.")
+    parser.add_argument("folder", type=Path, help="e.g. runs")
+    list_runs(parser.parse_args(args).folder, _console)
+
+
+def _compare(args: list[str]) -> None:
+    parser = ArgumentParser(prog="ptq4vm compare", description="Put finished runs side by side.")
+    parser.add_argument("runs", nargs="+", type=Path, help="their folders")
+    parser.add_argument("--json", type=Path | None, default=None, help="write the same here")
+    config = parser.parse_args(args)
+    compare_runs([read_run(folder) for folder in config.runs], _console, config.json)
 
 
 def _options(config: Namespace) -> dict[str, Any]:
@@ -419,6 +450,9 @@ def _weights(args: list[str]) -> None:
 
 _COMMANDS = {
     "quantize": _quantize,
+    "report": _report,
+    "runs": _runs,
+    "compare": _compare,
     "sensitivity": _sensitivity,
     "evaluate": _evaluate,
     "matte": _matte,

@@ -27,6 +27,8 @@ class _FrameMean(Metric):
         if scoring not in get_args(Scoring):
             raise PTQ4VMError(f"Expected scoring to be one of {', '.join(get_args(Scoring))}, got {scoring!r}.")
         self.scoring = scoring
+        self.latest = torch.zeros(0)
+        """Values of the frames of the last update, (T,) or (B, T)."""
         # MetricCollection merges metrics whose states have equal names and equal first values: each has its own names.
         # In float32 a total of many frames stops growing evenly, and not every device has float64: what each addition
         # rounds away is kept as well (Kahan's compensated summation).
@@ -54,7 +56,8 @@ class _FrameMean(Metric):
             preds = functional.to_png8(preds)
             previous = previous and (functional.to_png8(previous[0]), previous[1])
         values = self._per_frame(preds, target, previous)
-        added, total = values.detach().float().sum(), getattr(self, self._total)
+        self.latest = values.detach()
+        added, total = self.latest.float().sum(), getattr(self, self._total)
         new = total + added
         large, small = torch.maximum(total, added), torch.minimum(total, added)  # neither is ever negative
         setattr(self, self._lost, getattr(self, self._lost) + (small - (new - large)))

@@ -19,6 +19,7 @@ from ptq4vm.quantizers import QConfig
 from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
 
 Scoring = Literal["float", "png8"]
+_CURVES = ("mad", "dtssd")
 
 
 class MattingModule(L.LightningModule):
@@ -40,6 +41,8 @@ class MattingModule(L.LightningModule):
         self.test_fidelity = fidelity_metrics(scoring, prefix="test/")
         self._state: RecurrentState | None = None
         self._previous: tuple[Any, ...] | None = None
+        self.per_frame: dict[str, dict[str, list[float]]] = {}
+        """Of the last test, by clip and metric: MAD and dtSSD of each frame, against truth and against float."""
 
     def forward(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
         """(B, T, 3, H, W) -> mattes."""
@@ -53,7 +56,10 @@ class MattingModule(L.LightningModule):
         if truth is not None:
             if clip.pha is None and (clip.float_pha is None or fidelity is None):
                 raise PTQ4VMError(f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree.")
-            self._compare(output.pha[0], ((truth, clip.pha), (fidelity, clip.float_pha)))
+            against = ((truth, clip.pha), (fidelity, clip.float_pha))
+            self._compare(output.pha[0], against)
+            if truth is self.test_metrics:
+                self._keep_frames(clip.name, against)
         return output
 
     def _compare(self, preds: Tensor, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
@@ -64,6 +70,13 @@ class MattingModule(L.LightningModule):
                 metrics.update(preds, target[0], previous=None if last is None else (last_preds, last))
         self._previous = (preds[-1], *(None if target is None else target[0, -1] for _, target in against))
 
+    def _keep_frames(self, clip: str, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
+        kept = self.per_frame.setdefault(clip, {})
+        for metrics, target in against:
+            for name, metric in metrics.items(keep_base=True):
+                if target is not None and name.startswith(_CURVES):
+                    kept.setdefault(name, []).extend(metric.latest.tolist())
+
     def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102
         return self._step(batch, self.val_metrics, None)
 
@@ -72,6 +85,9 @@ class MattingModule(L.LightningModule):
 
     def predict_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
         return self._step(batch, None, None)
+
+    def on_test_epoch_start(self) -> None:  # noqa: D102
+        self.per_frame = {}
 
     def on_validation_epoch_end(self) -> None:  # noqa: D102
         self._log_metrics(self.val_metrics)

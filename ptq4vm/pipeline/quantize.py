@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.export import TargetName, find_target
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
@@ -16,17 +14,19 @@ from ptq4vm.mixed_precision import CANDIDATE_BITS, choose_bits, require_budget
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule
 from ptq4vm.phases.base import Scoring, make_float_network
+from ptq4vm.pipeline.record import record_end
+from ptq4vm.pipeline.report import collect_shots, load_networks, write_report
 from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row, check_rows
 from ptq4vm.pipeline.run import Run
 from ptq4vm.quantizers import QConfig
-from ptq4vm.reporting import ResultRow, Strip, draw_strips, markdown_table, write_metrics
+from ptq4vm.reporting import ResultRow, draw_strips, markdown_table, write_metrics
+from ptq4vm.reporting.page import REPORT
+from ptq4vm.reporting.runs import METRICS, read_run
 from ptq4vm.sensitivity import BASE_BITS, list_layers, measure_sensitivity
 from ptq4vm.writing import written_whole
 
 AUTO = "auto"
 """Stands among the bits for W4A4 with more bits in the layers that need them most."""
-_SETTLED = 12
-"""So many frames into a clip the recurrent state no longer changes what is seen."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class QuantizeResult:
     table: Path
     pictures: Path
     metrics: Path
+    report: Path
     checkpoints: dict[str, Path]
     """The finished quantized checkpoint of each bit width."""
 
@@ -108,6 +109,7 @@ def quantize(
         del settings["budget"]
     data.setup("fit")
     run.claim(settings)
+    run.begin(teacher)
     with run.progress():
         steps = block_steps * block_batch_size / data.num_sequences
         learns = {name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row)) for name, row in methods.items()}
@@ -132,7 +134,7 @@ def quantize(
                 scored, made_with = load_quantized(folder / f"{name}.safetensors")
                 table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
             shutil.copyfile(folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
-        run.say("writing the table and the pictures")
+        run.say("writing the table, the pictures and the report")
         return _report(run, teacher, list(plans), table)
 
 
@@ -152,7 +154,7 @@ def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConf
 
 
 def _report(run: Run, teacher: MattingModel, names: list[str], table: list[ResultRow]) -> QuantizeResult:
-    """Table, metrics.json and pictures."""
+    """Table, metrics.json, pictures and the report."""
     checkpoints = {name: run.folder / name.lower() / FINAL_CHECKPOINT for name in names}
     meta = {"scoring": run.scoring, "checkpoints": {bits: str(path) for bits, path in checkpoints.items()}}
     result = QuantizeResult(
@@ -160,30 +162,18 @@ def _report(run: Run, teacher: MattingModel, names: list[str], table: list[Resul
         table,
         run.folder / "table.md",
         run.folder / "pictures.png",
-        run.folder / "metrics.json",
+        run.folder / METRICS,
+        run.folder / REPORT,
         checkpoints,
     )
     write_metrics(result.metrics, table, meta)
     with written_whole(result.table) as part:
         part.write_text(markdown_table(table))
-    quantized = load_quantized(checkpoints[names[-1]])[0]
-    draw_strips(collect_strips(run.data, teacher, quantized), result.pictures)
+    networks = load_networks(run.folder, names)
+    shots, src = collect_shots(run.data, teacher, networks)
+    # The first of each clip, through the network of the last bits.
+    first = {shot.clip: shot for shot in reversed(shots)}
+    draw_strips([shot.strip(names[-1]) for shot in reversed(first.values())], result.pictures)
+    write_report(read_run(run.folder), networks, teacher, shots, src, result.report)
+    record_end(run.folder)
     return result
-
-
-@torch.inference_mode()
-def collect_strips(
-    data: VideoMattingDataModule, teacher: MattingModel, network: MattingModel, count: int = 4
-) -> list[Strip]:
-    """One frame, after the state has settled, of some evaluation clips, through both networks."""
-    chunks = data.evaluation_set
-    strips: list[Strip] = []
-    for index in [i for i, chunk in enumerate(chunks.chunks) if chunk.start == 0][:count]:
-        clip = chunks[index]
-        src = clip.src[:_SETTLED]
-        float_pha, quantized_pha = teacher.unroll(src[None]).pha, network.unroll(src[None]).pha
-        last = len(src) - 1
-        truth = None if clip.pha is None else clip.pha[last]
-        title = f"{clip.name}, frame {last}"
-        strips.append(Strip(title, src[last], truth, float_pha[0, last], quantized_pha[0, last]))
-    return strips

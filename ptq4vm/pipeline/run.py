@@ -18,12 +18,15 @@ from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import bits_label, network_cost, trace
 from ptq4vm.graph.trace import example_frame
+from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule, make_teacher
 from ptq4vm.phases.base import Scoring
+from ptq4vm.pipeline.record import now, record_start
 from ptq4vm.pipeline.rows import Row
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, measured
+from ptq4vm.reporting.runs import FRAMES, LOG, SETTINGS, read_json
 from ptq4vm.writing import written_whole
 
 
@@ -40,10 +43,10 @@ class Run:
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Write the settings into a new folder, or see that an existing one has the same."""
-        path = self.folder / "settings.json"
+        path = self.folder / SETTINGS
         settings = {**settings, "data": _data_settings(self.data)}
         if path.is_file():
-            changed = differences(_read_json(path), json.loads(json.dumps(settings, default=_plain)))
+            changed = differences(read_json(path), json.loads(json.dumps(settings, default=_plain)))
             if changed:
                 raise PTQ4VMError(
                     f"Expected {self.folder} to be new or a run with these settings, got another configuration "
@@ -51,6 +54,17 @@ class Run:
                 )
             return
         _write_json(path, settings)
+
+    def begin(self, teacher: MattingModel) -> None:
+        """Keep how the run was started beside its settings; unlike those it may change when the run goes on."""
+        data = {**_data_settings(self.data), "photographs": self.data.photographs, "enlarge": self.data.enlarge}
+        facts = {
+            "seed": self.data.seed,
+            "weights_checksum": weights_checksum(teacher),
+            "data": data,
+            "trainer": {key: value for key, value in self.trainer.items() if value is not None},
+        }
+        record_start(self.folder, json.loads(json.dumps(facts, default=_plain)))
 
     # ---- progress ---------------------------------------------------------------------------------------------
 
@@ -66,7 +80,9 @@ class Run:
             yield
 
     def say(self, text: str) -> None:
-        """Tell what is done now."""
+        """Tell what is done now, and keep it in the run's log."""
+        with (self.folder / LOG).open("a") as log:
+            log.write(f"{now()} {text}\n")
         if self._bar is not None:
             self._bar.update(self._task, description=text)
             if not self._bar.console.is_terminal:
@@ -189,15 +205,15 @@ class Run:
         """A row of the table; scored once and kept at ``path``."""
         if not path.is_file():
             self.say(f"{path.parent.name.upper()}: scoring {title}")
-            values = self._test(path.parent, network)
+            values, per_frame = self._test(path.parent, network)
             if (people := self.data.held_out_dataloader()) is not None:
-                found = self._test(path.parent, network, people)
+                found, _ = self._test(path.parent, network, people)
                 values |= {f"held_out_{key.removesuffix('_to_float')}": value for key, value in found.items()}
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_json(path.with_suffix(FRAMES), per_frame)
             _write_json(path, values)
         else:
             self._advance(self._scoring_work)
-        values = _read_json(path)
+        values = read_json(path)
         for logger in self._loggers():
             logger.log_metrics({f"{path.parent.name}/{path.stem}/{key}": value for key, value in values.items()})
         cost = network_cost(network, *self._size)
@@ -206,15 +222,18 @@ class Run:
         extra = {
             key: values.pop(key) for key in list(values) if key.endswith("_to_float") or key.startswith("held_out")
         }
-        extra |= _read_json(usage) if usage.is_file() else {}
+        extra |= read_json(usage) if usage.is_file() else {}
         return ResultRow(title, label, placement, values, cost.size_mb, cost.bit_operations * 1e9, extra)
 
-    def _test(self, folder: Path, network: MattingModel, clips: Any = None) -> dict[str, float]:
+    def _test(
+        self, folder: Path, network: MattingModel, clips: Any = None
+    ) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
+        """The metrics, and those of each frame by clip."""
         trainer = self._make_trainer(folder / "evaluation", logger=False)
         module = MattingModule(network, self.scoring)
         where = {"datamodule": self.data} if clips is None else {"dataloaders": clips}
         (metrics,) = trainer.test(module, verbose=False, **where)
-        return {key.removeprefix("test/"): value for key, value in metrics.items()}
+        return {key.removeprefix("test/"): value for key, value in metrics.items()}, module.per_frame
 
 
 def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
@@ -229,13 +248,6 @@ def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
 def _write_json(path: Path, value: Any) -> None:
     with written_whole(path) as part:
         part.write_text(json.dumps(value, indent=2, default=_plain, sort_keys=True))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise PTQ4VMError(f"Expected JSON in {path}, got something else ({error}). Remove the file.") from error
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,8 @@ from torch import Tensor
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.writing import written_whole
 
+ERROR_MAX = 0.25
+"""The error, in alpha, at which the scale of heat maps ends."""
 _COLUMN_INCHES = 3.0
 _TITLE_INCHES = 1.4
 _BAR_INCHES = 0.9
@@ -36,7 +38,7 @@ class Strip(NamedTuple):
     """(1, H, W), and after."""
 
 
-def draw_strips(strips: Sequence[Strip], path: Path, error_max: float = 0.25, dpi: int = 110) -> None:
+def draw_strips(strips: Sequence[Strip], path: Path, error_max: float = ERROR_MAX, dpi: int = 110) -> None:
     """Draw one row a frame: source, true alpha, float alpha, quantized alpha, error.
 
     The error is |quantized - true| where every strip has true alpha; otherwise that column is left out and the error

@@ -33,7 +33,8 @@ _EXTRA_HEADINGS = {
     "peak_gb": "peak GB",
 }
 _WITH_RATIO = ("mad", "dtssd")
-_NOTHING = "–"
+NOTHING = "–"
+"""Stands where nothing was measured."""
 
 
 class ResultRow(NamedTuple):
@@ -67,11 +68,11 @@ def render_table(rows: Sequence[ResultRow], console: Console | None = None, titl
         PTQ4VMError: no rows, or two of them named ``float``.
     """
     console = console or Console()
-    headings, body = _cells([row._replace(extra=None) for row in rows])
+    headings, body = table_cells([row._replace(extra=None) for row in rows])
     _print(console, title, headings, body)
     # All in one would be wider than a terminal: what is beside the point stands in a second table.
     if any(row.extra for row in rows):
-        headings, body = _cells([row._replace(metrics={}, size_mb=None, bit_operations=None) for row in rows])
+        headings, body = table_cells([row._replace(metrics={}, size_mb=None, bit_operations=None) for row in rows])
         _print(console, None, headings, body)
 
 
@@ -102,7 +103,7 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     Raises:
         PTQ4VMError: no rows, or two of them named ``float``.
     """
-    headings, body = _cells(rows)
+    headings, body = table_cells(rows)
     rules = ["---" if number < 3 else "---:" for number in range(len(headings))]
     lines = [headings, rules, *([cell.replace("|", r"\|") for cell in cells] for cells in body)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -124,7 +125,7 @@ def write_metrics(path: Path, rows: Sequence[ResultRow], meta: Mapping[str, Any]
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
+def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
     """Headings and, row by row, what stands below them."""
     reference = _float_row(rows)
     names = [*_HEADINGS, *(name for row in rows for name in row.metrics if name not in _HEADINGS)]
@@ -132,16 +133,16 @@ def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
         (_HEADINGS.get(name, name), lambda row, name=name: _metric(row, name, reference))  # type: ignore[misc]
         for name in dict.fromkeys(names)
     ]
-    columns.append(("MB", lambda row: _number(row.size_mb)))
-    columns.append(("bit ops ×10⁹", lambda row: _number(row.bit_operations, 1e9)))
+    columns.append(("MB", lambda row: format_number(row.size_mb)))
+    columns.append(("bit ops ×10⁹", lambda row: format_number(row.bit_operations, 1e9)))
     found = dict.fromkeys(name for row in rows for name in row.extra or {})
     extras = [*(name for name in _EXTRA_HEADINGS if name in found), *(n for n in found if n not in _EXTRA_HEADINGS)]
-    columns += [(name, lambda row, name=name: _number((row.extra or {}).get(name))) for name in extras]  # type: ignore[misc]
-    columns = [column for column in columns if any(column[1](row) != _NOTHING for row in rows)]
+    columns += [(name, lambda row, name=name: format_number((row.extra or {}).get(name))) for name in extras]  # type: ignore[misc]
+    columns = [column for column in columns if any(column[1](row) != NOTHING for row in rows)]
     readable = (_EXTRA_HEADINGS.get(heading, heading.replace("_", " ")) for heading, _ in columns)
     headings = [*_NAMES, *readable]
     body = [
-        [row.name, str(row.bits) or _NOTHING, row.placement or _NOTHING, *(cell(row) for _, cell in columns)]
+        [row.name, str(row.bits) or NOTHING, row.placement or NOTHING, *(cell(row) for _, cell in columns)]
         for row in rows
     ]
     return headings, body
@@ -158,17 +159,17 @@ def _float_row(rows: Sequence[ResultRow]) -> ResultRow | None:
 
 def _metric(row: ResultRow, name: str, reference: ResultRow | None) -> str:
     value = row.metrics.get(name)
-    text = _number(value)
+    text = format_number(value)
     base = reference.metrics.get(name) if reference is not None and reference is not row else None
     if name not in _WITH_RATIO or value is None or not base or not math.isfinite(value / base):
         return text
     return f"{text} (×{value / base:.2f})"
 
 
-def _number(value: float | None, unit: float = 1.0) -> str:
+def format_number(value: float | None, unit: float = 1.0) -> str:
     """Two decimals, more where a number is so small that they would hide it."""
     if value is None:
-        return _NOTHING
+        return NOTHING
     scaled = float(value) / unit
     return f"{scaled:.2f}" if scaled == 0 or not abs(scaled) < 0.1 else f"{scaled:.2g}"
 

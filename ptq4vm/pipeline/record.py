@@ -1,0 +1,75 @@
+"""What a run folder says of its own making: versions, code, seed, weights, and when."""
+
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ptq4vm import __version__
+from ptq4vm.reporting.runs import RECORD, read_json
+from ptq4vm.writing import written_whole
+
+_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "opencv-python-headless", "scikit-image")
+
+
+def record_start(folder: Path, facts: dict[str, Any]) -> None:
+    """Add a start to the run's record, which begins with the first.
+
+    Args:
+        folder: the run folder.
+        facts: the same for every start, plain JSON: seed, checksum of the weights, what settings.json leaves out.
+    """
+    record = {"starts": [], **_read(folder), **facts}
+    record["starts"].append({"time": now(), "git": _git(), "machine": platform.platform(), "versions": _versions()})
+    _write(folder, record)
+
+
+def record_end(folder: Path) -> None:
+    """Say in the record when the run was finished first."""
+    record = _read(folder)
+    _write(folder, {**record, "finished": record.get("finished") or now()})
+
+
+def now() -> str:
+    """ISO 8601, to the second, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    return read_json(path) if path.is_file() else {}
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    with written_whole(folder / RECORD) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {"ptq4vm": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # another build of the same library, such as opencv-python
+            continue
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Revision of the checkout that this code lies in, and whether files in it were changed; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        # Tracked, or it is a copy that happens to lie in a checkout of something else.
+        _ask(here, "ls-files", "--error-unmatch", Path(__file__).name)
+        changed = _ask(here, "status", "--porcelain", "--untracked-files=no")
+        return {"revision": _ask(here, "rev-parse", "HEAD"), "changed": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _ask(folder: Path, *command: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

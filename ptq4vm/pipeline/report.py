@@ -1,0 +1,144 @@
+"""What the pictures and the report of a run need of its networks: a few frames played through them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
+from ptq4vm.models.base import MattingModel
+from ptq4vm.phases import make_teacher
+from ptq4vm.phases.base import make_float_network
+from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row
+from ptq4vm.reporting.layers import Signal, describe_layers, learned_blocks, measure_signal
+from ptq4vm.reporting.page import REPORT, Inside, Shot, write_page
+from ptq4vm.reporting.runs import RunFolder, read_run, require_finished
+
+_SETTLED = 12
+"""So many frames into a clip the recurrent state no longer changes what is seen."""
+_PLAYED = 24
+_MEASURED = 4
+"""On so many frames the layers' signals are compared."""
+
+
+def report_run(folder: Path, out: Path | None = None) -> tuple[Path, str | None]:
+    """Write the report of a finished run, from what its folder holds and a few frames of its evaluation clips.
+
+    Args:
+        folder: the run folder.
+        out: the HTML file; ``report.html`` in the run folder if not given.
+
+    Returns:
+        The file, and why there are no frames in it, if so.
+
+    Raises:
+        PTQ4VMError: no finished run, a damaged one, or nothing can be written there.
+    """
+    run = read_run(Path(folder))
+    require_finished(run)
+    networks = load_networks(run.folder, run.bits)
+    problem, shots, src, teacher = None, [], None, None
+    try:
+        teacher = make_float_network(*(run.settings[key] for key in ("network", "weights", "downsample_ratio")))
+        data = _evaluation_data(run)
+        data.attach(make_teacher(teacher))
+        shots, src = collect_shots(data, teacher, networks)
+    except PTQ4VMError as error:  # data or float weights were moved: the folder still has all else
+        problem = str(error)
+    path = out or run.folder / REPORT
+    write_report(run, networks, teacher, shots, src, path, problem)
+    return path, problem
+
+
+def write_report(
+    run: RunFolder,
+    networks: dict[str, MattingModel],
+    teacher: MattingModel | None,
+    shots: Sequence[Shot],
+    src: torch.Tensor | None,
+    path: Path,
+    problem: str | None = None,
+) -> None:
+    """Write the report of a finished run.
+
+    Args:
+        run: the run.
+        networks: what it ends with, by bits.
+        teacher: the float network, if it is there.
+        shots: from :func:`collect_shots`.
+        src: likewise.
+        path: the HTML file.
+        problem: why there are no shots.
+
+    Raises:
+        PTQ4VMError: a file in the run folder is damaged, or nothing can be written there.
+    """
+    rows = {name: Row(**row) for name, row in (run.settings.get("rows") or {}).items()} or DEFAULT_ROWS
+    names = {row.title: name for name, row in rows.items()}
+    write_page(run, names, shots, look_inside(networks, teacher, src), path, problem)
+
+
+def load_networks(folder: Path, bits: list[str]) -> dict[str, MattingModel]:
+    """What a run ends with, by bits."""
+    return {name: load_quantized(folder / name.lower() / FINAL_CHECKPOINT)[0] for name in bits}
+
+
+def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
+    """The run's evaluation clips; what only calibration needs is left out."""
+    settings = run.settings["data"]
+    height, width = settings["size"]
+    return VideoMattingDataModule(
+        root=Path(settings["root"]),
+        evaluation=settings["evaluation"],
+        height=height,
+        width=width,
+        eval_clips=settings["eval_clips"],
+        eval_frames=settings["eval_frames"],
+    )
+
+
+def look_inside(
+    networks: dict[str, MattingModel], teacher: MattingModel | None, src: torch.Tensor | None
+) -> dict[str, Inside]:
+    """What the report says of the layers; their signals only where there are frames (T, 3, H, W) to measure them on."""
+    found = {}
+    for bits, network in networks.items():
+        qconfig: Any = network.qconfig
+        size = (64, 64) if src is None else src.shape[-2:]
+        signals: dict[str, Signal] = {}
+        if teacher is not None and src is not None:
+            signals = measure_signal(teacher, network, src[:_MEASURED])
+        layers = describe_layers(network, *size)
+        found[bits] = Inside(layers, learned_blocks(network), qconfig.placement, qconfig.float_modules, signals)
+    return found
+
+
+@torch.inference_mode()
+def collect_shots(
+    data: VideoMattingDataModule, teacher: MattingModel, networks: dict[str, MattingModel], count: int = 4
+) -> tuple[list[Shot], torch.Tensor]:
+    """Three frames, after the state has settled, of some evaluation clips, through all networks.
+
+    Returns:
+        The shots, and the frames of the first clip, (T, 3, H, W).
+    """
+    chunks = data.evaluation_set
+    shots: list[Shot] = []
+    frames = None
+    for index in [i for i, chunk in enumerate(chunks.chunks) if chunk.start == 0][:count]:
+        clip = chunks[index]
+        src = clip.src[:_PLAYED]
+        frames = src if frames is None else frames
+        float_pha = teacher.unroll(src[None]).pha[0] if clip.float_pha is None else clip.float_pha
+        mattes = {bits: network.unroll(src[None]).pha[0] for bits, network in networks.items()}
+        first, last = min(_SETTLED, len(src)) - 1, len(src) - 1
+        for frame in sorted({first, (first + last) // 2, last}):
+            truth = None if clip.pha is None else clip.pha[frame]
+            quantized = {bits: pha[frame] for bits, pha in mattes.items()}
+            shots.append(Shot(clip.name, frame, src[frame], truth, float_pha[frame], quantized))
+    if frames is None:
+        raise PTQ4VMError("Expected at least one evaluation clip, got none. Check the evaluation folder.")
+    return shots, frames

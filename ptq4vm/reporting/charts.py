@@ -1,0 +1,156 @@
+"""Charts in numbers: where their points, bars and ticks lie. The page draws them as SVG in its own colours."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from matplotlib.ticker import MaxNLocator
+
+_WIDTH, _HEIGHT = 560, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 26
+_MOST_POINTS = 240
+_LABELS = 150
+"""Height of names that stand upright below bars."""
+
+
+class Tick(NamedTuple):
+    """A line of the grid and what it says."""
+
+    place: float
+    label: str
+
+
+class Line(NamedTuple):
+    """One series."""
+
+    number: int
+    """Which colour it has."""
+    title: str
+    points: str
+    """As SVG's polyline takes them."""
+
+
+class LineChart(NamedTuple):
+    """Values in order, one line for each series."""
+
+    title: str
+    width: int
+    height: int
+    left: int
+    bottom: int
+    lines: tuple[Line, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    merged: int
+    """So many values are one point of a line, their mean."""
+
+
+class Bar(NamedTuple):
+    """One bar, and the text that tells it."""
+
+    number: int
+    x: float
+    y: float
+    width: float
+    height: float
+    text: str
+
+
+class BarChart(NamedTuple):
+    """A group of bars for each name, a bar for each series."""
+
+    title: str
+    width: int
+    height: int
+    left: int
+    bottom: int
+    bars: tuple[Bar, ...]
+    series: tuple[str, ...]
+    x_ticks: tuple[Tick, ...]
+    """Names below the groups; none where another chart below has them."""
+    y_ticks: tuple[Tick, ...]
+
+
+def line_chart(title: str, series: Mapping[int, tuple[str, Sequence[float]]]) -> LineChart:
+    """Lines over the number of the value, from 0.
+
+    Args:
+        title: what is drawn.
+        series: by the number of its colour, its title and values; finite ones, at least one.
+    """
+    longest = max(len(values) for _, values in series.values())
+    merged = math.ceil(longest / _MOST_POINTS)
+    highest = max(max(values) for _, values in series.values())
+    ticks = [tick for tick in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0.0, highest or 1.0) if tick >= 0]
+    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def x(place: float) -> float:
+        return _LEFT + plot_width * place / max(1, longest - 1)
+
+    def y(value: float) -> float:
+        return _TOP + plot_height * (1 - value / ticks[-1])
+
+    lines = []
+    for number, (name, values) in series.items():
+        places = range(0, len(values), merged)
+        means = [sum(part) / len(part) for part in (values[start : start + merged] for start in places)]
+        points = " ".join(f"{x(place):.1f},{y(mean):.1f}" for place, mean in zip(places, means, strict=True))
+        lines.append(Line(number, name, points))
+    steps = MaxNLocator(6, integer=True).tick_values(0, max(1, longest - 1))
+    return LineChart(
+        title, _WIDTH, _HEIGHT, _LEFT, _HEIGHT - _BOTTOM, tuple(lines),
+        tuple(Tick(x(step), f"{step:.0f}") for step in steps if 0 <= step <= longest - 1),
+        tuple(Tick(y(tick), f"{tick:g}") for tick in ticks), merged,
+    )  # fmt: skip
+
+
+def bar_chart(
+    title: str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    logarithmic: bool = False,
+    named: bool = True,
+    group: int = 13,
+) -> BarChart:
+    """Groups of bars beside each other.
+
+    Args:
+        title: what is drawn.
+        names: of the groups.
+        series: a value for each group, or None; at least one is a number.
+        logarithmic: by decades; values that aren't positive have no bar.
+        named: whether the names stand below.
+        group: width of a group.
+    """
+    values = [value for numbers in series.values() for value in numbers if value is not None]
+    height = 150 + (_LABELS if named else 12)
+    low_edge = _TOP + 132
+    if logarithmic:
+        positive = [value for value in values if value > 0] or [1.0]
+        low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+        high = max(high, low + 1)
+        ticks = [Tick(float(power), f"{10.0**power:g}") for power in range(low, high + 1)]
+    else:
+        found = MaxNLocator(4).tick_values(min(0.0, *values), max([*values, 0.0]) or 1.0)
+        ticks = [Tick(float(tick), f"{tick:g}") for tick in found]
+    first, last = ticks[0].place, ticks[-1].place
+
+    def y(value: float) -> float:
+        value = math.log10(value) if logarithmic else value
+        return low_edge - 132 * (value - first) / (last - first)
+
+    bars, thick = [], (group - 3) / len(series)
+    for number, (label, numbers) in enumerate(series.items()):
+        for place, value in enumerate(numbers):
+            if value is None or (logarithmic and value <= 0):
+                continue
+            base = low_edge if logarithmic else y(0.0)
+            top, text = min(y(value), base), f"{names[place]}: {label} {value:.4g}"
+            bars.append(
+                Bar(number, _LEFT + place * group + 1.5 + number * thick, top, thick, abs(base - y(value)), text)
+            )
+    labels = tuple(Tick(_LEFT + (place + 0.5) * group, name) for place, name in enumerate(names) if named)
+    return BarChart(
+        title, _LEFT + group * len(names) + _RIGHT, height, _LEFT, low_edge, tuple(bars), tuple(series), labels,
+        tuple(Tick(low_edge - 132 * (tick.place - first) / (last - first), tick.label) for tick in ticks),
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""What each convolution of a quantized network is, and how much of its signal quantization leaves."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.graph import block_layers, float_twin_, partition, quantized_layers, trace
+from ptq4vm.graph.trace import example_frame
+from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import QConfig, QuantizedConv2d
+
+
+class Layer(NamedTuple):
+    """A convolution as it is executed."""
+
+    name: str
+    block: str
+    weight_bits: int
+    activation_bits: int
+    share: float
+    """Of all multiply-accumulates."""
+    grids: str
+    """What of it lies on integer grids."""
+
+    @property
+    def bits(self) -> str:
+        """``W4A8``, or ``float``."""
+        return "float" if self.weight_bits == 32 else f"W{self.weight_bits}A{self.activation_bits}"
+
+
+class Signal(NamedTuple):
+    """Signal to quantization noise of a layer, in decibels; None where there is no noise or no signal."""
+
+    weights: float | None
+    """Of the weights themselves."""
+    output: float | None
+    """Of what the layer hands on in the whole quantized network, noise of all before it included."""
+
+
+def describe_layers(network: MattingModel, height: int, width: int) -> list[Layer]:
+    """The convolutions of a quantized network in order of execution, for frames of this size."""
+    traced = trace(network, example_frame(network, height, width))
+    total = sum(layer.macs for layer in traced)
+    blocks = {name: block.name for block in partition(network) for name in block_layers(network, block)}
+    found = []
+    for layer in traced:
+        module = network.get_submodule(layer.name)
+        bits = (32, 32)
+        if isinstance(module, QuantizedConv2d):
+            bits = (module.weight_quantizer.spec.bits, module.activation_spec.bits)
+        found.append(Layer(layer.name, blocks.get(layer.name, ""), *bits, layer.macs / total, _grids(module)))
+    return found
+
+
+def learned_blocks(network: MattingModel) -> list[str]:
+    """Names of the blocks that block reconstruction goes through, in its order."""
+    return [block.name for block in partition(network) if block_layers(network, block)]
+
+
+def _grids(module: nn.Module) -> str:
+    if not isinstance(module, QuantizedConv2d):
+        return ""
+    parts = ["weight"]
+    if module.input_quantizer is not None:
+        parts.append("input by channel" if module.input_quantizer.scale.numel() > 1 else "input")
+    if module.output_quantizer is not None:
+        parts.append("output" if module.activation is None else f"output behind {type(module.activation).__name__}")
+    return ", ".join(parts)
+
+
+@torch.inference_mode()
+def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) -> dict[str, Signal]:
+    """Compare each quantized layer with its float twin while both networks play the same frames.
+
+    Args:
+        teacher: the float network; it is left as it is.
+        network: what it was quantized to.
+        src: successive frames (T, 3, H, W) on the networks' device.
+    """
+    qconfig: QConfig = network.qconfig  # type: ignore[assignment]
+    twin = float_twin_(copy.deepcopy(teacher), qconfig)
+    layers = quantized_layers(network)
+    states = [one.initial_state(src[:1]) for one in (twin, network)]
+    powers = {name: [0.0, 0.0] for name in layers}
+    for frame in src[:, None]:
+        with _outputs(twin, layers) as before, _outputs(network, layers) as after:
+            states = [one.forward_frame(frame, state).state for one, state in zip((twin, network), states, strict=True)]
+        for name, layer in layers.items():
+            for signal, kept in zip(before[name], after[name], strict=True):
+                # The quantized layer may have taken the function behind it along.
+                signal = signal if layer.activation is None else layer.activation(signal)
+                powers[name][0] += float(signal.double().square().sum())
+                powers[name][1] += float((kept - signal).double().square().sum())
+    found = {}
+    for name, layer in layers.items():
+        weight: Tensor = twin.get_submodule(name).weight  # type: ignore[assignment]
+        noise = layer.weight_quantizer(layer.weight) - weight
+        in_weights = _decibels(float(weight.square().sum()), float(noise.square().sum()))
+        found[name] = Signal(in_weights, _decibels(*powers[name]))
+    return found
+
+
+@contextmanager
+def _outputs(network: MattingModel, names: Any) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside, what these layers hand on is collected."""
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    handles = [
+        network.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: kept[name].append(y.clone()))  # type: ignore[misc]
+        for name in names
+    ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None

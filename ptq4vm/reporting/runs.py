@@ -1,0 +1,242 @@
+"""Run folders as they lie on disk: reading them, listing them, putting them beside each other."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reporting.tables import NOTHING, ResultRow, format_number, table_cells
+from ptq4vm.writing import written_whole
+
+SETTINGS = "settings.json"
+"""What decides a run's result; the same settings go on where it stopped."""
+RECORD = "run.json"
+"""How it was made: versions, code, seed, weights, when."""
+METRICS = "metrics.json"
+"""The table; the last file but one that a run writes."""
+LOG = "log.txt"
+FRAMES = ".frames.json"
+"""End of the names of files with MAD and dtSSD of each frame of each clip, ``{clip: {metric: [...]}}``."""
+_LISTED = ("mad", "dtssd", "mad_to_float")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run of ``ptq4vm quantize``."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """Empty where the run is older than the record."""
+    rows: tuple[ResultRow, ...]
+    """The table; empty while the run isn't finished."""
+
+    @property
+    def bits(self) -> list[str]:
+        """As they were asked for; each has a folder of its name in lower case."""
+        return list(self.settings["bits"])
+
+    @property
+    def final(self) -> dict[str, ResultRow]:
+        """The last row of each of the bits."""
+        each = max(1, (len(self.rows) - 1) // len(self.bits))
+        return dict(zip(self.bits, self.rows[each::each], strict=False))
+
+    @property
+    def when(self) -> str:
+        """Finished, else started last, to the minute; UTC."""
+        starts = self.record.get("starts") or [{}]
+        said = self.record.get("finished") or starts[-1].get("time")
+        path = self.folder / (METRICS if self.rows else SETTINGS)
+        time = datetime.fromisoformat(said) if said else datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+        return f"{time:%Y-%m-%d %H:%M}"
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        PTQ4VMError: it is none, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS).is_file():
+        raise PTQ4VMError(f"Expected a run folder of `ptq4vm quantize`, got {folder} without {SETTINGS}.")
+    settings = read_json(folder / SETTINGS)
+    if not all(settings.get(key) for key in ("network", "bits", "data")):
+        raise PTQ4VMError(f"Expected the settings of a run in {folder / SETTINGS}, got other keys. Quantize anew.")
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    rows = read_rows(folder / METRICS) if (folder / METRICS).is_file() else ()
+    return RunFolder(folder, settings, record, rows)
+
+
+def read_rows(path: Path) -> tuple[ResultRow, ...]:
+    """The rows of a file that :func:`write_metrics` wrote.
+
+    Raises:
+        PTQ4VMError: it holds something else.
+    """
+    try:
+        return tuple(ResultRow(**row) for row in read_json(path)["rows"])
+    except (KeyError, TypeError) as error:
+        raise PTQ4VMError(f"Expected rows of results in {path}, got something else ({error}). Remove it.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises PTQ4VMError where there is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PTQ4VMError(f"Expected JSON in {path}, got something else ({error}). Remove the file.") from error
+    if not isinstance(content, dict):
+        raise PTQ4VMError(f"Expected a JSON object in {path}, got {type(content).__name__}. Remove the file.")
+    return content
+
+
+def list_runs(folder: Path, console: Console | None = None) -> None:
+    """Show every run folder below ``folder``, a row for each of its bits; of a damaged one, what is wrong with it.
+
+    Raises:
+        PTQ4VMError: there is none.
+    """
+    found = sorted(path.parent for path in Path(folder).rglob(SETTINGS))
+    if not found:
+        raise PTQ4VMError(f"Expected run folders of `ptq4vm quantize` below {folder}, found none. Name another folder.")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("run", "network", "bits"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("MAD\n×10³", "dtSSD\n×10²", "MAD to\nfloat", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("when (UTC)", "state"):
+        table.add_column(heading, overflow="fold")
+    damaged = []
+    for path in found:
+        try:
+            for cells in _list_run(read_run(path), str(path.relative_to(folder))):
+                table.add_row(*map(escape, cells))
+        except PTQ4VMError as error:
+            damaged.append(f"{path}: {error}")
+    console = console or Console()
+    if table.row_count:
+        console.print(table)
+    for line in damaged:
+        console.print(f"damaged  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _list_run(run: RunFolder, name: str) -> list[list[str]]:
+    network, when = str(run.settings["network"]), run.when
+    if not run.rows:
+        return [[name, network, " ".join(map(str, run.bits)), *[NOTHING] * 4, when, "unfinished"]]
+    cells = []
+    for row in run.final.values():
+        values = {**row.metrics, **(row.extra or {})}
+        numbers = [format_number(values.get(key)) for key in _LISTED]
+        cells.append([name, network, row.bits, *numbers, format_number(row.size_mb), when, "finished"])
+    return cells
+
+
+def compare_runs(runs: Sequence[RunFolder], console: Console | None = None, path: Path | None = None) -> None:
+    """Show the last rows of runs side by side, what their settings differ in, and all their rows.
+
+    Args:
+        runs: finished ones.
+        console: where to; None is the standard output.
+        path: a JSON file for the same.
+
+    Raises:
+        PTQ4VMError: one isn't finished, or nothing can be written there.
+    """
+    for run in runs:
+        require_finished(run)
+    console = console or Console()
+    names = _names(runs)
+    finals = [row._replace(name=f"{name}: {row.name}") for name, run in names for row in run.final.values()]
+    headings, body = table_cells(finals)
+    _print_across("Last rows", headings, body, console)
+    flat = [_flat(run.settings) for run in runs]
+    differing = _differing(runs)
+    if differing:
+        cells = [
+            [name, *(_short(one.get(key)) for key in differing)] for (name, _), one in zip(names, flat, strict=True)
+        ]
+        _print_across("Settings that differ", ["", *differing], cells, console)
+    titles = list(dict.fromkeys((row.name, row.bits) for run in runs for row in run.rows))
+    cells = [[name, *(_figures(run, *title) for title in titles)] for name, run in names]
+    labels = [f"{row} {bits}" for row, bits in titles]
+    _print_across("All rows: MAD ×10³, dtSSD ×10², MAD to float", ["", *labels], cells, console)
+    if path is not None:
+        content = [
+            {
+                "folder": str(run.folder),
+                "settings": run.settings,
+                "record": run.record,
+                "final": {bits: row._asdict() for bits, row in run.final.items()},
+                "rows": [row._asdict() for row in run.rows],
+            }
+            for run in runs
+        ]
+        with written_whole(path) as part:
+            part.write_text(json.dumps({"runs": content, "differing": differing}, indent=2) + "\n")
+
+
+def require_finished(run: RunFolder) -> None:
+    """Raise PTQ4VMError where a run has no table yet."""
+    if not run.rows:
+        raise PTQ4VMError(
+            f"Expected a finished run in {run.folder}, got one without {METRICS}. Let `ptq4vm quantize` end."
+        )
+
+
+def _print_across(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """A table with a column for each row."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", overflow="fold")
+    for row in rows:
+        table.add_column(escape(row[0]), overflow="fold")
+    for number, heading in enumerate(headings[1:], 1):
+        table.add_row(escape(heading), *(escape(row[number]) for row in rows))
+    console.print(table)
+
+
+def _names(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
+    """Each with its folder's name, or the whole path where names are the same."""
+    short = [run.folder.resolve().name for run in runs]
+    return [(name if short.count(name) == 1 else str(run.folder), run) for name, run in zip(short, runs, strict=True)]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _differing(runs: Sequence[RunFolder]) -> list[str]:
+    """Dotted names of what isn't the same in all; of a row that some lack, the table of all rows tells."""
+    rows = [run.settings.get("rows") or {} for run in runs]
+    common = set.intersection(*map(set, rows))
+    flat = [
+        _flat({**run.settings, "rows": {name: row[name] for name in common}})
+        for run, row in zip(runs, rows, strict=True)
+    ]
+    keys = {key for one in flat for key in one}
+    return sorted(key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat))
+
+
+def _short(value: Any) -> str:
+    return NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _figures(run: RunFolder, name: str, bits: str) -> str:
+    """The figures of the row of this name in one cell."""
+    row = next((row for row in run.rows if (row.name, row.bits) == (name, bits)), None)
+    values = {} if row is None else {**row.metrics, **(row.extra or {})}
+    return "  ".join(format_number(values.get(key)) for key in _LISTED) if values else NOTHING
