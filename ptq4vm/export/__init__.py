@@ -1,7 +1,7 @@
 """Networks as files that other runtimes execute."""
 
 from ptq4vm.export.onnx import METADATA, OPSETS, ask_for_exact_sums, export_onnx, state_names
-from ptq4vm.export.targets import TARGETS, Target, TargetName, find_target
+from ptq4vm.export.targets import TARGETS, Target, TargetName, find_target, require_executable
 
 __all__ = [
     "METADATA",
@@ -12,5 +12,6 @@ __all__ = [
     "ask_for_exact_sums",
     "export_onnx",
     "find_target",
+    "require_executable",
     "state_names",
 ]

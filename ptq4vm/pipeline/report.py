@@ -8,6 +8,7 @@ import torch
 
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.export import TARGETS, Target, require_executable
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import make_teacher
@@ -112,8 +113,19 @@ def look_inside(
         if teacher is not None and src is not None:
             signals = measure_signal(teacher, network, src[:_MEASURED])
         layers = describe_layers(network, *size)
-        found[bits] = Inside(layers, learned_blocks(network), qconfig.placement, qconfig.float_modules, signals)
+        runtimes = {target.title: _why_not(network, target) for target in TARGETS.values()}
+        found[bits] = Inside(
+            layers, learned_blocks(network), qconfig.placement, qconfig.float_modules, runtimes, signals
+        )
     return found
+
+
+def _why_not(network: MattingModel, target: Target) -> str | None:
+    try:
+        require_executable(network, target)
+    except PTQ4VMError as error:
+        return f"not as it is: {str(error).partition(', got ')[2]}"
+    return None
 
 
 @torch.inference_mode()

@@ -9,8 +9,10 @@ from matplotlib.ticker import MaxNLocator
 _WIDTH, _HEIGHT = 560, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 26
 _MOST_POINTS = 240
-_LABELS = 150
-"""Height of names that stand upright below bars."""
+_PLOT = 132
+"""Height of the bars."""
+_LETTER = 5.6
+"""Width of a letter in names that stand upright below bars."""
 
 
 class Tick(NamedTuple):
@@ -28,6 +30,8 @@ class Line(NamedTuple):
     title: str
     points: str
     """As SVG's polyline takes them."""
+    highest: float
+    """The largest value."""
 
 
 class LineChart(NamedTuple):
@@ -38,6 +42,8 @@ class LineChart(NamedTuple):
     height: int
     left: int
     bottom: int
+    top: float
+    """The value at the upper edge; 0 is at the lower one."""
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -80,28 +86,35 @@ def line_chart(title: str, series: Mapping[int, tuple[str, Sequence[float]]]) ->
     """
     longest = max(len(values) for _, values in series.values())
     merged = math.ceil(longest / _MOST_POINTS)
-    highest = max(max(values) for _, values in series.values())
-    ticks = [tick for tick in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(0.0, highest or 1.0) if tick >= 0]
+    top = round_up(max(max(values) for _, values in series.values()))
     plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def x(place: float) -> float:
         return _LEFT + plot_width * place / max(1, longest - 1)
 
     def y(value: float) -> float:
-        return _TOP + plot_height * (1 - value / ticks[-1])
+        return _TOP + plot_height * (1 - value / top)
 
     lines = []
     for number, (name, values) in series.items():
         places = range(0, len(values), merged)
         means = [sum(part) / len(part) for part in (values[start : start + merged] for start in places)]
-        points = " ".join(f"{x(place):.1f},{y(mean):.1f}" for place, mean in zip(places, means, strict=True))
-        lines.append(Line(number, name, points))
+        points = " ".join(f"{x(place):.1f},{y(mean):.2f}" for place, mean in zip(places, means, strict=True))
+        lines.append(Line(number, name, points, max(means)))
     steps = MaxNLocator(6, integer=True).tick_values(0, max(1, longest - 1))
     return LineChart(
-        title, _WIDTH, _HEIGHT, _LEFT, _HEIGHT - _BOTTOM, tuple(lines),
+        title, _WIDTH, _HEIGHT, _LEFT, _HEIGHT - _BOTTOM, top, tuple(lines),
         tuple(Tick(x(step), f"{step:.0f}") for step in steps if 0 <= step <= longest - 1),
-        tuple(Tick(y(tick), f"{tick:g}") for tick in ticks), merged,
+        tuple(Tick(y(top * part / 4), f"{top * part / 4:g}") for part in range(5)), merged,
     )  # fmt: skip
+
+
+def round_up(value: float) -> float:
+    """The next number whose quarters are easy to read; 1 for 0. The page's script does the same."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return power * next(step for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if value <= step * power * (1 + 1e-9))
 
 
 def bar_chart(
@@ -123,8 +136,8 @@ def bar_chart(
         group: width of a group.
     """
     values = [value for numbers in series.values() for value in numbers if value is not None]
-    height = 150 + (_LABELS if named else 12)
-    low_edge = _TOP + 132
+    low_edge = _TOP + _PLOT
+    height = low_edge + 10 + (math.ceil(_LETTER * max(map(len, names))) if named else 0)
     if logarithmic:
         positive = [value for value in values if value > 0] or [1.0]
         low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
@@ -137,7 +150,7 @@ def bar_chart(
 
     def y(value: float) -> float:
         value = math.log10(value) if logarithmic else value
-        return low_edge - 132 * (value - first) / (last - first)
+        return low_edge - _PLOT * (value - first) / (last - first)
 
     bars, thick = [], (group - 3) / len(series)
     for number, (label, numbers) in enumerate(series.items()):
@@ -152,5 +165,5 @@ def bar_chart(
     labels = tuple(Tick(_LEFT + (place + 0.5) * group, name) for place, name in enumerate(names) if named)
     return BarChart(
         title, _LEFT + group * len(names) + _RIGHT, height, _LEFT, low_edge, tuple(bars), tuple(series), labels,
-        tuple(Tick(low_edge - 132 * (tick.place - first) / (last - first), tick.label) for tick in ticks),
+        tuple(Tick(low_edge - _PLOT * (tick.place - first) / (last - first), tick.label) for tick in ticks),
     )  # fmt: skip

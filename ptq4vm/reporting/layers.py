@@ -46,14 +46,15 @@ def describe_layers(network: MattingModel, height: int, width: int) -> list[Laye
     """The convolutions of a quantized network in order of execution, for frames of this size."""
     traced = trace(network, example_frame(network, height, width))
     total = sum(layer.macs for layer in traced)
-    blocks = {name: block.name for block in partition(network) for name in block_layers(network, block)}
+    parts = {f"{module}.": block.name for block in partition(network) for module in block.modules}
     found = []
     for layer in traced:
         module = network.get_submodule(layer.name)
         bits = (32, 32)
         if isinstance(module, QuantizedConv2d):
             bits = (module.weight_quantizer.spec.bits, module.activation_spec.bits)
-        found.append(Layer(layer.name, blocks.get(layer.name, ""), *bits, layer.macs / total, _grids(module)))
+        block = next((name for part, name in parts.items() if f"{layer.name}.".startswith(part)), "")
+        found.append(Layer(layer.name, block, *bits, layer.macs / total, _grids(module)))
     return found
 
 

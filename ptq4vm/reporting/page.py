@@ -62,6 +62,8 @@ class Inside(NamedTuple):
     """Names of those that block reconstruction goes through."""
     placement: str
     float_modules: Sequence[str]
+    runtimes: Mapping[str, str | None]
+    """By the runtime's name, why it doesn't execute the network as integers; None where it does."""
     signals: Mapping[str, Signal]
     """By layer; empty where they weren't measured."""
 
@@ -206,7 +208,9 @@ def _curves(rows: Sequence[RowFiles], several: bool) -> Curves:
     charts: dict[str, list[LineChart]] = {}
     for clip in dict.fromkeys(clip for clips in values for clip in clips):
         for metric, title in _CURVES.items():
-            lines = {n: (label, values[n][clip][metric]) for n, label, _ in series if metric in values[n].get(clip, {})}
+            known = any(metric in clips.get(clip, {}) for clips in values)
+            key, title = (metric, title) if known else (f"{metric}_to_float", f"{title} to float")
+            lines = {n: (label, values[n][clip][key]) for n, label, _ in series if key in values[n].get(clip, {})}
             if lines:
                 charts.setdefault(clip, []).append(line_chart(title, lines))
     return Curves(series, charts)
@@ -239,7 +243,7 @@ def _block_charts(losses: Sequence[Losses], inside: Mapping[str, Inside]) -> lis
     """Of each row that block reconstruction made and each of the bits."""
     charts = []
     for found in losses:
-        if not found.hard or found.row.bits not in inside:
+        if not found.hard or found.hard == found.nearest:  # global calibration, or nothing to learn
             continue
         names = inside[found.row.bits].blocks
         series = {

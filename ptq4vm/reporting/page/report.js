@@ -40,10 +40,32 @@ document.querySelectorAll("[data-clip]").forEach((card) => {
   move();
 });
 
-document.querySelectorAll("[data-series]").forEach((box) => {
-  const apply = () => document.querySelectorAll(`.curve-${box.dataset.series}`).forEach((line) => {
-    line.style.display = box.checked ? "" : "none";
+const boxes = [...document.querySelectorAll("[data-series]")];
+
+// The next number whose quarters are easy to read, as charts.py has it.
+const roundUp = (value) => {
+  if (value <= 0) return 1;
+  const power = 10 ** Math.floor(Math.log10(value));
+  return power * [1, 1.2, 1.6, 2, 3, 4, 6, 8, 10].find((step) => value <= step * power * (1 + 1e-9));
+};
+
+// Show the chosen lines, and scale each chart to them.
+const draw = () => {
+  const chosen = new Set(boxes.filter((box) => box.checked).map((box) => box.dataset.series));
+  document.querySelectorAll("#time svg").forEach((chart) => {
+    const lines = [...chart.querySelectorAll("[data-curve]")];
+    const shown = lines.filter((line) => chosen.has(line.dataset.curve));
+    const bottom = Number(chart.dataset.bottom);
+    const top = shown.length ? roundUp(Math.max(...shown.map((line) => Number(line.dataset.highest)))) : Number(chart.dataset.top);
+    const scale = Number(chart.dataset.top) / top;
+    lines.forEach((line) => {
+      line.style.display = shown.includes(line) ? "" : "none";
+      line.setAttribute("transform", `translate(0 ${bottom * (1 - scale)}) scale(1 ${scale})`);
+    });
+    chart.querySelectorAll("[data-tick]").forEach((label, number) => {
+      label.textContent = String(Number(((top * number) / 4).toPrecision(4)));
+    });
   });
-  box.addEventListener("change", apply);
-  apply();
-});
+};
+boxes.forEach((box) => box.addEventListener("change", draw));
+draw();

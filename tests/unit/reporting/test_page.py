@@ -1,0 +1,82 @@
+import json
+import re
+
+import pytest
+from folders import CLIPS, make_inside, make_shots, write, write_run
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reporting.page import write_page
+from ptq4vm.reporting.runs import read_run
+
+NAMES = {"BIQ": "biq", "BIQ + <GAC>": "ofa"}
+
+
+def page(run, shots=None, **options):
+    shots = make_shots() if shots is None else shots
+    write_page(read_run(run), NAMES, shots, make_inside(), run / "report.html", **options)
+    return (run / "report.html").read_text()
+
+
+def pictures(html):
+    return json.loads(re.search(r'id="pictures">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_the_page_holds_all_it_shows_and_asks_the_network_for_nothing(tmp_path):
+    html = page(write_run(tmp_path / "run"))
+    assert not re.search(r"(src|href)=[\"'](?!#|data:)", html)
+    assert "http" not in html
+    assert "@import" not in html
+    clips = pictures(html)
+    assert [clip["name"] for clip in clips] == list(CLIPS)
+    assert all(shot["error"]["W4A8"].startswith("data:image/webp;base64,") for shot in clips[0]["frames"])
+    assert clips[0]["frames"][0]["truth"]
+    assert not clips[1]["frames"][0]["truth"]
+    for text in ("9.00 (×1.80)", "BIQ + &lt;GAC&gt;", "0123456789abcdef", "not as it is: an affine grid."):
+        assert text in html
+    assert html.count("<polyline") == 2 * len(CLIPS) * 5 + 2
+    assert "encoder: rounded to nearest 0.4" in html
+
+
+def test_what_was_measured_besides_is_shown(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert "Latency was not measured" in page(run)
+    assert "quantized alone" not in page(run)
+    figures = {"median ms": 12.5, "fps": 80.0}
+    row = {"name": "w8a8.onnx", "bits": "W8A8", "placement": "openvino (78 int8)", "metrics": {}, "extra": figures}
+    write(run / "speed.json", {"meta": {"size": "288x512"}, "rows": [row]})
+    errors = {"W4A4": {"mad": 3.5, "dtssd": 1.0}}
+    write(run / "sensitivity.json", {"settings": {}, "layers": [{"name": "decoder.last", "errors": errors}]})
+    html = page(run)
+    assert "12.50" in html
+    assert "openvino (78 int8)" in html
+    assert "decoder.last: W4A4 3.5" in html
+
+
+def test_an_old_run_without_frames_is_said_so(tmp_path):
+    run = write_run(tmp_path / "run")
+    for path in run.rglob("*.frames.json"):
+        path.unlink()
+    for path in run.rglob("metrics.csv"):
+        path.unlink()
+    (run / "run.json").unlink()
+    html = page(run, shots=[], problem="the <evaluation> was moved")
+    for text in (
+        "before values of single frames",
+        "no CSV logs",
+        "before versions",
+        "the &lt;evaluation&gt; was moved",
+    ):
+        assert text in html
+
+
+@pytest.mark.parametrize(("path", "message"), [
+    ("w8a8/biq/version_0/metrics.csv", "Expected the log of a fit"),
+    ("w4a8/ofa.frames.json", "Expected JSON"),
+    ("sensitivity.json", "Expected JSON"),
+])  # fmt: skip
+def test_a_damaged_file_is_told(tmp_path, path, message):
+    run = write_run(tmp_path / "run")
+    (run / path).write_text("biq/block,biq/hard\nnonsense,1\n")
+    with pytest.raises(PTQ4VMError, match=message):
+        page(run)
+    assert not (run / "report.html").exists()
