@@ -174,6 +174,6 @@ def _report(run: Run, teacher: MattingModel, names: list[str], table: list[Resul
     # The first of each clip, through the network of the last bits.
     first = {shot.clip: shot for shot in reversed(shots)}
     draw_strips([shot.strip(names[-1]) for shot in reversed(first.values())], result.pictures)
-    write_report(read_run(run.folder), networks, teacher, shots, src, result.report)
     record_end(run.folder)
+    write_report(read_run(run.folder), networks, teacher, shots, src, result.report)
     return result

@@ -41,7 +41,8 @@ def report_run(folder: Path, out: Path | None = None) -> tuple[Path, str | None]
     run = read_run(Path(folder))
     require_finished(run)
     networks = load_networks(run.folder, run.bits)
-    problem, shots, src, teacher = None, [], None, None
+    shots: list[Shot] = []
+    problem = src = teacher = None
     try:
         teacher = make_float_network(*(run.settings[key] for key in ("network", "weights", "downsample_ratio")))
         data = _evaluation_data(run)
@@ -91,14 +92,8 @@ def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
     """The run's evaluation clips; what only calibration needs is left out."""
     settings = run.settings["data"]
     height, width = settings["size"]
-    return VideoMattingDataModule(
-        root=Path(settings["root"]),
-        evaluation=settings["evaluation"],
-        height=height,
-        width=width,
-        eval_clips=settings["eval_clips"],
-        eval_frames=settings["eval_frames"],
-    )
+    options = {name: settings[name] for name in ("evaluation", "eval_clips", "eval_frames")}
+    return VideoMattingDataModule(root=Path(settings["root"]), height=height, width=width, **options)
 
 
 def look_inside(

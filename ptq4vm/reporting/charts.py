@@ -11,7 +11,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 26
 _MOST_POINTS = 240
 _PLOT = 132
 """Height of the bars."""
-_LETTER = 5.6
+_LETTER = 6.0
 """Width of a letter in names that stand upright below bars."""
 
 

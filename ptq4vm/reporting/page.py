@@ -1,7 +1,6 @@
 """The report: one HTML file that needs no network."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,17 +134,21 @@ class Fact(NamedTuple):
 
 
 def _headline(before: ResultRow, bits: str, after: ResultRow) -> tuple[str, list[Fact]]:
-    pairs = [
+    pairs: list[tuple[str, float | None, float | None]] = [
         ("MAD ×10³", before.metrics.get("mad"), after.metrics.get("mad")),
         ("dtSSD ×10²", before.metrics.get("dtssd"), after.metrics.get("dtssd")),
         ("weights, MB", before.size_mb, after.size_mb),
-        ("bit operations ×10⁹", *((row.bit_operations or math.nan) / 1e9 for row in (before, after))),
+        ("bit operations ×10⁹", _billions(before), _billions(after)),
     ]
     facts = [
         Fact(name, format_number(one), format_number(other), f"×{other / one:.2f}" if one and other else "")
         for name, one, other in pairs
     ]
     return bits, facts
+
+
+def _billions(row: ResultRow) -> float | None:
+    return None if row.bit_operations is None else row.bit_operations / 1e9
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------
@@ -221,9 +224,10 @@ def _label(row: RowFiles, several: bool) -> str:
 
 
 def _layer_charts(run: RunFolder, inside: Inside) -> list[BarChart]:
-    layers, names = inside.layers, [layer.name for layer in inside.layers]
-    charts = [("bits", {"weights": [layer.weight_bits for layer in layers],
-                        "activations": [layer.activation_bits for layer in layers]}, False)]  # fmt: skip
+    names = [layer.name for layer in inside.layers]
+    charts: list[tuple[str, Mapping[str, Sequence[float | None]], bool]] = []
+    weights, activations = zip(*((layer.weight_bits, layer.activation_bits) for layer in inside.layers), strict=True)
+    charts.append(("bits", {"weights": weights, "activations": activations}, False))
     if inside.signals:
         signals = [inside.signals.get(name, Signal(None, None)) for name in names]
         sides = {"weights": [one.weights for one in signals], "output": [one.output for one in signals]}
@@ -234,7 +238,7 @@ def _layer_charts(run: RunFolder, inside: Inside) -> list[BarChart]:
         measured = {one: [sensitivity.get(name, {}).get(one) for name in names] for one in bits}
         charts.append(("sensitivity: MAD ×10³ to float of each layer quantized alone", measured, True))
     return [
-        bar_chart(title, names, series, logarithmic, named=number == len(charts) - 1)  # type: ignore[arg-type]
+        bar_chart(title, names, series, logarithmic, named=number == len(charts) - 1)
         for number, (title, series, logarithmic) in enumerate(charts)
     ]
 
@@ -251,7 +255,7 @@ def _block_charts(losses: Sequence[Losses], inside: Mapping[str, Inside]) -> lis
             for label, values in (("rounded to nearest", found.nearest), ("as learned", found.hard))
         }
         charts.append(
-            (f"{found.row.title}, {found.row.bits}", bar_chart("loss of each block", names, series, True, group=22))
+            (f"{found.row.title}, {found.row.bits}", bar_chart("loss of each block", names, series, True, group=20))
         )
     return charts
 
@@ -268,7 +272,7 @@ class Kind(NamedTuple):
 
     bits: str
     grids: str
-    count: int
+    layers: int
     share: float
     names: list[str]
 

@@ -25,6 +25,8 @@ METRICS = "metrics.json"
 LOG = "log.txt"
 FRAMES = ".frames.json"
 """End of the names of files with MAD and dtSSD of each frame of each clip, ``{clip: {metric: [...]}}``."""
+_NEEDED = {"network", "weights", "downsample_ratio", "bits", "data"}
+_NEEDED_OF_DATA = {"root", "size", "evaluation", "eval_clips", "eval_frames"}
 _LISTED = ("mad", "dtssd", "mad_to_float")
 
 
@@ -70,7 +72,7 @@ def read_run(folder: Path) -> RunFolder:
     if not (folder / SETTINGS).is_file():
         raise PTQ4VMError(f"Expected a run folder of `ptq4vm quantize`, got {folder} without {SETTINGS}.")
     settings = read_json(folder / SETTINGS)
-    if not all(settings.get(key) for key in ("network", "bits", "data")):
+    if not settings.keys() >= _NEEDED or not settings["data"].keys() >= _NEEDED_OF_DATA:
         raise PTQ4VMError(f"Expected the settings of a run in {folder / SETTINGS}, got other keys. Quantize anew.")
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     rows = read_rows(folder / METRICS) if (folder / METRICS).is_file() else ()

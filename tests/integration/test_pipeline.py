@@ -13,8 +13,10 @@ from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, quantized_layers, read_header
+from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.phases import block_reconstruction, gac
-from ptq4vm.pipeline import Row, quantize
+from ptq4vm.pipeline import Row, quantize, report
+from ptq4vm.pipeline.report import report_run
 from ptq4vm.quantizers import QConfig
 
 OPTIONS = {
@@ -81,9 +83,47 @@ def test_rows_and_files(run):
     assert result.rows[1].size_mb < 0.2 * result.rows[0].size_mb
     assert result.pictures.stat().st_size > 10_000
     assert len(json.loads(result.metrics.read_text())["rows"]) == 5
+    assert "data:image/webp" in result.report.read_text()
     header = read_header(result.checkpoints["W4A8"])
     assert header["layers"]["backbone.features.0.0"] == header["layers"]["project_mat.conv"] == "W8A8"
     assert header["layers"]["aspp.aspp1.0"] == "W4A8"
+
+
+@pytest.mark.slow
+def test_the_run_folder_describes_itself(run):
+    result, _ = run
+    record = json.loads((result.folder / "run.json").read_text())
+    assert record["seed"] == 0
+    assert record["weights_checksum"] == weights_checksum(create_model("rvm_mobilenetv3", weights="official"))
+    assert record["starts"][0]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert record["starts"][0]["time"] <= record["finished"]
+    assert record["data"]["photographs"] is False
+    assert "W4A8: scoring BIQ + GAC\n" in (result.folder / "log.txt").read_text()
+    for name, row in zip(["float", "w4a8/rtn", "w4a8/biq", "w4a8/gac", "w4a8/ofa"], result.rows, strict=True):
+        (frames,) = json.loads((result.folder / f"{name}.frames.json").read_text()).values()
+        for metric, value in {**row.metrics, **row.extra}.items():
+            if metric in ("mad", "dtssd", "mad_to_float", "dtssd_to_float"):
+                assert len(frames[metric]) == 5
+                assert sum(frames[metric]) / 5 == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_report_is_made_again_from_the_folder(run, tmp_path, monkeypatch):
+    result, _ = run
+    again, problem = report_run(result.folder, tmp_path / "again.html")
+    assert problem is None
+    # Float alpha is computed anew and not from its 16-bit copy: pictures may differ in a level, all else is the same.
+    shown, before = (path.read_text().partition('id="pictures"')[0] for path in (again, result.report))
+    assert shown == before
+    assert "builtin_test/0000" in shown
+
+    def moved(*_):
+        raise PTQ4VMError("Expected clips, got none.")
+
+    monkeypatch.setattr(report, "collect_shots", moved)
+    again, problem = report_run(result.folder, tmp_path / "again.html")
+    assert problem == "Expected clips, got none."
+    assert problem in again.read_text()
 
 
 @pytest.mark.slow
@@ -97,8 +137,12 @@ def test_the_run_folder_is_a_model(run):
 def test_a_second_run_does_nothing_again(run, monkeypatch):
     result, folder = run
     monkeypatch.setattr(block_reconstruction.BlockReconstructionModule, "training_step", None)
+    for name in ("run.json", "log.txt", "report.html", "w4a8/biq.frames.json"):
+        (folder / "run" / name).unlink()  # as in a run from before there were such files
     again = quantize(make_data(folder / "cache"), folder / "run", **OPTIONS)
     assert again.rows == result.rows
+    assert again.report.is_file()
+    assert len(json.loads((folder / "run" / "run.json").read_text())["starts"]) == 1
 
 
 @pytest.mark.slow

@@ -21,8 +21,9 @@ def write(path, content):
 def write_run(folder, bits=("W8A8", "W4A8"), finished=True, mad=5.0, seed=0):
     """The folder of a run of two rows for each of the bits."""
     rows = {name: {"title": title, "start": None, "options": {}, "qconfig": {}} for name, title in ROWS.items()}
-    settings = {"network": "rvm_mobilenetv3", "bits": list(bits), "rows": rows, "target": None, "data": {"seed": seed}}
-    write(folder / "settings.json", settings)
+    data = {"seed": seed, "root": "/nowhere", "size": [64, 96], "evaluation": None, "eval_clips": 1, "eval_frames": 5}
+    settings = {"network": "rvm_mobilenetv3", "weights": "official", "downsample_ratio": 1.0, "target": None}
+    write(folder / "settings.json", {**settings, "bits": list(bits), "rows": rows, "data": data})
     start = {"time": "2026-01-02T03:04:05+00:00", "git": None, "machine": "a machine", "versions": {"torch": "2.7"}}
     write(folder / "run.json", {"starts": [start], "seed": seed, "weights_checksum": "0123456789abcdef"})
     if not finished:

@@ -81,6 +81,7 @@ def test_comparison_as_a_user_calls_it(tmp_path, capsys):
 @pytest.mark.parametrize(("command", "damage", "message"), [
     ("compare", lambda run: (run / "metrics.json").unlink(), "Expected a finished run"),
     ("compare", lambda run: (run / "settings.json").unlink(), "Expected a run folder"),
+    ("compare", lambda run: (run / "settings.json").write_text('{"network": "x"}'), "Expected the settings of a run"),
     ("compare", lambda run: (run / "run.json").write_text("{"), "Expected JSON in"),
     ("compare", lambda run: (run / "metrics.json").write_text('{"rows": [{"nome": "float"}]}'), "Expected rows"),
     ("report", lambda run: (run / "metrics.json").unlink(), "Expected a finished run"),

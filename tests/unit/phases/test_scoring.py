@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from ptq4vm.metrics import dtssd, mad
+from ptq4vm.models.base import MattingModel
+from ptq4vm.phases import MattingModule
+from ptq4vm.types import MattingClip
+
+
+class Grey(MattingModel):
+    """Alpha is the mean of the frame's colours."""
+
+    name = "grey"
+
+    def blocks(self):
+        return ()
+
+    def initial_state(self, src):
+        return ()
+
+    def forward_values(self, src, state):
+        return {"fgr": src, "pha": src.mean(1, keepdim=True)}, ()
+
+
+def test_values_of_each_frame_are_kept_across_chunks():
+    torch.manual_seed(0)
+    module = MattingModule(Grey())
+    clips = {name: (torch.rand(5, 3, 8, 9), torch.rand(5, 1, 8, 9), torch.rand(5, 1, 8, 9)) for name in ("a", "b")}
+    for name, (src, pha, float_pha) in clips.items():
+        for start, stop in ((0, 3), (3, 5)):
+            parts = {"src": src[start:stop], "float_pha": float_pha[start:stop]}
+            if name == "a":
+                parts["pha"] = pha[start:stop]
+            batch = {key: part[None] for key, part in parts.items()}
+            module.test_step(MattingClip(**batch, name=name, start=start), 0)
+    assert list(module.per_frame["b"]) == ["dtssd_to_float", "mad_to_float"]
+    for name, (src, pha, float_pha) in clips.items():
+        preds = src.mean(1, keepdim=True)
+        kept = module.per_frame[name]
+        for suffix, target in (("", pha), ("_to_float", float_pha)):
+            if f"mad{suffix}" in kept:
+                assert kept[f"mad{suffix}"] == pytest.approx(mad(preds, target).tolist())
+                assert kept[f"dtssd{suffix}"] == pytest.approx(dtssd(preds, target).tolist())
+    assert set(module.per_frame["a"]) == {"mad", "dtssd", "mad_to_float", "dtssd_to_float"}
