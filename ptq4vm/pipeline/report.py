@@ -17,6 +17,7 @@ from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row
 from ptq4vm.reporting.layers import Signal, describe_layers, learned_blocks, measure_signal
 from ptq4vm.reporting.page import REPORT, Inside, Shot, write_page
 from ptq4vm.reporting.runs import RunFolder, read_run, require_finished
+from ptq4vm.types import MattingClip
 
 _SETTLED = 12
 """So many frames into a clip the recurrent state no longer changes what is seen."""
@@ -132,20 +133,31 @@ def collect_shots(
     Returns:
         The shots, and the frames of the first clip, (T, 3, H, W).
     """
-    chunks = data.evaluation_set
+    chosen = list(dict.fromkeys(chunk.clip for chunk in data.evaluation_set.chunks))[:count]
     shots: list[Shot] = []
-    frames = None
-    for index in [i for i, chunk in enumerate(chunks.chunks) if chunk.start == 0][:count]:
-        clip = chunks[index]
-        src = clip.src[:_PLAYED]
-        frames = src if frames is None else frames
-        float_pha = teacher.unroll(src[None]).pha[0] if clip.float_pha is None else clip.float_pha
-        mattes = {bits: network.unroll(src[None]).pha[0] for bits, network in networks.items()}
-        first, last = min(_SETTLED, len(src)) - 1, len(src) - 1
+    frames = torch.zeros(0)
+    for clip in (_beginning(data, number) for number in chosen):
+        frames = frames if len(frames) else clip.src
+        float_pha = teacher.unroll(clip.src[None]).pha[0] if clip.float_pha is None else clip.float_pha
+        mattes = {bits: network.unroll(clip.src[None]).pha[0] for bits, network in networks.items()}
+        first, last = min(_SETTLED, len(clip.src)) - 1, len(clip.src) - 1
         for frame in sorted({first, (first + last) // 2, last}):
             truth = None if clip.pha is None else clip.pha[frame]
             quantized = {bits: pha[frame] for bits, pha in mattes.items()}
-            shots.append(Shot(clip.name, frame, src[frame], truth, float_pha[frame], quantized))
-    if frames is None:
-        raise PTQ4VMError("Expected at least one evaluation clip, got none. Check the evaluation folder.")
+            shots.append(Shot(clip.name, frame, clip.src[frame], truth, float_pha[frame], quantized))
     return shots, frames
+
+
+def _beginning(data: VideoMattingDataModule, number: int) -> MattingClip:
+    """The first frames of an evaluation clip, which may lie in several chunks."""
+    chunks = data.evaluation_set
+    early = [i for i, chunk in enumerate(chunks.chunks) if chunk.clip == number and chunk.start < _PLAYED]
+    parts = [chunks[index] for index in early]
+
+    def joined(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
+        known = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(known)[:_PLAYED] if len(known) == len(tensors) else None
+
+    src = torch.cat([part.src for part in parts])[:_PLAYED]
+    pha, float_pha = joined([part.pha for part in parts]), joined([part.float_pha for part in parts])
+    return MattingClip(src, pha, name=parts[0].name, float_pha=float_pha)
