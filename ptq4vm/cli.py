@@ -39,11 +39,18 @@ from ptq4vm.models import fetch_weights, list_models
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
 from ptq4vm.phases.base import make_float_network
-from ptq4vm.pipeline import quantize
-from ptq4vm.pipeline.report import report_run
+from ptq4vm.pipeline import quantize, report_run
 from ptq4vm.quantizers import QConfig, canonical_bits
-from ptq4vm.reporting import LayerBar, ResultRow, draw_sensitivity, render_table, write_metrics
-from ptq4vm.reporting.runs import compare_runs, list_runs, read_run
+from ptq4vm.reporting import (
+    LayerBar,
+    ResultRow,
+    compare_runs,
+    draw_sensitivity,
+    list_runs,
+    read_run,
+    render_table,
+    write_metrics,
+)
 from ptq4vm.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 
 _console = Console()

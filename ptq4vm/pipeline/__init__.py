@@ -1,6 +1,7 @@
-"""The main job, from a float network to a table and a quantized checkpoint."""
+"""The main job, from a float network to a table, a report and a quantized checkpoint."""
 
 from ptq4vm.pipeline.quantize import QuantizeResult, quantize
+from ptq4vm.pipeline.report import report_run
 from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row
 
-__all__ = ["DEFAULT_ROWS", "QuantizeResult", "Row", "quantize"]
+__all__ = ["DEFAULT_ROWS", "QuantizeResult", "Row", "quantize", "report_run"]

@@ -1,7 +1,8 @@
-"""What a run has to show: tables, metrics.json and pictures."""
+"""What a run has to show: tables, metrics.json, pictures and the report; and runs as they lie on disk."""
 
 from ptq4vm.reporting.bars import LayerBar, draw_sensitivity
 from ptq4vm.reporting.pictures import Strip, draw_strips
+from ptq4vm.reporting.runs import compare_runs, list_runs, read_run
 from ptq4vm.reporting.tables import ResultRow, markdown_table, render_table, write_metrics
 from ptq4vm.reporting.usage import measured
 
@@ -9,10 +10,13 @@ __all__ = [
     "LayerBar",
     "ResultRow",
     "Strip",
+    "compare_runs",
     "draw_sensitivity",
     "draw_strips",
+    "list_runs",
     "markdown_table",
     "measured",
+    "read_run",
     "render_table",
     "write_metrics",
 ]

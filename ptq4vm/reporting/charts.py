@@ -130,12 +130,12 @@ def bar_chart(
     Args:
         title: what is drawn.
         names: of the groups.
-        series: a value for each group, or None; at least one is a number.
+        series: a value for each group; what is None or not finite has no bar.
         logarithmic: by decades; values that aren't positive have no bar.
         named: whether the names stand below.
         group: width of a group.
     """
-    values = [value for numbers in series.values() for value in numbers if value is not None]
+    values = [value for numbers in series.values() for value in numbers if value is not None and math.isfinite(value)]
     low_edge = _TOP + _PLOT
     height = low_edge + 10 + (math.ceil(_LETTER * max(map(len, names))) if named else 0)
     if logarithmic:
@@ -144,7 +144,7 @@ def bar_chart(
         high = max(high, low + 1)
         ticks = [Tick(float(power), f"{10.0**power:g}") for power in range(low, high + 1)]
     else:
-        found = MaxNLocator(4).tick_values(min(0.0, *values), max([*values, 0.0]) or 1.0)
+        found = MaxNLocator(4).tick_values(min([0.0, *values]), max([*values, 0.0]) or 1.0)
         ticks = [Tick(float(tick), f"{tick:g}") for tick in found]
     first, last = ticks[0].place, ticks[-1].place
 
@@ -155,7 +155,7 @@ def bar_chart(
     bars, thick = [], (group - 3) / len(series)
     for number, (label, numbers) in enumerate(series.items()):
         for place, value in enumerate(numbers):
-            if value is None or (logarithmic and value <= 0):
+            if value is None or not math.isfinite(value) or (logarithmic and value <= 0):
                 continue
             base = low_edge if logarithmic else y(0.0)
             top, text = min(y(value), base), f"{names[place]}: {label} {value:.4g}"

@@ -1,6 +1,7 @@
 """What a run folder holds beside its table: values by frame, logs of the fits, timings, sensitivity."""
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,15 @@ def row_files(run: RunFolder, names: Mapping[str, str]) -> list[RowFiles]:
 def values_by_frame(row: RowFiles) -> dict[str, dict[str, list[float]]]:
     """Of each clip and metric; empty where the row was scored before they were kept."""
     path = row.stem.with_suffix(FRAMES)
-    return read_json(path) if path.is_file() else {}  # type: ignore[return-value]
+    if not path.is_file():
+        return {}
+    try:
+        return {
+            clip: {name: [float(value) for value in values] for name, values in metrics.items()}
+            for clip, metrics in read_json(path).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PTQ4VMError(f"Expected numbers by clip and metric in {path}, got {error!r}. Remove it.") from error
 
 
 def read_losses(row: RowFiles) -> Losses | None:
@@ -65,8 +74,8 @@ def read_losses(row: RowFiles) -> Losses | None:
                     if line.get("biq/block"):
                         block = int(float(line["biq/block"]))
                         found.nearest[block], found.hard[block] = float(line["biq/nearest"]), float(line["biq/hard"])
-                    if line.get("gac/loss"):
-                        found.loss.append(float(line["gac/loss"]))
+                    if line.get("gac/loss") and math.isfinite(loss := float(line["gac/loss"])):
+                        found.loss.append(loss)
         except (KeyError, TypeError, ValueError) as error:
             raise PTQ4VMError(
                 f"Expected the log of a fit in {path}, got something else ({error!r}). Remove it."

@@ -1,6 +1,7 @@
 """The report: one HTML file that needs no network."""
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,7 +214,8 @@ def _curves(rows: Sequence[RowFiles], several: bool) -> Curves:
         for metric, title in _CURVES.items():
             known = any(metric in clips.get(clip, {}) for clips in values)
             key, title = (metric, title) if known else (f"{metric}_to_float", f"{title} to float")
-            lines = {n: (label, values[n][clip][key]) for n, label, _ in series if key in values[n].get(clip, {})}
+            found = {n: (label, values[n].get(clip, {}).get(key, ())) for n, label, _ in series}
+            lines = {n: line for n, line in found.items() if line[1] and all(map(math.isfinite, line[1]))}
             if lines:
                 charts.setdefault(clip, []).append(line_chart(title, lines))
     return Curves(series, charts)

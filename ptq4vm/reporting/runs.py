@@ -21,7 +21,7 @@ SETTINGS = "settings.json"
 RECORD = "run.json"
 """How it was made: versions, code, seed, weights, when."""
 METRICS = "metrics.json"
-"""The table; the last file but one that a run writes."""
+"""The table, written once all of it is measured."""
 LOG = "log.txt"
 FRAMES = ".frames.json"
 """End of the names of files with MAD and dtSSD of each frame of each clip, ``{clip: {metric: [...]}}``."""
@@ -72,11 +72,18 @@ def read_run(folder: Path) -> RunFolder:
     if not (folder / SETTINGS).is_file():
         raise PTQ4VMError(f"Expected a run folder of `ptq4vm quantize`, got {folder} without {SETTINGS}.")
     settings = read_json(folder / SETTINGS)
-    if not settings.keys() >= _NEEDED or not settings["data"].keys() >= _NEEDED_OF_DATA:
+    data, bits, rows = (settings.get(key) for key in ("data", "bits", "rows"))
+    whole = settings.keys() >= _NEEDED and isinstance(data, dict) and data.keys() >= _NEEDED_OF_DATA
+    if not (whole and bits and isinstance(bits, list) and all(isinstance(row, dict) for row in (rows or {}).values())):
         raise PTQ4VMError(f"Expected the settings of a run in {folder / SETTINGS}, got other keys. Quantize anew.")
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    rows = read_rows(folder / METRICS) if (folder / METRICS).is_file() else ()
-    return RunFolder(folder, settings, record, rows)
+    table = read_rows(folder / METRICS) if (folder / METRICS).is_file() else ()
+    run = RunFolder(folder, settings, record, table)
+    try:
+        run.when  # noqa: B018  (a damaged record shows itself here)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise PTQ4VMError(f"Expected times in {folder / RECORD}, got something else ({error}). Remove it.") from error
+    return run
 
 
 def read_rows(path: Path) -> tuple[ResultRow, ...]:
@@ -86,8 +93,13 @@ def read_rows(path: Path) -> tuple[ResultRow, ...]:
         PTQ4VMError: it holds something else.
     """
     try:
-        return tuple(ResultRow(**row) for row in read_json(path)["rows"])
-    except (KeyError, TypeError) as error:
+        rows = tuple(ResultRow(**row) for row in read_json(path)["rows"])
+        for row in rows:
+            numbers = [row.size_mb, row.bit_operations, *row.metrics.values(), *(row.extra or {}).values()]
+            if not all(number is None or isinstance(number, int | float) for number in numbers):
+                raise TypeError(f"no number in row {row.name}")
+        return rows
+    except (AttributeError, KeyError, TypeError) as error:
         raise PTQ4VMError(f"Expected rows of results in {path}, got something else ({error}). Remove it.") from error
 
 

@@ -72,11 +72,25 @@ def test_an_old_run_without_frames_is_said_so(tmp_path):
 @pytest.mark.parametrize(("path", "message"), [
     ("w8a8/biq/version_0/metrics.csv", "Expected the log of a fit"),
     ("w4a8/ofa.frames.json", "Expected JSON"),
+    ("float.frames.json", "Expected numbers by clip"),
     ("sensitivity.json", "Expected JSON"),
 ])  # fmt: skip
 def test_a_damaged_file_is_told(tmp_path, path, message):
     run = write_run(tmp_path / "run")
-    (run / path).write_text("biq/block,biq/hard\nnonsense,1\n")
+    damaged = '{"clip": {"mad": "many"}}' if path == "float.frames.json" else "biq/block,biq/hard\nnonsense,1\n"
+    (run / path).write_text(damaged)
     with pytest.raises(PTQ4VMError, match=message):
         page(run)
     assert not (run / "report.html").exists()
+
+
+def test_a_run_that_diverged_is_shown_as_far_as_it_goes(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "w8a8" / "ofa.frames.json").write_text('{"set/clip one": {"mad": [NaN, 1.0], "dtssd": [0.0, Infinity]}}')
+    (run / "w8a8" / "ofa" / "version_3" / "metrics.csv").write_text("gac/loss,step\n0.5,9\nnan,19\n")
+    (run / "w8a8" / "biq" / "version_0" / "metrics.csv").write_text(
+        "biq/block,biq/hard,biq/nearest\n0.0,nan,0.4\n1.0,inf,1.0\n"
+    )
+    html = page(run)
+    assert "nan" not in html.partition('id="pictures"')[0].lower()
+    assert html.count("<polyline") == 2 * len(CLIPS) * 5 + 2 - 4

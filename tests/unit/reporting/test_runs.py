@@ -84,6 +84,9 @@ def test_comparison_as_a_user_calls_it(tmp_path, capsys):
     ("compare", lambda run: (run / "settings.json").write_text('{"network": "x"}'), "Expected the settings of a run"),
     ("compare", lambda run: (run / "run.json").write_text("{"), "Expected JSON in"),
     ("compare", lambda run: (run / "metrics.json").write_text('{"rows": [{"nome": "float"}]}'), "Expected rows"),
+    ("compare", lambda run: (run / "run.json").write_text('{"starts": [{"time": "soon"}]}'), "Expected times in"),
+    ("compare", lambda run: (run / "metrics.json").write_text(
+        '{"rows": [{"name": "float", "bits": "", "placement": "", "metrics": {"mad": "low"}}]}'), "Expected rows"),
     ("report", lambda run: (run / "metrics.json").unlink(), "Expected a finished run"),
     ("report", lambda run: None, "Expected a quantized checkpoint"),
 ])  # fmt: skip
