@@ -113,7 +113,7 @@ def write_page(
         summaries={bits: _summarise(found.layers) for bits, found in inside.items()},
         block_charts=_block_charts(losses, inside),
         loss_chart=_loss_chart([found for found in losses if found.loss], len(run.bits) > 1),
-        target=TARGETS[run.settings["target"]] if run.settings.get("target") else None,
+        target=TARGETS.get(run.settings.get("target") or ""),
         format=format_number,
     )
     with written_whole(path) as part:
