@@ -1,16 +1,22 @@
 """What a run shows and keeps while it runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import lightning.pytorch as L
 import numpy as np
+import torch
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import block_layers
-from ptq4vm.phases import BlockReconstructionModule, MattingModule
+from ptq4vm.graph import block_layers, quantized_layers
+from ptq4vm.inference import open_writer
+from ptq4vm.phases import BlockReconstructionModule
+from ptq4vm.phases.base import PTQPhase
 from ptq4vm.types import MattingClip, MattingOutput
 
 
@@ -85,14 +91,17 @@ class WorkProgress(L.Callback):
 
 
 class AlphaStrips(L.Callback):
-    """Logs mattes of the first clips as images, to loggers that take images (Weights & Biases).
+    """Logs mattes of the first clips: source, float and quantized alpha beside each other, as a picture and a video.
+
+    Pictures go to Weights & Biases and TensorBoard, videos to Weights & Biases.
 
     Args:
         clips: how many.
+        video: whether their first chunk is logged as a video too.
     """
 
-    def __init__(self, clips: int = 2) -> None:
-        self.clips = clips
+    def __init__(self, clips: int = 2, video: bool = True) -> None:
+        self.clips, self.video = clips, video
         self._logged = 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: D102
@@ -101,13 +110,95 @@ class AlphaStrips(L.Callback):
     def on_validation_batch_end(  # noqa: D102
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
     ) -> None:
-        if not isinstance(pl_module, MattingModule) or int(batch.start) != 0 or self._logged >= self.clips:
+        if not isinstance(pl_module, PTQPhase) or int(batch.start) != 0 or self._logged >= self.clips:
             return
         self._logged += 1
-        from lightning.pytorch.loggers import WandbLogger  # imports wandb, which not every run needs
-
-        strip = [batch.src[0, -1], outputs.pha[0, -1].expand(3, -1, -1)]
-        image = np.concatenate([x.clamp(0, 1).permute(1, 2, 0).cpu().numpy() for x in strip], axis=1)
+        with torch.no_grad():
+            teacher = pl_module.teacher.unroll(batch.src).pha
+        parts = (batch.src, teacher.expand_as(batch.src), outputs.pha.expand_as(batch.src))
+        joined = torch.cat([part[0] for part in parts], dim=3).clamp(0, 1)
+        frames = (joined * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                name = f"val/alpha/{batch.name}"
+                logger.experiment.add_image(name, frames[-1], trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                caption = f"{batch.name}: source, float, quantized"
+                logger.log_image("val/alpha", [frames[-1]], caption=[caption])
+                if self.video:
+                    path = Path(logger.experiment.dir) / f"{batch.name.replace('/', '-')}-{trainer.global_step}.mp4"
+                    with open_writer(path, (frames.shape[1], frames.shape[2])) as writer:
+                        for frame in frames:
+                            writer.write(frame)
+                    logger.log_video("val/video", [str(path)], caption=[caption], format=["mp4"])
+
+
+class CalibrationHistograms(L.Callback):
+    """Logs how far activation ranges, γ and β lie apart, after each epoch, to loggers that take histograms.
+
+    Of block reconstruction the ranges of the epoch's block, of global calibration all. Ranges are those of a tensor or
+    a channel, as a power of two.
+    """
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: D102
+        if not isinstance(pl_module, PTQPhase):
+            return
+        layers = quantized_layers(pl_module.network)
+        if isinstance(pl_module, BlockReconstructionModule):
+            layers = {name: layers[name] for name in block_layers(pl_module.network, pl_module.block)}
+        values: dict[str, list[torch.Tensor]] = {}
+        for layer in layers.values():
+            for quantizer in layer.activation_quantizers:
+                codes = quantizer.spec.quant_max - quantizer.spec.quant_min
+                values.setdefault("activation range, log2", []).append((quantizer.scale * codes).log2().flatten())
+            if layer.affine is not None:
+                values.setdefault("gamma", []).append(layer.affine.log_scale.exp())
+                values.setdefault("beta", []).append(layer.affine.shift)
+        joined = {name: torch.cat(parts).tolist() for name, parts in values.items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, numbers in joined.items():
+                    logger.experiment.add_histogram(f"calibration/{name}", np.array(numbers), trainer.global_step)
+            elif isinstance(logger, WandbLogger):
+                import wandb  # not every run needs it
+
+                histograms = {f"calibration/{name}": wandb.Histogram(numbers) for name, numbers in joined.items()}
+                logger.experiment.log({**histograms, "trainer/global_step": trainer.global_step})
+
+
+class ResultLog(L.Callback):
+    """Hands a finished run to Weights & Biases: table, pictures, report and the quantized networks as artifacts."""
+
+    def on_run_end(
+        self, loggers: Sequence[Logger], cells: Sequence[Sequence[str]], pictures: dict[str, Path], models: list[Path]
+    ) -> None:
+        """Called by the pipeline at the end.
+
+        Args:
+            loggers: where to.
+            cells: the table, its first row the names of the columns.
+            pictures: .png and .html files by name.
+            models: quantized checkpoints.
+        """
+        for logger in loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("val/alpha", [image], caption=[batch.name])
+                import wandb  # not every run needs it
+
+                shown: dict[str, Any] = {
+                    name: wandb.Html(path.read_text()) if path.suffix == ".html" else wandb.Image(str(path))
+                    for name, path in pictures.items()
+                }
+                shown["table"] = wandb.Table(columns=list(cells[0]), data=[list(row) for row in cells[1:]])
+                logger.experiment.log(shown)
+                for path in models:
+                    artifact = wandb.Artifact(f"{path.parent.name}-quantized", type="model")
+                    artifact.add_file(str(path))
+                    logger.experiment.log_artifact(artifact)
+
+
+class LoggedConfig(SaveConfigCallback):
+    """Hands the resolved configuration of `fit` to the loggers, beside writing it as Lightning does."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: D102
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config, skip_none=False)))

@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ptq4vm.callbacks import AlphaWriter
+from ptq4vm.callbacks import AlphaWriter, LoggedConfig
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
@@ -151,6 +151,7 @@ def _lightning(args: list[str]) -> None:
         subclass_mode_model=True,
         seed_everything_default=0,
         trainer_defaults={"num_sanity_val_steps": 0, "devices": 1},
+        save_config_callback=LoggedConfig,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "yaml"},
         # Lightning warns where arguments are given twice.

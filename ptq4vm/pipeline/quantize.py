@@ -176,4 +176,5 @@ def _report(run: Run, teacher: MattingModel, names: list[str], table: list[Resul
     draw_strips([shot.strip(names[-1]) for shot in reversed(first.values())], result.pictures)
     record_end(run.folder)
     write_report(read_run(run.folder), networks, teacher, shots, src, result.report)
+    run.end(table, {"pictures": result.pictures, "report": result.report}, list(checkpoints.values()))
     return result

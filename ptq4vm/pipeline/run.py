@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ptq4vm.callbacks import WorkProgress
+from ptq4vm.callbacks import ResultLog, WorkProgress
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.flow import create_flow
@@ -26,7 +26,8 @@ from ptq4vm.pipeline.record import now, record_start
 from ptq4vm.pipeline.rows import Row
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, measured
-from ptq4vm.reporting.runs import FRAMES, LOG, SETTINGS, read_json
+from ptq4vm.reporting.runs import FRAMES, LOG, RECORD, SETTINGS, read_json
+from ptq4vm.reporting.tables import table_cells
 from ptq4vm.writing import written_whole
 
 
@@ -64,7 +65,19 @@ class Run:
             "data": data,
             "trainer": {key: value for key, value in self.trainer.items() if value is not None},
         }
-        record_start(self.folder, json.loads(json.dumps(facts, default=_plain)))
+        facts = json.loads(json.dumps(facts, default=_plain))
+        record_start(self.folder, facts)
+        for logger in self._loggers():
+            logger.log_hyperparams({**read_json(self.folder / SETTINGS), **read_json(self.folder / RECORD)})
+
+    def end(self, table: list[ResultRow], pictures: dict[str, Path], models: list[Path]) -> None:
+        """Tell what came out to the callbacks that log it."""
+        for logger in self._loggers():
+            logger.log_metrics({f"result/{name}": value for name, value in table[-1].metrics.items()})
+        headings, body = table_cells(table)
+        for callback in self.trainer.get("callbacks") or []:
+            if isinstance(callback, ResultLog):
+                callback.on_run_end(self._loggers(), [headings, *body], pictures, models)
 
     # ---- progress ---------------------------------------------------------------------------------------------
 

@@ -1,9 +1,13 @@
 """Every shipped YAML is read by the parser that its users meet."""
 
+import contextlib
 import functools
+import itertools
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ptq4vm import cli
@@ -61,17 +65,37 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
     assert seen["data"].held_out == ["anna_*", "beach"]
 
 
+def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path):
+    """With the arguments as `wandb agent` makes them, through the sweep's own shell line."""
+    sweep = yaml.safe_load((CONFIGS / "sweep" / "bits.yaml").read_text())
+    shell, option, line, *rest = sweep["command"]
+    assert (shell, option, rest) == ("sh", "-c", ["sh", "${args}"])
+    names = sweep["parameters"]
+    for values in itertools.product(*(choice["values"] for choice in names.values())):
+        args = [f"--{name}={value}" for name, value in zip(names, values, strict=True)]
+        told = line.replace("exec ptq4vm", "printf '%s\\n'")
+        env = {"DATA": str(tmp_path), "WANDB_RUN_ID": "abc"}
+        done = subprocess.run([shell, option, told, "sh", *args], env=env, capture_output=True, text=True, check=True)
+        command, *args = done.stdout.splitlines()
+        assert command == "quantize"
+        with contextlib.chdir(CONFIGS.parent):
+            seen = options_of(*args)
+        assert seen["output"] == Path("runs/sweep/abc")
+        assert [f"[{bits}]" for bits in seen["bits"]] == [dict(zip(names, values, strict=True))["bits"]]
+        assert not seen["trainer"]["logger"]._offline
+
+
+@pytest.mark.parametrize("logger", sorted((CONFIGS / "logger").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("path", sorted((CONFIGS / "fit").glob("*.yaml")), ids=lambda path: path.stem)
-def test_fit_configuration_names_what_exists(path):
+def test_fit_configuration_names_what_exists(path, logger):
     parser = LightningArgumentParser()
     parser.add_argument("--config", action="config")
     parser.add_lightning_class_args(cli.PTQPhase, "model", subclass_mode=True)
     parser.add_lightning_class_args(VideoMattingDataModule, "data")
     parser.add_lightning_class_args(cli.L.Trainer, "trainer")
-    logger = CONFIGS / "logger" / "wandb.yaml"
     config = parser.parse_args(["--config", str(path), "--config", str(logger)])
     assert config.model.class_path.startswith("ptq4vm.phases.")
-    assert config.trainer.logger.init_args.offline
+    assert config.trainer.logger.init_args.get("offline", True)
 
 
 @pytest.mark.parametrize(

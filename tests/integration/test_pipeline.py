@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from lightning.pytorch.loggers import WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ptq4vm import cli, sensitivity
+from ptq4vm.callbacks import ResultLog
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, quantized_layers, read_header
+from ptq4vm.inference import open_frames
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.phases import block_reconstruction, gac
 from ptq4vm.pipeline import Row, quantize, report
@@ -207,22 +211,54 @@ def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac
     assert_same_network(whole, resumed)
 
 
-@pytest.mark.slow
-def test_a_fit_is_tracked_by_weights_and_biases_offline(run, tmp_path, monkeypatch):
+def fit_with(logger, result, folder, output):
     """The second phase on its own through `lightning fit`, with one more configuration file."""
-    result, folder = run
-    monkeypatch.chdir(tmp_path)
     configs = Path(__file__).parents[2] / "lightning_configs"
-    args = ["fit", "--config", str(configs / "fit" / "gac.yaml"), "--config", str(configs / "logger" / "wandb.yaml")]
+    args = ["fit", "--config", str(configs / "fit" / "gac.yaml"), "--config", str(configs / "logger" / logger)]
     args += ["--model.init_args.checkpoint", str(result.folder / "w4a8" / "biq.safetensors")]
-    args += ["--model.init_args.output", str(tmp_path / "gac.safetensors"), "--data.cache_dir", str(folder / "cache")]
+    args += ["--model.init_args.output", str(output), "--data.cache_dir", str(folder / "cache")]
     args += ["--data.num_sequences", "2", "--data.seq_length", "3", "--data.height", "64", "--data.width", "96"]
     args += ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
     assert cli.main(args) == 0
+
+
+@pytest.mark.slow
+def test_a_fit_is_tracked_by_weights_and_biases_offline(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit_with("wandb.yaml", *run, tmp_path / "gac.safetensors")
     wandb.finish()
     assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
-    assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/files/media/images/val/alpha*.png"))
+    media = next((tmp_path / "runs" / "wandb").glob("offline-run-*/files/media"))
+    assert list(media.glob("images/val/alpha*.png"))
+    (video,) = media.glob("videos/val/video*.mp4")
+    assert (next(iter(open_frames(video)))).shape[1] == 3 * 96  # source, float and quantized beside each other
     assert load_model(tmp_path / "gac.safetensors").name == "rvm_mobilenetv3"
+
+
+@pytest.mark.slow
+def test_a_fit_is_tracked_by_tensorboard(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit_with("tensorboard.yaml", *run, tmp_path / "gac.safetensors")
+    events = EventAccumulator(str(next((tmp_path / "runs" / "tensorboard").iterdir()))).Reload().Tags()
+    assert {f"calibration/{name}" for name in ("activation range, log2", "gamma", "beta")} == set(events["histograms"])
+    assert len(events["images"]) == 1
+    assert {"gac/loss", "val/mad"} <= set(events["scalars"])
+
+
+@pytest.mark.slow
+def test_a_run_hands_its_results_to_weights_and_biases(run, tmp_path):
+    _, folder = run
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    trainer = {**OPTIONS["trainer"], "logger": logger, "callbacks": [ResultLog()]}
+    result = quantize(make_data(folder / "cache"), folder / "run", **{**OPTIONS, "trainer": trainer})
+    assert logger.experiment.summary["result/mad"] == result.rows[-1].metrics["mad"]
+    assert logger.experiment.config["network"] == "rvm_mobilenetv3"
+    wandb.finish()
+    media = next(tmp_path.glob("wandb/offline-run-*/files/media"))
+    assert list(media.glob("html/report*.html"))
+    assert list(media.glob("images/pictures*.png"))
+    table = json.loads(next(media.glob("table/table*.json")).read_text())
+    assert [row[0] for row in table["data"]] == [row.name for row in result.rows]
 
 
 @pytest.mark.slow
