@@ -1,6 +1,5 @@
 """Every shipped YAML is read by the parser that its users meet."""
 
-import contextlib
 import functools
 import itertools
 import subprocess
@@ -65,7 +64,7 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
     assert seen["data"].held_out == ["anna_*", "beach"]
 
 
-def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path):
+def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monkeypatch):
     """With the arguments as `wandb agent` makes them, through the sweep's own shell line."""
     sweep = yaml.safe_load((CONFIGS / "sweep" / "bits.yaml").read_text())
     shell, option, line, *rest = sweep["command"]
@@ -78,8 +77,8 @@ def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path):
         done = subprocess.run([shell, option, told, "sh", *args], env=env, capture_output=True, text=True, check=True)
         command, *args = done.stdout.splitlines()
         assert command == "quantize"
-        with contextlib.chdir(CONFIGS.parent):
-            seen = options_of(*args)
+        monkeypatch.chdir(CONFIGS.parent)
+        seen = options_of(*args)
         assert seen["output"] == Path("runs/sweep/abc")
         assert [f"[{bits}]" for bits in seen["bits"]] == [dict(zip(names, values, strict=True))["bits"]]
         assert not seen["trainer"]["logger"]._offline
