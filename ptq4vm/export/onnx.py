@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export.integer import IntegerConv2d
+from ptq4vm.export.integer import IntegerLayer
 from ptq4vm.export.packing import pack_four_bits
 from ptq4vm.export.simplify import drop_whole_slices, quantize_before_concat
 from ptq4vm.export.states import STATE_CODES, quantize_states
@@ -82,7 +82,7 @@ def export_onnx(
     layers = quantized_layers(body)
     if layers:
         for name, layer in layers.items():
-            body.set_submodule(name, IntegerConv2d(layer))
+            body.set_submodule(name, IntegerLayer(layer))
     else:
         fold_batch_norm_(body)
     src = torch.zeros(1, 3, height, width)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export import export_onnx
-from ptq4vm.export.integer import IntegerConv2d
+from ptq4vm.export.integer import IntegerLayer
 from ptq4vm.graph import quantize_network, quantized_layers
 from ptq4vm.inference import ExportedNetwork, measure_parity
 from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantSpec, observing
@@ -40,7 +40,7 @@ def test_integers_compute_what_the_layer_computed(tmp_path, weight_bits, activat
     with observing([layer.input_quantizer]):
         layer(x / 2)  # so that some values lie beyond the grid
     layer.fix_()
-    integer = IntegerConv2d(layer)
+    integer = IntegerLayer(layer)
     torch.testing.assert_close(integer(x), layer(x), rtol=0, atol=1e-6)
     torch.onnx.export(integer, (x,), str(tmp_path / "conv.onnx"), opset_version=17, dynamo=False, verbose=False)
     options = onnxruntime.SessionOptions()
@@ -65,7 +65,7 @@ def test_sums_and_bias_are_those_of_integer_kernels(bits):
     learned = layer(x)  # as in training: float sums
     with torch.no_grad():
         got = layer(x)
-    integer = IntegerConv2d(layer)
+    integer = IntegerLayer(layer)
     read, written = integer.input_grid, integer.output_grid
     codes = np.rint(x.numpy() / read.scale.numpy()) + int(read.zero_point)
     codes = np.pad(np.clip(codes, 0, 255) - int(read.zero_point), ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.int64)
