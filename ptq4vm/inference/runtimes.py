@@ -71,7 +71,7 @@ class ExportedNetwork(MattingModel):
         return self.description.get("state_scale")
 
     @property
-    def downsample_ratio(self) -> float:  # type: ignore[override]
+    def downsample_ratio(self) -> float:
         """Baked into the graph."""
         return self._ratio
 
