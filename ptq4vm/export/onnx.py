@@ -45,7 +45,7 @@ def export_onnx(
     Inputs are ``src`` (1, 3, height, width), RGB in [0, 1], and the states ``r1i``, ``r2i``, ... as
     :meth:`MattingModel.initial_state` shapes them; outputs are ``fgr`` (1, 3, height, width), ``pha``
     (1, 1, height, width) and the new states ``r1o``, ``r2o``, ... A per-frame network has no states. BatchNorm is
-    folded; a quantized network's convolutions have QuantizeLinear and DequantizeLinear around their input and integer
+    folded; a quantized network's layers have QuantizeLinear and DequantizeLinear around their input and integer
     weights behind DequantizeLinear, and nothing is left of γ, β and learned rounding.
 
     Args:
