@@ -44,8 +44,8 @@ class QConfig:
 
     Args:
         bits: ``W<weight bits>A<activation bits>``, e.g. W8A8, W4A8, W4A4.
-        placement: ``deploy`` quantizes the input and weight of every layer (convolution or linear), which is what OpenVINO
-            and TensorRT need; ``full`` also what leaves a layer, or the ReLU behind it, which ONNX Runtime needs
+        placement: ``deploy`` quantizes input and weight of convolutions and linear layers, which is what OpenVINO and
+            TensorRT need; ``full`` also what leaves a layer, or the ReLU behind it, which ONNX Runtime needs
             besides; ``paper`` quantizes weights and what leaves each layer's activation function, as the published
             code.
         edge_bits: bits of weights and activations of the first and the last executed layer.

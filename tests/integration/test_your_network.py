@@ -36,8 +36,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PTQ4VM_CACHE", str(tmp_path / "cache"))
     with open_writer(Path("clip.mp4"), (64, 96)) as writer:
-        for level in (50, 100, 150):
-            writer.write(np.full((64, 96, 3), level, np.uint8))
+        for frame in np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3), np.uint8):
+            writer.write(frame.repeat(8, 0).repeat(8, 1))
     return tmp_path
 
 
@@ -67,7 +67,7 @@ def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
     rows = {"biq": Row("BIQ"), "ours": Row("ours", start="biq")}
     result = make_run("patch_matting", folder, bits=["W8A8"], target="onnxruntime", gac=gac, rows=rows)
     network = load_model(result.folder)
-    exported = export_checked(network, 64, 96, folder / "q.onnx", target="onnxruntime")
+    exported = export_checked(network, 64, 96, folder / "q.onnx", target="onnxruntime", clip=Path("clip.mp4"))
     # Alpha's layer stays float there.
     assert f"executes {len(quantized_layers(network)) - 1} of {len(quantized_layers(network))}" in exported.storage
 
@@ -79,7 +79,8 @@ def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
     assert header["layers"]["embed"] == header["layers"]["head"] == "W8A8"
     assert "W4A4" in header["layers"].values()
     network = load_model(result.folder)
-    path = export_checked(network, 64, 96, folder / "q.onnx", pack=True, simulate=True, dynamic_size=True).path
+    options = {"pack": True, "simulate": True, "dynamic_size": True, "clip": Path("clip.mp4")}
+    path = export_checked(network, 64, 96, folder / "q.onnx", **options).path
     parity = measure_parity(network, ExportedNetwork(path), torch.rand(2, 3, 90, 161))
     assert parity.mean < 2e-3
 
@@ -95,13 +96,12 @@ def test_modnet(folder):
         # Random weights and instance norm over few pixels: noise that no eye sees tips roundings, and moves alpha.
         noise = [network.unroll(x[None]).pha for x in (frames, frames + 1e-6 * torch.randn_like(frames))]
     moved = float((noise[0] - noise[1]).abs().mean())
-    exported = export_checked(network, 64, 96, folder / "q.onnx", tolerance=2 * moved + 1e-4)
+    exported = export_checked(network, 64, 96, folder / "q.onnx", tolerance=2 * moved + 1e-4, clip=Path("clip.mp4"))
     assert "executes 71 of 71 layers as int8" in exported.storage
     other = ExportedNetwork(exported.path, "onnxruntime", threads=1)
     assert measure_parity(network, other, frames).mean < 2 * moved + 1e-4
-    plain = export_checked(
-        create_model("modnet", weights="weights.pth"), 64, 96, folder / "f.onnx", target="onnxruntime"
-    )
+    floats = create_model("modnet", weights="weights.pth")
+    plain = export_checked(floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4"))
     assert plain.parity.mean < 1e-5
     assert matte_video(network, Path("clip.mp4"), alpha=Path("alpha.mp4"), foreground=Path("fgr")) == 3
     assert matte_video(ExportedNetwork(exported.path), Path("clip.mp4"), composite=Path("over.mp4")) == 3
