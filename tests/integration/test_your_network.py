@@ -57,6 +57,7 @@ def test_the_page_runs(page, folder):
         "float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"
     ]  # fmt: skip
     layers = quantized_layers(names["network"])
+    assert "layers.0.attention.q" in (folder / "run" / "report.html").read_text()
     assert sum(isinstance(layer, QuantizedLinear) for layer in layers.values()) == 2 * 6
     assert f"executes {len(layers)} of {len(layers)} layers as int8" in names["exported"].storage
     assert [len(list(open_frames(Path(path)))) for path in ("alpha.mp4", "over.mp4")] == [3, 3]
