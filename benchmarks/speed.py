@@ -113,7 +113,7 @@ def to_row(title: str, speed: Speed, first: Speed) -> ResultRow:
         "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
         "fps to PyTorch": speed.fps / first.fps, "peak MB": speed.memory_mb,
     }  # fmt: skip
-    return ResultRow(title, speed.bits, speed.convolutions, {}, speed.size_mb, extra=figures)
+    return ResultRow(title, speed.bits, speed.layers, {}, speed.size_mb, extra=figures)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def _speed_row(speed: Speed, first: Speed) -> ResultRow:
         "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
         "fps to the first": speed.fps / first.fps, "peak MB": speed.memory_mb,
     }  # fmt: skip
-    executed = f"{speed.runtime} ({speed.convolutions})" if speed.convolutions else speed.runtime
+    executed = f"{speed.runtime} ({speed.layers})" if speed.layers else speed.runtime
     return ResultRow(speed.model, speed.bits, executed, {}, speed.size_mb, extra=figures)
 
 

@@ -122,8 +122,8 @@ def _storage(path: Path, exported: ExportedNetwork) -> str:
     """What the graph stores its weights as, and what its runtime said that it executes."""
     stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
     widths = [bits for kind, bits in ((TensorProto.INT4, 4), (TensorProto.INT8, 8)) if kind in stored] or [32]
-    counts = exported.convolutions
+    counts = exported.layers
     return (
         f"weights stored at {' and '.join(map(str, widths))} bits; {exported.runtime} executes {counts['int8']} of "
-        f"{sum(counts.values())} convolutions as int8, the others in float32"
+        f"{sum(counts.values())} layers as int8, the others in float32"
     )

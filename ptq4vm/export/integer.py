@@ -1,11 +1,11 @@
-"""A quantized convolution as ONNX says it: integers, their scales, and the float convolution between them."""
+"""A quantized layer as ONNX says it: integers, their scales, and the float operation between them."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers import LearnedScaleFakeQuantize, QuantizedConv2d, QuantSpec
+from ptq4vm.quantizers import LearnedScaleFakeQuantize, QuantizedConv2d, QuantizedLayer, QuantSpec
 from ptq4vm.quantizers.convolution import ConvGeometry, conv2d
 
 
@@ -28,7 +28,7 @@ class IntegerGrid(nn.Module):
         self.register_buffer("zero_point", quantizer.zero_point.detach().reshape(shape).to(_code_type(self.spec)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w), on its grid."""
+        """(B, C, ...), on its grid."""
         if self.spec.bits < 8:
             zero, scale = _like(self.zero_point, x, 1), _like(self.scale, x, 1)
             low, high = ((code - zero) * scale for code in (self.spec.quant_min, self.spec.quant_max))
@@ -36,26 +36,28 @@ class IntegerGrid(nn.Module):
         return _QuantizeDequantize.apply(x, self.scale, self.zero_point)
 
 
-class IntegerConv2d(nn.Module):
-    """What is left of a calibrated :class:`QuantizedConv2d`: integer codes, scales, zero points and a bias.
+class IntegerLayer(nn.Module):
+    """What is left of a calibrated :class:`QuantizedLayer`: integer codes, scales, zero points and a bias.
 
     torch computes with it what the layer computed; torch's exporter writes QuantizeLinear and DequantizeLinear around
-    what is quantized of its input and output, DequantizeLinear behind the stored codes, and Conv.
+    what is quantized of its input and output, DequantizeLinear behind the stored codes, and Conv, or MatMul and Add.
     """
 
     codes: Tensor
+    """Shaped as the weight; a linear layer's transposed, as MatMul reads it."""
     weight_scale: Tensor
     weight_zero_point: Tensor
     bias: Tensor
     bias_scale: Tensor | None
     """What a unit of an integer bias is worth, for each channel; None where the bias is float."""
 
-    def __init__(self, layer: QuantizedConv2d) -> None:
+    def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
         if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
             raise RuntimeError("a layer is exported with its weight fixed and its affine absorbed")
         weight = layer.weight_quantizer
-        self.geometry, self.activation = layer.geometry, layer.activation
+        self.geometry = layer.geometry if isinstance(layer, QuantizedConv2d) else None
+        self.activation = layer.activation
         codes, scale, bias = weight.codes(layer.weight), weight.scale.flatten().clone(), layer.bias.detach().clone()
         self.register_buffer("bias_scale", None)
         if layer.output_quantizer is not None and layer.input_grid is not None:
@@ -66,6 +68,7 @@ class IntegerConv2d(nn.Module):
             scale = scale * wider
             self.bias_scale = (layer.sum_step() * wider).detach()
             bias = (bias / self.bias_scale).round().to(torch.int32)
+        codes = codes if self.geometry is not None else codes.T
         self.register_buffer("codes", codes.to(_code_type(weight.spec)).contiguous())
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", weight.zero_point.flatten().to(self.codes.dtype))
@@ -77,7 +80,7 @@ class IntegerConv2d(nn.Module):
         if self.input_grid is not None:
             x = self.input_grid(x)
         weight = (self.codes, self.weight_scale, self.weight_zero_point)
-        x = _Convolution.apply(x, *weight, self.bias, self.bias_scale, self.geometry)
+        x = _Product.apply(x, *weight, self.bias, self.bias_scale, self.geometry)
         if self.activation is not None:
             x = self.activation(x)
         return x if self.output_grid is None else self.output_grid(x)
@@ -108,8 +111,11 @@ class _QuantizeDequantize(torch.autograd.Function):
         return g.op("DequantizeLinear", codes, scale, zero_point, **axis).setType(x.type())
 
 
-class _Convolution(torch.autograd.Function):
-    """A convolution whose weight, and bias where it has a scale, are stored as codes."""
+class _Product(torch.autograd.Function):
+    """A convolution, or a product of matrices where there is no geometry.
+
+    Its weight, and bias where it has a scale, are stored as codes.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -120,20 +126,31 @@ class _Convolution(torch.autograd.Function):
         zero_point: Tensor,
         bias: Tensor,
         bias_scale: Tensor | None,
-        geometry: ConvGeometry,
+        geometry: ConvGeometry | None,
     ) -> Tensor:
-        bias = bias if bias_scale is None else bias * bias_scale
-        weight = (codes.float() - _like(zero_point, codes, 0)) * _like(scale, codes, 0)
-        return conv2d(x, weight, bias, geometry)
+        bias, axis = bias if bias_scale is None else bias * bias_scale, int(geometry is None)
+        weight = (codes.float() - _like(zero_point, codes, axis)) * _like(scale, codes, axis)
+        return x @ weight + bias if geometry is None else conv2d(x, weight, bias, geometry)
 
     @staticmethod
     def symbolic(
-        g: Any, x: Any, codes: Any, scale: Any, zero_point: Any, bias: Any, bias_scale: Any, geometry: ConvGeometry
+        g: Any,
+        x: Any,
+        codes: Any,
+        scale: Any,
+        zero_point: Any,
+        bias: Any,
+        bias_scale: Any,
+        geometry: ConvGeometry | None,
     ) -> Any:
         if bias.type().scalarType() == "Int":
             bias = g.op("DequantizeLinear", bias, bias_scale, axis_i=0)
-        weight = g.op("DequantizeLinear", codes, scale, zero_point, axis_i=0)
-        kernel = codes.type().sizes()[2:]
+        weight = g.op("DequantizeLinear", codes, scale, zero_point, axis_i=int(geometry is None))
+        sizes, weight_sizes = x.type().sizes(), codes.type().sizes()
+        if geometry is None:
+            output = g.op("Add", g.op("MatMul", x, weight), bias)
+            return _sized(output, x, sizes and [*sizes[:-1], weight_sizes[1]])
+        kernel = weight_sizes[2:]
         output = g.op(
             "Conv",
             x,
@@ -145,14 +162,12 @@ class _Convolution(torch.autograd.Function):
             dilations_i=geometry.dilation,
             group_i=geometry.groups,
         )
-        sizes = x.type().sizes()
-        if sizes is None:
-            return output
         reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, kernel, strict=True)]
-        sides = zip(sizes[2:], geometry.padding, reach, geometry.stride, strict=True)
-        # The exporter asks for sizes further on, and knows no shape rule for what is written by hand.
-        return output.setType(
-            x.type().with_sizes(
-                [sizes[0], codes.type().sizes()[0], *((n + 2 * p - r) // s + 1 for n, p, r, s in sides)]
-            )
-        )
+        sides = zip((sizes or ())[2:], geometry.padding, reach, geometry.stride, strict=sizes is not None)
+        places = [(n + 2 * p - r) // s + 1 for n, p, r, s in sides]
+        return _sized(output, x, sizes and [sizes[0], weight_sizes[0], *places])
+
+
+def _sized(output: Any, x: Any, sizes: list[int] | None) -> Any:
+    """The exporter asks for sizes further on, and knows no shape rule for what is written by hand."""
+    return output if sizes is None else output.setType(x.type().with_sizes(sizes))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export.integer import IntegerConv2d
+from ptq4vm.export.integer import IntegerLayer
 from ptq4vm.export.packing import pack_four_bits
 from ptq4vm.export.simplify import drop_whole_slices, quantize_before_concat
 from ptq4vm.export.states import STATE_CODES, quantize_states
@@ -45,7 +45,7 @@ def export_onnx(
     Inputs are ``src`` (1, 3, height, width), RGB in [0, 1], and the states ``r1i``, ``r2i``, ... as
     :meth:`MattingModel.initial_state` shapes them; outputs are ``fgr`` (1, 3, height, width), ``pha``
     (1, 1, height, width) and the new states ``r1o``, ``r2o``, ... A per-frame network has no states. BatchNorm is
-    folded; a quantized network's convolutions have QuantizeLinear and DequantizeLinear around their input and integer
+    folded; a quantized network's layers have QuantizeLinear and DequantizeLinear around their input and integer
     weights behind DequantizeLinear, and nothing is left of γ, β and learned rounding.
 
     Args:
@@ -82,7 +82,7 @@ def export_onnx(
     layers = quantized_layers(body)
     if layers:
         for name, layer in layers.items():
-            body.set_submodule(name, IntegerConv2d(layer))
+            body.set_submodule(name, IntegerLayer(layer))
     else:
         fold_batch_norm_(body)
     src = torch.zeros(1, 3, height, width)

@@ -21,7 +21,9 @@ def pack_four_bits(model: onnx.ModelProto) -> None:
         if codes.dtype != np.int8 or codes.min() < -8 or codes.max() > 7:
             continue
         stored[node.input[0]].CopyFrom(_int4(stored[node.input[0]].name, codes))
-        zero = helper.make_tensor(f"{node.input[2]}_int4", TensorProto.INT4, [len(codes)], [0] * len(codes))
+        (axis,) = (attribute.i for attribute in node.attribute if attribute.name == "axis")
+        count = codes.shape[axis]
+        zero = helper.make_tensor(f"{node.input[2]}_int4", TensorProto.INT4, [count], [0] * count)
         node.input[2] = zero.name
         if zero.name not in stored:
             stored[zero.name] = zero

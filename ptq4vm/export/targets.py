@@ -7,7 +7,7 @@ from typing import Literal
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantized_layers
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import Placement, QConfig, QuantizedConv2d
+from ptq4vm.quantizers import Placement, QConfig, QuantizedLayer
 
 TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
 
@@ -68,7 +68,7 @@ def require_executable(network: MattingModel, target: Target) -> None:
             raise PTQ4VMError(f"Expected a network that {target.title} executes as integers, got {name} with {problem}")
 
 
-def _problem(layer: QuantizedConv2d, target: Target) -> str | None:
+def _problem(layer: QuantizedLayer, target: Target) -> str | None:
     for quantizer in layer.activation_quantizers:
         spec = quantizer.spec
         if spec.bits < 8:

@@ -11,15 +11,22 @@ from ptq4vm.graph.equalize import equalize_
 from ptq4vm.graph.fold_bn import fold_batch_norm_
 from ptq4vm.graph.trace import TracedLayer, example_frame, trace
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import LearnedScaleFakeQuantize, QConfig, QuantizedConv2d, QuantSpec
+from ptq4vm.quantizers import (
+    LearnedScaleFakeQuantize,
+    QConfig,
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    QuantSpec,
+)
 
 Network = TypeVar("Network", bound=MattingModel)
 
 
 def quantize_network(network: Network, qconfig: QConfig) -> Network:
-    """A copy of a float network with BatchNorm folded and its convolutions quantizable.
+    """A copy of a float network with BatchNorm folded and its convolutions and linear layers quantizable.
 
-    The first and the last *executed* convolution get ``qconfig.edge_bits``; that the refiner stays float by default
+    The first and the last *executed* layer get ``qconfig.edge_bits``; that the refiner stays float by default
     makes the projection that emits alpha the last one at every downsample_ratio.
 
     Raises:
@@ -31,6 +38,12 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
     for name in (*qconfig.layer_bits, *qconfig.float_modules):
         if name not in names and name != "refiner":
             raise PTQ4VMError(f"Expected layer_bits and float_modules to name modules of {network.name}, got {name!r}.")
+    for name, module in network.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and not qconfig.is_float(name):
+            raise PTQ4VMError(
+                f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, whose projections are "
+                "no layers of their own. Write it out, or add its name to float_modules."
+            )
     layers = [layer for layer in trace(network, example_frame(network)) if not qconfig.is_float(layer.name)]
     if not layers:
         raise PTQ4VMError(
@@ -49,8 +62,9 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         if layer.name in taken:
             activation = network.get_submodule(taken[layer.name])
             network.set_submodule(taken[layer.name], nn.Identity())
-        conv: nn.Conv2d = network.get_submodule(layer.name)  # type: ignore[assignment]
-        depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
+        plain: nn.Conv2d | nn.Linear = network.get_submodule(layer.name)  # type: ignore[assignment]
+        kind: type[QuantizedLayer] = QuantizedLinear if isinstance(plain, nn.Linear) else QuantizedConv2d
+        depthwise = isinstance(plain, nn.Conv2d) and plain.groups == plain.in_channels == plain.out_channels > 1
         specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=depthwise)
         source: LearnedScaleFakeQuantize | None = None
         reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
@@ -63,7 +77,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
                 source = quantized_layers(network)[layer.source].output_quantizer
         if hands_on and (layer.activation is None or layer.name in taken):
             handed_on[layer.name] = specs[1]
-        network.set_submodule(layer.name, QuantizedConv2d(conv, *specs, reads, hands_on, activation, source))
+        network.set_submodule(layer.name, kind(plain, *specs, reads, hands_on, activation, source))
     return network
 
 
@@ -82,9 +96,9 @@ def float_twin_(network: Network, qconfig: QConfig) -> Network:
     return network
 
 
-def quantized_layers(module: nn.Module) -> dict[str, QuantizedConv2d]:
+def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
     """Name to layer, in order of definition."""
-    return {name: child for name, child in module.named_modules() if isinstance(child, QuantizedConv2d)}
+    return {name: child for name, child in module.named_modules() if isinstance(child, QuantizedLayer)}
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,7 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     counted = set()
     for name, macs in layers.items():
         module = network.get_submodule(name)
-        if isinstance(module, QuantizedConv2d):
+        if isinstance(module, QuantizedLayer):
             weight_bits = module.weight_quantizer.spec.bits
             scales = module.weight_quantizer.scale.numel()
             scales += 2 * sum(one.scale.numel() for one in module.activation_quantizers)

@@ -12,8 +12,8 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
     """The network's blocks.
 
     Raises:
-        PTQ4VMError: a quantized layer lies in no block or in two, a state lives in no block or in two, or the blocks in
-            order do not reproduce ``forward_frame`` bit for bit.
+        PTQ4VMError: a quantized layer lies in no block or in two, a state lives in no block or in two, a value is no
+            map, or the blocks in order do not reproduce ``forward_frame`` bit for bit.
     """
     blocks = network.blocks()
     for name in quantized_layers(network):
@@ -28,6 +28,12 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
     with torch.no_grad():
         whole = network.forward_frame(src, states)
         values, new_states = MattingModel.forward_values(network, src, states)
+    flat = [f"{name} {tuple(value.shape)}" for name, value in values.items() if value.dim() != 4]
+    if flat:
+        raise PTQ4VMError(
+            f"Expected maps (B, C, h, w) between the blocks of {network.name}, got {flat[0]}. Turn tokens into maps "
+            "at the end of a block."
+        )
     pairs = [(whole.fgr, values["fgr"]), (whole.pha, values["pha"]), *zip(whole.state, new_states, strict=True)]
     if not all(torch.equal(a, b) for a, b in pairs):
         raise PTQ4VMError(f"Expected the blocks of {network.name} in order to equal its forward_frame; they differ.")

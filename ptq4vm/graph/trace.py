@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QuantizedConv2d
+from ptq4vm.quantizers import QuantizedLayer
 
+_LAYERS = (nn.Conv2d, nn.Linear, QuantizedLayer)
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU,
 )  # fmt: skip
@@ -16,7 +17,7 @@ _ACTIVATIONS = (
 
 @dataclass
 class TracedLayer:
-    """A convolution as it was executed."""
+    """A convolution or a linear layer as it was executed."""
 
     name: str
     macs: int = 0
@@ -26,23 +27,23 @@ class TracedLayer:
     activation: str | None = None
     """The activation function that reads its (normalised) output."""
     source: str | None = None
-    """The convolution whose output this one reads, as it is or as the activation function behind it left it."""
+    """The layer whose output this one reads, as it is or as the activation function behind it left it."""
     pooled: bool = False
     """It works on one pixel."""
 
 
 def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
-    """Run one frame, (1, 3, H, W), and list the convolutions in order of execution."""
+    """Run one frame, (1, 3, H, W), and list the convolutions and linear layers in order of execution."""
     layers: dict[str, TracedLayer] = {}
     produced: dict[int, tuple[TracedLayer, Tensor]] = {}
 
     def after(name: str, module: nn.Module) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if isinstance(module, nn.Conv2d | QuantizedConv2d):
+            if isinstance(module, _LAYERS):
                 layer = layers.setdefault(name, TracedLayer(name))
-                layer.macs += output[0].numel() * module.weight[0].numel()
+                layer.macs += output.numel() * module.weight[0].numel()  # type: ignore[operator]
                 layer.source = produced[id(inputs[0])][0].name if id(inputs[0]) in produced else None
-                layer.pooled = output.shape[-2:] == (1, 1)
+                layer.pooled = output.numel() == len(module.weight)  # type: ignore[arg-type]
             elif id(inputs[0]) in produced:
                 layer = produced[id(inputs[0])][0]
                 if isinstance(module, nn.BatchNorm2d):
@@ -55,7 +56,7 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
 
         return hook
 
-    watched = (nn.Conv2d, QuantizedConv2d, nn.BatchNorm2d, *_ACTIVATIONS)
+    watched = (*_LAYERS, nn.BatchNorm2d, *_ACTIVATIONS)
     handles = [
         module.register_forward_hook(after(name, module))
         for name, module in network.named_modules()

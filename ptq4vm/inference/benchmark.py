@@ -28,8 +28,8 @@ class Speed:
     bits: str
     runtime: str
     """torch, onnxruntime or openvino."""
-    convolutions: str
-    """How many it executes in which arithmetic, as far as the runtime tells."""
+    layers: str
+    """How many convolutions and linear layers it executes in which arithmetic, as far as the runtime tells."""
     size_mb: float
     """Of the file, in 10^6 bytes; of a network in torch, its weights at their own bits."""
     median_ms: float
@@ -58,7 +58,7 @@ class _Facts(NamedTuple):
 
     bits: str
     runtime: str
-    convolutions: str
+    layers: str
     size_mb: float
 
 
@@ -206,7 +206,7 @@ def _serve(plan: _Plan, connection: "Connection[object, object]") -> None:
 
 def _describe(network: MattingModel, plan: _Plan) -> _Facts:
     if isinstance(network, ExportedNetwork):
-        counts = ", ".join(f"{count} {kind}" for kind, count in network.convolutions.items() if count)
+        counts = ", ".join(f"{count} {kind}" for kind, count in network.layers.items() if count)
         return _Facts(network.description["bits"], network.runtime, counts, network.path.stat().st_size / 1e6)
     cost, qconfig = network_cost(network, plan.height, plan.width), getattr(network, "qconfig", None)
     return _Facts("W32A32" if qconfig is None else bits_label(qconfig, cost), "torch", "", cost.size_mb)

@@ -25,6 +25,11 @@ Runtime = Literal["onnxruntime", "openvino"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
 _EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 _METADATA, _FORMAT_VERSION = "ptq4vm", 1
+_ONNX_RUNTIME_LAYERS = {
+    "int8": ("QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"),
+    "float32": ("Conv", "FusedConv", "Gemm", "FusedGemm"),
+}
+_OPENVINO_LAYERS = ("Convolution", "FullyConnected")
 
 Array = NDArray[np.float32 | np.int8]
 Session = Callable[[dict[str, Array]], list[Array]]
@@ -53,10 +58,10 @@ class ExportedNetwork(MattingModel):
         self.runtime = runtime or (target if target in RUNTIMES else "onnxruntime")
         self._ratio = float(self.description["downsample_ratio"])
         self.threads = threads or len(os.sched_getaffinity(0))
-        self._session, self._shapes, self.convolutions = _open(
+        self._session, self._shapes, self.layers = _open(
             self.path, self.runtime, self.threads, bool(self.description.get("exact_sums"))
         )
-        """How many convolutions the runtime executes in which arithmetic, e.g. ``{"int8": 77, "float32": 1}``."""
+        """Convolutions and linear layers by the arithmetic they execute in, e.g. ``{"int8": 77, "float32": 1}``."""
         self._shaper: MattingModel | None = None
 
     @property
@@ -71,7 +76,7 @@ class ExportedNetwork(MattingModel):
         return self.description.get("state_scale")
 
     @property
-    def downsample_ratio(self) -> float:  # type: ignore[override]
+    def downsample_ratio(self) -> float:
         """Baked into the graph."""
         return self._ratio
 
@@ -156,7 +161,7 @@ class _Opened(NamedTuple):
     session: Session
     shapes: dict[str, tuple[int, ...]]
     """Of the inputs; empty where sizes are open."""
-    convolutions: dict[str, int]
+    layers: dict[str, int]
 
 
 def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
@@ -189,10 +194,9 @@ def _onnx_runtime(package: Any, path: Path, threads: int, exact_sums: bool) -> _
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         session = package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         executed = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
-    integer = executed["QLinearConv"] + executed["ConvInteger"]
-    convolutions = {"int8": integer, "float32": executed["Conv"] + executed["FusedConv"]}
+    layers = {kind: sum(executed[name] for name in names) for kind, names in _ONNX_RUNTIME_LAYERS.items()}
     shapes = {node.name: tuple(node.shape) for node in session.get_inputs()}
-    return _Opened(lambda feed: session.run(None, feed), shapes, convolutions)
+    return _Opened(lambda feed: session.run(None, feed), shapes, layers)
 
 
 def _openvino(package: Any, path: Path, threads: int) -> _Opened:
@@ -204,7 +208,7 @@ def _openvino(package: Any, path: Path, threads: int) -> _Opened:
     shapes = {port.get_any_name(): tuple(port.shape) if port.partial_shape.is_static else () for port in ports}
     executed = [node.get_rt_info() for node in model.get_runtime_model().get_ops()]
     precisions = [
-        info["runtimePrecision"].astype(str) for info in executed if info["layerType"].astype(str) == "Convolution"
+        info["runtimePrecision"].astype(str) for info in executed if info["layerType"].astype(str) in _OPENVINO_LAYERS
     ]
     integer = sum(precision.lower() in ("i8", "u8") for precision in precisions)
 

@@ -2,6 +2,7 @@
 
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.models.download import WEIGHTS, fetch_weights
+from ptq4vm.models.modnet import MODNet
 from ptq4vm.models.registry import create_model, list_models, register_model
 from ptq4vm.models.rvm import RobustVideoMatting
 from ptq4vm.models.weights import load_weights, weights_checksum
@@ -9,6 +10,7 @@ from ptq4vm.models.weights import load_weights, weights_checksum
 __all__ = [
     "WEIGHTS",
     "Block",
+    "MODNet",
     "MattingModel",
     "RobustVideoMatting",
     "create_model",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingOutput, RecurrentState
 
 
@@ -35,17 +36,35 @@ class MattingModel(nn.Module, ABC):
     """A matting network, written as blocks over named values.
 
     The value ``src`` is given; the blocks must produce ``fgr`` and ``pha``, and may produce ``pha_unclamped``, alpha
-    before it is clamped to [0, 1], which lets calibration learn where the clamp would stop the gradient.
+    before it is clamped to [0, 1], which lets calibration learn where the clamp would stop the gradient. All values
+    are maps, (B, C, h, w). A network that predicts no foreground hands on the frame as ``fgr``.
     """
 
     name: str
     """The registry's name of the network, e.g. ``rvm_mobilenetv3``."""
     arguments: Mapping[str, Any] = MappingProxyType({})
     """What :func:`create_model` must be given beside the name to build this network again; plain JSON."""
-    downsample_ratio: float = 1.0
-    """The network's body works at this fraction of the frame's size."""
     state_bound: float | None = None
     """No recurrent state has a value beyond this; None where that is not known."""
+    _downsample_ratio = 1.0
+
+    @property
+    def downsample_ratio(self) -> float:
+        """The network's body works at this fraction of the frame's size, in (0, 1].
+
+        Raises:
+            PTQ4VMError: it is set to something else.
+        """
+        return self._downsample_ratio
+
+    @downsample_ratio.setter
+    def downsample_ratio(self, ratio: float) -> None:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise PTQ4VMError(
+                f"Expected downsample_ratio in (0, 1], got {ratio!r}. Use 1 to work at the frame's own size, "
+                "or e.g. 0.25 for HD frames."
+            )
+        self._downsample_ratio = float(ratio)
 
     @abstractmethod
     def blocks(self) -> tuple[Block, ...]:
@@ -58,6 +77,10 @@ class MattingModel(nn.Module, ABC):
     def relu_links(self) -> tuple[tuple[str, str], ...]:
         """Pairs of convolutions, the output of the first going through BatchNorm and ReLU to the second alone."""
         return ()
+
+    def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A published file's tensors under the names of this network's state dict; by default they have them."""
+        return state
 
     def forward_values(self, src: Tensor, state: RecurrentState) -> tuple[dict[str, Tensor], RecurrentState]:
         """Run the blocks over one frame.

@@ -82,20 +82,6 @@ class RobustVideoMatting(MattingModel):
         self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
-    @property
-    def downsample_ratio(self) -> float:  # type: ignore[override]
-        """The network's body works at this fraction of the frame's size."""
-        return self._downsample_ratio
-
-    @downsample_ratio.setter
-    def downsample_ratio(self, ratio: float) -> None:
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
-            raise PTQ4VMError(
-                f"Expected downsample_ratio in (0, 1], got {ratio!r}. Use 1 to work at the frame's own size, "
-                "or e.g. 0.25 for HD frames."
-            )
-        self._downsample_ratio = float(ratio)
-
     def blocks(self) -> tuple[Block, ...]:
         """Encoder layer by layer, ASPP, the decoder's steps with their states, the projection, the refiner."""
         refines = self.downsample_ratio < 1

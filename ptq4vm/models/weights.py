@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.models.base import MattingModel
 from ptq4vm.models.download import WEIGHTS, WeightSource, cache_folder, fetch_weights
 from ptq4vm.models.onnx_weights import read_onnx
 
@@ -19,6 +20,7 @@ __all__ = ["WEIGHTS", "WeightSource", "cache_folder", "fetch_weights", "load_wei
 _FIRST_CONVOLUTIONS = {
     "backbone.features.0.0.weight": ((16, 3, 3, 3), "rvm_mobilenetv3"),
     "backbone.conv1.weight": ((64, 3, 7, 7), "rvm_resnet50"),
+    "backbone.model.features.0.0.weight": ((32, 3, 3, 3), "modnet"),
 }
 """By what a file of weights is recognised."""
 
@@ -26,8 +28,9 @@ _FIRST_CONVOLUTIONS = {
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load a file of weights into a network, all of it or nothing.
 
-    ``.pth`` and ``.pt`` hold a state dict, as the authors publish it, and are read without running pickled code;
-    ``.safetensors`` likewise; ``.onnx`` is the authors' FP32 export (:func:`ptq4vm.models.onnx_weights.read_onnx`).
+    ``.pth``, ``.pt`` and ``.ckpt`` hold a state dict, as the authors publish it, and are read without running pickled
+    code; ``.safetensors`` likewise; ``.onnx`` is the export of RVM's authors in FP32
+    (:func:`ptq4vm.models.onnx_weights.read_onnx`).
     A network whose refiner has no parameters ignores those of the file's refiner.
 
     Args:
@@ -41,6 +44,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if not path.is_file():
         raise PTQ4VMError(f"Expected a file of weights, got {path}, which is not there. Check the path.")
     state = _read(path, network)
+    if isinstance(network, MattingModel):
+        state = network.rename_weights(state)
     expected = network.state_dict()
     if not any(name.startswith("refiner.") for name in expected):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("refiner.")}
@@ -65,7 +70,7 @@ def weights_checksum(network: nn.Module) -> str:
 
 
 def _read(path: Path, network: nn.Module) -> dict[str, Tensor]:
-    if path.suffix in (".pth", ".pt"):
+    if path.suffix in (".pth", ".pt", ".ckpt"):
         return _read_torch(path)
     if path.suffix == ".safetensors":
         try:
@@ -75,7 +80,8 @@ def _read(path: Path, network: nn.Module) -> dict[str, Tensor]:
     if path.suffix == ".onnx":
         return read_onnx(path, network, dict(_FIRST_CONVOLUTIONS.values()))
     raise PTQ4VMError(
-        f"Expected weights as .pth, .pt, .safetensors or .onnx, got {path}. Convert the file, or correct its name."
+        f"Expected weights as .pth, .pt, .ckpt, .safetensors or .onnx, got {path}. Convert the file, or correct its "
+        "name."
     )
 
 

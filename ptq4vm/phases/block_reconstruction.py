@@ -24,7 +24,8 @@ from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
 from ptq4vm.phases.losses import cosine, reconstruction_loss
 from ptq4vm.quantizers import (
     QConfig,
-    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
     activation_quantizers,
     annealed_beta,
     dropping,
@@ -232,7 +233,7 @@ class BlockReconstructionModule(PTQPhase):
             raise RuntimeError("the store exists only during a fit")
         return self._store
 
-    def _layers(self, block: Block) -> list[QuantizedConv2d]:
+    def _layers(self, block: Block) -> list[QuantizedLayer]:
         layers = quantized_layers(self.network)
         return [layers[name] for name in block_layers(self.network, block)]
 
@@ -320,6 +321,10 @@ def _mix(quantized: Tensor, floats: Tensor, drop_prob: float) -> Tensor:
     return torch.lerp(quantized, floats, random_mask(quantized, drop_prob).to(quantized.dtype))
 
 
+def _channels_second(layer: nn.Module, y: Tensor) -> Tensor:
+    return y.movedim(-1, 1) if isinstance(layer, nn.Linear | QuantizedLinear) else y
+
+
 @contextmanager
 def _recording(network: MattingModel, names: list[str], *, detach: bool) -> Iterator[list[Tensor]]:
     """Collect the outputs of these layers; with ``detach`` no gradient flows back into what a layer reads."""
@@ -327,7 +332,7 @@ def _recording(network: MattingModel, names: list[str], *, detach: bool) -> Iter
     with ExitStack() as stack:
         for name in names:
             layer = network.get_submodule(name)
-            stack.callback(layer.register_forward_hook(lambda _m, _x, y: outputs.append(y)).remove)
+            stack.callback(layer.register_forward_hook(lambda m, _x, y: outputs.append(_channels_second(m, y))).remove)
             if detach:
                 cut = layer.register_forward_pre_hook(lambda _m, x: tuple(value.detach() for value in x))
                 stack.callback(cut.remove)

@@ -16,7 +16,7 @@ from ptq4vm.types import CalibrationClip
 
 
 class GACModule(PTQPhase):
-    """Learns scale and shift (γ, β) of every quantized convolution, and all activation scales, over the whole network.
+    """Learns scale and shift (γ, β) of every quantized layer, and all activation scales, over the whole network.
 
     The network is unrolled over each calibration clip with its own quantized state fed back; the loss is on alpha,
     against the truth, the float network's alpha, or both. With ``flow_weight`` above 0, optical flow assists: the

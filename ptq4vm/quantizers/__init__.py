@@ -18,7 +18,14 @@ from ptq4vm.quantizers.functional import (
     random_mask,
     round_ste,
 )
-from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, left_float, weights_prepared
+from ptq4vm.quantizers.layers import (
+    AffineCalibration,
+    QuantizedConv2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    left_float,
+    weights_prepared,
+)
 from ptq4vm.quantizers.observers import Observer, find_range
 from ptq4vm.quantizers.qconfig import Placement, QConfig, QuantSpec, canonical_bits, parse_bits
 
@@ -31,6 +38,8 @@ __all__ = [
     "QConfig",
     "QuantSpec",
     "QuantizedConv2d",
+    "QuantizedLayer",
+    "QuantizedLinear",
     "WeightQuantizer",
     "activation_quantizers",
     "affine_conv2d",

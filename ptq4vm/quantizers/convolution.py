@@ -16,13 +16,13 @@ class ConvGeometry(NamedTuple):
     groups: int
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor, geometry: ConvGeometry) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
     """``F.conv2d``; a dilated depthwise one has an input gradient 15 times faster on CPU than torch's (seen in 2.14).
 
     Args:
         x: (B, C_in, h, w).
         weight: (C_out, C_in / groups, kh, kw).
-        bias: (C_out,).
+        bias: (C_out,) or None.
         geometry: stride, padding, dilation, groups.
     """
     if _is_dilated_depthwise(weight, geometry) and torch.is_grad_enabled():

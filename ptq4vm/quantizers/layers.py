@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from ptq4vm.quantizers.qconfig import Grid, QuantSpec
 
 
 class AffineCalibration(nn.Module):
-    """Scale and shift (γ, β in the paper) on a quantized convolution's output, y = γ (W_q ∗ x_q) + b + β.
+    """Scale and shift (γ, β in the paper) on a quantized layer's output, y = γ (W_q ∗ x_q) + b + β.
 
     The scale is kept positive by its parametrisation: a negative one could not be absorbed into a weight scale.
     """
@@ -35,11 +36,11 @@ class AffineCalibration(nn.Module):
         return weight * self.scale_like(weight), bias + self.shift
 
 
-class QuantizedConv2d(nn.Module):
-    """A convolution with fake-quantized weight and input, (activated) output, or both.
+class QuantizedLayer(nn.Module):
+    """A layer with fake-quantized weight and input, (activated) output, or both.
 
     Args:
-        conv: what is quantized.
+        layer: what is quantized.
         weight_spec: grid of the weight.
         activation_spec: grid of its activations.
         quantize_input: whether what it reads is quantized here; it may have been already.
@@ -54,7 +55,7 @@ class QuantizedConv2d(nn.Module):
 
     def __init__(
         self,
-        conv: nn.Conv2d,
+        layer: nn.Conv2d | nn.Linear,
         weight_spec: QuantSpec,
         activation_spec: QuantSpec,
         quantize_input: bool = True,
@@ -63,23 +64,18 @@ class QuantizedConv2d(nn.Module):
         source: LearnedScaleFakeQuantize | None = None,
     ) -> None:
         super().__init__()
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise PTQ4VMError(
-                f"Expected a convolution padded with a number of zeros, got padding={conv.padding!r} "
-                f"({conv.padding_mode}). Add its name to float_modules, or pad before the convolution."
-            )
-        self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
-        # A weight in this format has its convolution compute, and return, in it: on CPU the faster one.
-        weight = conv.weight.detach().clone(memory_format=torch.channels_last)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        # A kernel in channels_last has its convolution compute, and return, in that format: on CPU the faster one.
+        layout = torch.channels_last if layer.weight.dim() == 4 else torch.contiguous_format
+        self.weight = nn.Parameter(layer.weight.detach().clone(memory_format=layout), requires_grad=False)
         # Always there: β ends up in it.
-        bias = self.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        bias = self.weight.new_zeros(len(self.weight)) if layer.bias is None else layer.bias.detach().clone()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.weight_quantizer = WeightQuantizer(self.weight, weight_spec)
         self.activation_spec = activation_spec
         self.input_quantizer: LearnedScaleFakeQuantize | None = None
         if quantize_input:
-            self.input_quantizer = LearnedScaleFakeQuantize(activation_spec, conv.in_channels)
+            channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            self.input_quantizer = LearnedScaleFakeQuantize(activation_spec, channels)
         self.output_quantizer: LearnedScaleFakeQuantize | None = None
         if quantize_output:
             rectified = isinstance(activation, nn.ReLU) and activation_spec.grid == "affine"
@@ -97,7 +93,7 @@ class QuantizedConv2d(nn.Module):
 
     @property
     def input_grid(self) -> LearnedScaleFakeQuantize | None:
-        """The quantizer on whose grid the convolution's input lies; None where that is not known."""
+        """The quantizer on whose grid the layer's input lies; None where that is not known."""
         return self._source[0] if self.input_quantizer is None else self.input_quantizer
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -107,15 +103,24 @@ class QuantizedConv2d(nn.Module):
         if self._adds_codes():
             x = self._add_codes(x)
         elif self.affine is None:
-            x = conv2d(x, weight, self.bias, self.geometry)
-        elif weight.requires_grad:
-            weight, bias = self.affine(weight, self.bias)
-            x = conv2d(x, weight, bias, self.geometry)
+            x = self._multiply(x, weight, self.bias)
         else:
-            x = affine_conv2d(x, weight, self.bias, self.affine.log_scale, self.affine.shift, self.geometry)
+            x = self._multiply_affine(x, weight, self.affine)
         if self.activation is not None:
             x = self.activation(x)
         return x if self.output_quantizer is None else self.output_quantizer(x)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer computes with this weight and bias."""
+        raise NotImplementedError
+
+    def _multiply_affine(self, x: Tensor, weight: Tensor, affine: AffineCalibration) -> Tensor:
+        """The same with its bias, and γ and β."""
+        return self._multiply(x, *affine(weight, self.bias))
+
+    def _for_each_output(self, values: Tensor) -> Tensor:
+        """(out channels,), shaped to meet what the layer computes."""
+        raise NotImplementedError
 
     def _adds_codes(self) -> bool:
         grid = self.input_grid
@@ -125,11 +130,11 @@ class QuantizedConv2d(nn.Module):
     def _add_codes(self, x: Tensor) -> Tensor:
         codes = self.weight_quantizer.codes(self.weight) - self.weight_quantizer.zero_point
         x = (x / self.input_grid.scale).round_()  # type: ignore[union-attr]
-        x = F.conv2d(x, codes, None, *self.geometry)
-        step = self.sum_step().reshape(-1, 1, 1)
+        x = self._multiply(x, codes, None)
+        step, bias = self._for_each_output(self.sum_step()), self._for_each_output(self.bias)
         if self.output_quantizer is None:
-            return x.mul_(step).add_(self.bias.reshape(-1, 1, 1))
-        return x.add_((self.bias.reshape(-1, 1, 1) / step).round_()).mul_(step)
+            return x.mul_(step).add_(bias)
+        return x.add_((bias / step).round_()).mul_(step)
 
     def sum_step(self) -> Tensor:
         """What one unit of the sum of products of codes is worth, (out channels,)."""
@@ -160,23 +165,62 @@ class QuantizedConv2d(nn.Module):
         self.affine = None
 
     @torch.no_grad()
-    def to_float(self) -> nn.Conv2d:
-        """A plain convolution with the weight and bias that this layer computes with."""
+    def to_float(self) -> nn.Module:
+        """A plain layer with the weight and bias that this one computes with."""
         weight, bias = self.weight_quantizer(self.weight), self.bias
         if self.affine is not None:
             weight, bias = self.affine(weight, bias)
-        conv = nn.Conv2d(
-            weight.shape[1] * self.geometry.groups,
-            weight.shape[0],
-            weight.shape[2:],
-            *self.geometry,  # type: ignore[arg-type]
-        )
-        conv.load_state_dict({"weight": weight, "bias": bias})
-        return conv
+        layer = self._plain()
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        return layer
+
+    def _plain(self) -> nn.Module:
+        raise NotImplementedError
+
+
+class QuantizedConv2d(QuantizedLayer):
+    """A quantized convolution; arguments as in :class:`QuantizedLayer`."""
+
+    def __init__(self, conv: nn.Conv2d, *args: Any, **kwargs: Any) -> None:
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise PTQ4VMError(
+                f"Expected a convolution padded with a number of zeros, got padding={conv.padding!r} "
+                f"({conv.padding_mode}). Add its name to float_modules, or pad before the convolution."
+            )
+        super().__init__(conv, *args, **kwargs)
+        self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return conv2d(x, weight, bias, self.geometry)
+
+    def _multiply_affine(self, x: Tensor, weight: Tensor, affine: AffineCalibration) -> Tensor:
+        if weight.requires_grad:
+            return super()._multiply_affine(x, weight, affine)
+        return affine_conv2d(x, weight, self.bias, affine.log_scale, affine.shift, self.geometry)
+
+    def _for_each_output(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, 1, 1)
+
+    def _plain(self) -> nn.Conv2d:
+        outputs, inputs, *kernel = self.weight.shape
+        return nn.Conv2d(inputs * self.geometry.groups, outputs, kernel, *self.geometry)  # type: ignore[arg-type]
+
+
+class QuantizedLinear(QuantizedLayer):
+    """A quantized linear layer over the last dimension of what it reads; arguments as in :class:`QuantizedLayer`."""
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def _for_each_output(self, values: Tensor) -> Tensor:
+        return values
+
+    def _plain(self) -> nn.Linear:
+        return nn.Linear(self.weight.shape[1], self.weight.shape[0])
 
 
 @contextmanager
-def weights_prepared(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
+def weights_prepared(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     """Inside, each layer quantizes its weight once, at the start, and not anew for each frame of a rollout.
 
     The gradient is the same: it passes through that one quantization. Open it around one forward pass, and let the
@@ -193,8 +237,8 @@ def weights_prepared(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
 
 
 @contextmanager
-def left_float(layers: Iterable[QuantizedConv2d]) -> Iterator[None]:
-    """Inside, these layers compute as the float convolutions they were made from; their weights must not be fixed."""
+def left_float(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+    """Inside, these layers compute as the float layers they were made from; their weights must not be fixed."""
     weights = [(layer.weight_quantizer, layer.weight_quantizer.mode) for layer in layers]
     activations = [(one, one.enabled) for layer in layers for one in layer.activation_quantizers]
     if any(mode == "fixed" for _, mode in weights):

@@ -44,9 +44,10 @@ class QConfig:
 
     Args:
         bits: ``W<weight bits>A<activation bits>``, e.g. W8A8, W4A8, W4A4.
-        placement: ``deploy`` quantizes every convolution's input and weight, which is what OpenVINO and TensorRT need;
-            ``full`` also what leaves a convolution, or the ReLU behind it, which ONNX Runtime needs besides; ``paper``
-            quantizes weights and what leaves each convolution's activation function, as the published code.
+        placement: ``deploy`` quantizes input and weight of convolutions and linear layers, which is what OpenVINO and
+            TensorRT need; ``full`` also what leaves a layer, or the ReLU behind it, which ONNX Runtime needs
+            besides; ``paper`` quantizes weights and what leaves each layer's activation function, as the published
+            code.
         edge_bits: bits of weights and activations of the first and the last executed layer.
         weight_grid: grid of the weights; integer runtimes want symmetric.
         weight_granularity: one scale for each output channel, or one for all.

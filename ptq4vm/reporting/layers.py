@@ -1,4 +1,4 @@
-"""What each convolution of a quantized network is, and how much of its signal quantization leaves."""
+"""What each layer of a quantized network is, and how much of its signal quantization leaves."""
 
 import copy
 import math
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ptq4vm.graph import block_layers, float_twin_, partition, quantized_layers, trace
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QConfig, QuantizedConv2d
+from ptq4vm.quantizers import QConfig, QuantizedLayer
 
 
 class Layer(NamedTuple):
-    """A convolution as it is executed."""
+    """A convolution or linear layer as it is executed."""
 
     name: str
     block: str
@@ -43,7 +43,7 @@ class Signal(NamedTuple):
 
 
 def describe_layers(network: MattingModel, height: int, width: int) -> list[Layer]:
-    """The convolutions of a quantized network in order of execution, for frames of this size."""
+    """The convolutions and linear layers of a quantized network in order of execution, for frames of this size."""
     traced = trace(network, example_frame(network, height, width))
     total = sum(layer.macs for layer in traced)
     parts = {f"{module}.": block.name for block in partition(network) for module in block.modules}
@@ -51,7 +51,7 @@ def describe_layers(network: MattingModel, height: int, width: int) -> list[Laye
     for layer in traced:
         module = network.get_submodule(layer.name)
         bits = (32, 32)
-        if isinstance(module, QuantizedConv2d):
+        if isinstance(module, QuantizedLayer):
             bits = (module.weight_quantizer.spec.bits, module.activation_spec.bits)
         block = next((name for part, name in parts.items() if f"{layer.name}.".startswith(part)), "")
         found.append(Layer(layer.name, block, *bits, layer.macs / total, _grids(module)))
@@ -64,7 +64,7 @@ def learned_blocks(network: MattingModel) -> list[str]:
 
 
 def _grids(module: nn.Module) -> str:
-    if not isinstance(module, QuantizedConv2d):
+    if not isinstance(module, QuantizedLayer):
         return ""
     parts = ["weight"]
     if module.input_quantizer is not None:

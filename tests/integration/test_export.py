@@ -36,7 +36,7 @@ def test_an_exported_network_is_scored_and_matted_with(tree, tmp_path, capsys):
     args = ["export", "rvm_mobilenetv3", "--bits", "32", "--size", "80x96", "--out", str(graph)]
     assert cli.main([*args, "--clip", str(frames), "--target", "onnxruntime"]) == 0
     told = capsys.readouterr().out
-    assert "weights stored at 32 bits; onnxruntime executes 0 of 78 convolutions as int8" in told
+    assert "weights stored at 32 bits; onnxruntime executes 0 of 78 layers as int8" in told
     assert "over 30 frames in onnxruntime" in told
     scores = []
     for model in ("rvm_mobilenetv3", str(graph)):

@@ -308,7 +308,7 @@ def test_what_is_calibrated_for_a_target_is_what_it_runs(tmp_path, official_weig
     assert network.qconfig.depthwise_granularity == "per_tensor"
     # Two steps of calibration leave mattes that a single rounding tips over: more is let through here than for users.
     exported = export_checked(network, 64, 96, tmp_path / "q.onnx", target="onnxruntime", tolerance=2e-3)
-    executed = int(re.search(r"executes (\d+) of 78 convolutions as int8", exported.storage)[1])
+    executed = int(re.search(r"executes (\d+) of 78 layers as int8", exported.storage)[1])
     assert executed >= sum(layer.output_quantizer is not None for layer in quantized_layers(network).values()) > 50
     with pytest.raises(PTQ4VMError, match="nowhere"):
         quantize(make_data(tmp_path / "cache"), tmp_path / "other", **OPTIONS, target="nowhere")

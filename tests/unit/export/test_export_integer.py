@@ -11,10 +11,10 @@ from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export import export_onnx
-from ptq4vm.export.integer import IntegerConv2d
+from ptq4vm.export.integer import IntegerLayer
 from ptq4vm.graph import quantize_network, quantized_layers
 from ptq4vm.inference import ExportedNetwork, measure_parity
-from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantSpec, observing
+from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantizedLinear, QuantSpec, observing
 
 SIZE = (64, 96)
 
@@ -36,18 +36,35 @@ def test_integers_compute_what_the_layer_computed(tmp_path, weight_bits, activat
     conv = nn.Conv2d(6, 6, 3, stride=2, padding=2, dilation=2, groups=6)
     spec = QuantSpec(weight_bits, "symmetric", "per_channel")
     layer = QuantizedConv2d(conv, spec, activation).requires_grad_(False)
-    x = torch.randn(1, 6, 12, 15)
-    with observing([layer.input_quantizer]):
+    assert_exported_computes_the_same(layer, torch.randn(1, 6, 12, 15), tmp_path / "conv.onnx")
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4])
+@pytest.mark.parametrize("shape", [(1, 6), (1, 20, 6), (1, 4, 5, 6)])
+@pytest.mark.parametrize("options", [{}, {"quantize_output": True, "activation": nn.ReLU()}])
+def test_integers_compute_what_the_linear_layer_computed(tmp_path, weight_bits, shape, options):
+    torch.manual_seed(0)
+    spec = QuantSpec(weight_bits, "symmetric", "per_channel")
+    layer = QuantizedLinear(nn.Linear(6, 4), spec, QuantSpec(8), **options).requires_grad_(False)
+    assert_exported_computes_the_same(layer, torch.randn(shape), tmp_path / "linear.onnx")
+    (weight,) = (tensor for tensor in onnx.load(tmp_path / "linear.onnx").graph.initializer if len(tensor.dims) == 2)
+    assert weight.data_type == TensorProto.INT8
+
+
+def assert_exported_computes_the_same(layer, x, path):
+    with observing(layer.activation_quantizers):
         layer(x / 2)  # so that some values lie beyond the grid
     layer.fix_()
-    integer = IntegerConv2d(layer)
-    torch.testing.assert_close(integer(x), layer(x), rtol=0, atol=1e-6)
-    torch.onnx.export(integer, (x,), str(tmp_path / "conv.onnx"), opset_version=17, dynamo=False, verbose=False)
+    integer = IntegerLayer(layer)
+    with torch.no_grad():
+        torch.testing.assert_close(integer(x), layer(x), rtol=0, atol=1e-6)
+    torch.onnx.export(integer, (x,), str(path), opset_version=17, dynamo=False, verbose=False)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(tmp_path / "conv.onnx"), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(got, layer(x).numpy(), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        np.testing.assert_allclose(got, layer(x).numpy(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -65,7 +82,7 @@ def test_sums_and_bias_are_those_of_integer_kernels(bits):
     learned = layer(x)  # as in training: float sums
     with torch.no_grad():
         got = layer(x)
-    integer = IntegerConv2d(layer)
+    integer = IntegerLayer(layer)
     read, written = integer.input_grid, integer.output_grid
     codes = np.rint(x.numpy() / read.scale.numpy()) + int(read.zero_point)
     codes = np.pad(np.clip(codes, 0, 255) - int(read.zero_point), ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.int64)
@@ -91,7 +108,7 @@ def test_frames_equal_pytorch(tmp_path, runtime, bits, options):
     assert parity.mean < 2e-3
     assert parity.frames == 4
     if runtime == "openvino" and "pack" not in options:
-        assert exported.convolutions["int8"] == len(quantized_layers(network))
+        assert exported.layers["int8"] == len(quantized_layers(network))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -200,7 +217,7 @@ def test_with_outputs_quantized_onnx_runtime_executes_integers(tmp_path):
     path = export_onnx(network, *SIZE, tmp_path / "q.onnx", target="onnxruntime")
     exported = ExportedNetwork(path, "onnxruntime", threads=1)
     layers = quantized_layers(network)
-    assert exported.convolutions["int8"] >= sum(layer.output_quantizer is not None for layer in layers.values()) > 50
+    assert exported.layers["int8"] >= sum(layer.output_quantizer is not None for layer in layers.values()) > 50
     assert measure_parity(network, exported, torch.rand(4, 3, *SIZE)).mean < 2e-3
 
 

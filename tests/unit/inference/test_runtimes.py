@@ -38,7 +38,7 @@ def test_a_sequence_equals_pytorch(network, graph, runtime):
     torch.testing.assert_close(got.fgr, wanted.fgr, rtol=0, atol=1e-4)
     for mine, theirs in zip(got.state, wanted.state, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
-    assert exported.convolutions == {"int8": 0, "float32": 78}
+    assert exported.layers == {"int8": 0, "float32": 78}
 
 
 def test_open_size_takes_its_states_from_the_frames(network, tmp_path):

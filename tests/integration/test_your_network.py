@@ -1,0 +1,108 @@
+"""docs/your-network.md as it stands, and its network and MODNet through all that RVM goes through."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.deploy import export_checked
+from ptq4vm.graph import load_model, quantized_layers, read_header
+from ptq4vm.inference import ExportedNetwork, matte_video, measure_parity, open_frames, open_writer
+from ptq4vm.models import create_model, registry
+from ptq4vm.pipeline import Row, quantize
+from ptq4vm.quantizers import QConfig, QuantizedLinear
+
+pytestmark = pytest.mark.slow
+PAGE = Path(__file__).parents[2] / "docs" / "your-network.md"
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The page's pieces of code, the first of them, the network, executed."""
+    pieces = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+        names: dict = {}
+        exec(pieces[0], names)
+        yield pieces[1:], names
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with a clip of three frames."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PTQ4VM_CACHE", str(tmp_path / "cache"))
+    with open_writer(Path("clip.mp4"), (64, 96)) as writer:
+        for frame in np.random.default_rng(0).integers(0, 256, (3, 8, 12, 3), np.uint8):
+            writer.write(frame.repeat(8, 0).repeat(8, 1))
+    return tmp_path
+
+
+def make_run(name, folder, **options):
+    torch.manual_seed(0)
+    torch.save(create_model(name).state_dict(), folder / "weights.pth")
+    data = VideoMattingDataModule(num_sequences=2, seq_length=3, height=64, width=96, eval_clips=1, eval_frames=3)
+    settings = {"block_steps": 2, "gac_epochs": 1, "trainer": {"accelerator": "cpu"}}
+    return quantize(data, folder / "run", name, str(folder / "weights.pth"), **{**settings, **options})
+
+
+def test_the_page_runs(page, folder):
+    pieces, names = page
+    for piece in pieces:
+        exec(piece, names)
+    assert [row.name for row in names["result"].rows] == [
+        "float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"
+    ]  # fmt: skip
+    layers = quantized_layers(names["network"])
+    assert "layers.0.attention.q" in (folder / "run" / "report.html").read_text()
+    assert sum(isinstance(layer, QuantizedLinear) for layer in layers.values()) == 2 * 6
+    assert f"executes {len(layers)} of {len(layers)} layers as int8" in names["exported"].storage
+    assert [len(list(open_frames(Path(path)))) for path in ("alpha.mp4", "over.mp4")] == [3, 3]
+
+
+def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
+    gac = {"weight_lr": 1e-3, "feature_weight": 0.5, "coherence_weight": 0.1, "window": 2}
+    rows = {"biq": Row("BIQ"), "ours": Row("ours", start="biq")}
+    result = make_run("patch_matting", folder, bits=["W8A8"], target="onnxruntime", gac=gac, rows=rows)
+    network = load_model(result.folder)
+    exported = export_checked(network, 64, 96, folder / "q.onnx", target="onnxruntime", clip=Path("clip.mp4"))
+    # Alpha's layer stays float there.
+    assert f"executes {len(quantized_layers(network)) - 1} of {len(quantized_layers(network))}" in exported.storage
+
+
+def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
+    options = {"block_reconstruction": {"granularity": "layer"}, "rows": {"ours": Row("AdaRound")}, "budget": 0.6}
+    result = make_run("patch_matting", folder, bits=["auto"], **options)
+    header = read_header(result.checkpoints["auto"])
+    assert header["layers"]["embed"] == header["layers"]["head"] == "W8A8"
+    assert "W4A4" in header["layers"].values()
+    network = load_model(result.folder)
+    options = {"pack": True, "simulate": True, "dynamic_size": True, "clip": Path("clip.mp4")}
+    path = export_checked(network, 64, 96, folder / "q.onnx", **options).path
+    parity = measure_parity(network, ExportedNetwork(path), torch.rand(2, 3, 90, 161))
+    assert parity.mean < 2e-3
+
+
+def test_modnet(folder):
+    qconfig = QConfig(range_method="minmax", depthwise_granularity="per_channel")
+    rows = {"biq": Row("BIQ"), "ofa": Row("BIQ + GAC + OFA", start="biq")}
+    result = make_run("modnet", folder, bits=["W8A8"], qconfig=qconfig, rows=rows)
+    assert [row.name for row in result.rows] == ["float", "BIQ", "BIQ + GAC + OFA"]
+    network = load_model(result.folder)
+    frames = torch.rand(3, 3, 64, 96)
+    with torch.inference_mode():
+        # Random weights and instance norm over few pixels: noise that no eye sees tips roundings, and moves alpha.
+        noise = [network.unroll(x[None]).pha for x in (frames, frames + 1e-6 * torch.randn_like(frames))]
+    moved = float((noise[0] - noise[1]).abs().mean())
+    exported = export_checked(network, 64, 96, folder / "q.onnx", tolerance=2 * moved + 1e-4, clip=Path("clip.mp4"))
+    assert "executes 71 of 71 layers as int8" in exported.storage
+    other = ExportedNetwork(exported.path, "onnxruntime", threads=1)
+    assert measure_parity(network, other, frames).mean < 2 * moved + 1e-4
+    floats = create_model("modnet", weights="weights.pth")
+    plain = export_checked(floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4"))
+    assert plain.parity.mean < 1e-5
+    assert matte_video(network, Path("clip.mp4"), alpha=Path("alpha.mp4"), foreground=Path("fgr")) == 3
+    assert matte_video(ExportedNetwork(exported.path), Path("clip.mp4"), composite=Path("over.mp4")) == 3
