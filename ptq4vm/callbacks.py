@@ -10,7 +10,7 @@ import numpy as np
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import block_layers
-from ptq4vm.phases import BlockReconstructionModule, MattingModule
+from ptq4vm.phases import BlockReconstructionModule
 from ptq4vm.types import MattingClip, MattingOutput
 
 
@@ -34,7 +34,9 @@ class AlphaWriter(L.Callback):
     ) -> None:
         self._write(outputs, batch)
 
-    def _write(self, output: MattingOutput, clip: MattingClip) -> None:
+    def _write(self, output: MattingOutput | None, clip: MattingClip) -> None:
+        if output is None:
+            return
         folder = self.folder / clip.name / "pha"
         start = int(clip.start)
         names = clip.frames or [f"{index:04d}" for index in range(start, start + clip.src.shape[1])]
@@ -101,7 +103,7 @@ class AlphaStrips(L.Callback):
     def on_validation_batch_end(  # noqa: D102
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
     ) -> None:
-        if not isinstance(pl_module, MattingModule) or int(batch.start) != 0 or self._logged >= self.clips:
+        if not isinstance(outputs, MattingOutput) or int(batch.start) != 0 or self._logged >= self.clips:
             return
         self._logged += 1
         from lightning.pytorch.loggers import WandbLogger  # imports wandb, which not every run needs

@@ -28,6 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ptq4vm import processes
 from ptq4vm.callbacks import AlphaWriter
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import export_checked
@@ -68,7 +69,6 @@ _LIGHTNING = ("fit", "validate", "test", "predict")
 _FROM_RECIPE = {"network", "weights", "downsample_ratio", "qconfig", "output", "checkpoint", "scoring"}
 _EXPECTED_WARNINGS = (
     "does not have many workers",
-    "`training_step` returned `None`",  # round to nearest has nothing to learn
     "Found .* in eval mode at the start of training",  # a network being quantized stays in eval mode
     "The number of training batches .* is smaller than the logging interval",
 )
@@ -169,6 +169,8 @@ def _quantize(args: list[str]) -> None:
     parser.add_argument("--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8, auto]")
     config = parser.instantiate_classes(parser.parse_args(args))
     result = quantize(**_options(config))
+    if processes.rank() > 0:
+        return
     render_table(result.rows, _console)
     for name in ("report", "table", "pictures"):
         _console.print(f"{name:12}{getattr(result, name)}", highlight=False, soft_wrap=True)

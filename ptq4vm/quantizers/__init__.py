@@ -19,7 +19,7 @@ from ptq4vm.quantizers.functional import (
     round_ste,
 )
 from ptq4vm.quantizers.layers import AffineCalibration, QuantizedConv2d, left_float, weights_prepared
-from ptq4vm.quantizers.observers import Observer, find_range
+from ptq4vm.quantizers.observers import Observer, find_range, merge_observers
 from ptq4vm.quantizers.qconfig import Placement, QConfig, QuantSpec, canonical_bits, parse_bits
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "find_range",
     "inverse_rectified_sigmoid",
     "left_float",
+    "merge_observers",
     "observing",
     "parse_bits",
     "quantize",
