@@ -41,6 +41,8 @@ from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
 from ptq4vm.phases.base import make_float_network
 from ptq4vm.pipeline import quantize, report_run
+from ptq4vm.phases.checkpoints import WholeCheckpoints
+from ptq4vm.pipeline import quantize
 from ptq4vm.quantizers import QConfig, canonical_bits
 from ptq4vm.reporting import (
     LayerBar,
@@ -132,6 +134,13 @@ def main(args: list[str] | None = None) -> int:
 
 
 class _CLI(LightningCLI):
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path is not None and Path(path).is_file():
+            WholeCheckpoints().load_checkpoint(path)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's Trainer; what it refuses is a user's mistake."""
         try:

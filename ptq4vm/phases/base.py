@@ -1,12 +1,14 @@
 """What all phases share: a network scored on an evaluation tree, and its float teacher."""
 
 import copy
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from ptq4vm.graph import float_twin_, require_calibrated, save_quantized
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
+from ptq4vm.phases.checkpoints import WholeCheckpoints
 from ptq4vm.quantizers import QConfig
 from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
 
@@ -162,6 +165,8 @@ class PTQPhase(MattingModule):
                 f"Expected the strategy ddp on {self.trainer.world_size} devices, got {type(strategy).__name__}. "
                 "Set --trainer.strategy ddp."
             )
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
+            strategy.checkpoint_io = WholeCheckpoints()
         if stage == "fit" and self.output is not None and Path(self.output).exists():
             raise PTQ4VMError(f"Expected {self.output} to be new, got a file. Choose another output, or remove it.")
         teacher = self._teacher[0].to(strategy.root_device)
@@ -199,13 +204,15 @@ class PTQPhase(MattingModule):
         """Refuse a checkpoint of another module or network before Lightning loads it.
 
         Raises:
-            PTQ4VMError: its keys are not this module's.
+            PTQ4VMError: its tensors have not the names and shapes of this module's.
         """
-        wrong = sorted(set(checkpoint["state_dict"]) ^ set(self.state_dict()))
+        found, expected = _shapes(checkpoint["state_dict"]), _shapes(self.state_dict())
+        wrong = sorted(name for name, _ in found ^ expected)
         if wrong:
             raise PTQ4VMError(
-                f"Expected a checkpoint of {type(self).__name__} with these settings, got one with missing or "
-                f"left-over keys: {', '.join(wrong[:5])}. Give the checkpoint that this configuration wrote."
+                f"Expected a checkpoint of {type(self).__name__} with these settings, got one with missing, left-over "
+                f"or differently shaped tensors: {', '.join(wrong[:5])}. Give the checkpoint that this configuration "
+                "wrote."
             )
 
     def on_test_start(self) -> None:  # noqa: D102
@@ -217,6 +224,10 @@ class PTQPhase(MattingModule):
     def on_validation_start(self) -> None:
         """Within a fit of block reconstruction the blocks ahead are not calibrated yet."""
         require_calibrated(self.network)
+
+
+def _shapes(state: Mapping[str, Any]) -> set[tuple[str, Any]]:
+    return {(str(name), getattr(value, "shape", None)) for name, value in state.items()}
 
 
 def make_float_network(name: str, weights: str, downsample_ratio: float) -> MattingModel:

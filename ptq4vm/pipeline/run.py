@@ -193,7 +193,10 @@ class Run:
             return
         L.seed_everything(self.data.seed, verbose=False)
         self.data.batch_size, self.data.steps_per_epoch = batch, steps
-        keep = ModelCheckpoint(folder / name, save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+        # Not save_last with save_top_k=0, which since Lightning 2.6 writes nothing.
+        keep = ModelCheckpoint(
+            folder / name, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+        )
         trainer = self._make_trainer(
             folder / name, callbacks=[keep], max_epochs=epochs, limit_val_batches=0, num_sanity_val_steps=0
         )

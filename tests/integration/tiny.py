@@ -22,6 +22,7 @@ class TinyMatting(MattingModel):
         self.gate = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.Sigmoid())
         self.candidate = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.Tanh())
         self.head = nn.Conv2d(8, 4, 3, 1, 1)
+        nn.init.constant_(self.head.bias, 0.4)  # an alpha that is not all zeros
         self.downsample_ratio = downsample_ratio
 
     def initial_state(self, src):
