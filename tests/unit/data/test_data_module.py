@@ -117,7 +117,16 @@ def test_an_interrupted_run_goes_on(make, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["", "teacher-*/", "flow-*/"])
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"?" * 100])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"?" * 100,
+        lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        lambda data: data.replace(b"00001.safetensors", b"00002.safetensors"),
+    ],
+)
 def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
     module = make()
     attach(module)
@@ -126,7 +135,7 @@ def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PTQ4VMError, match="Run again: it will be remade"):
         module.calibration_set[1]
-    with pytest.warns(UserWarning, match=r"Remaking .*00001\.safetensors, which is damaged"):
+    with pytest.warns(UserWarning, match=r"Remaking .*00001\.safetensors, which is damaged or stale"):
         attach(make())
     after = module.calibration_set[1]
     assert torch.equal(before.src, after.src)
