@@ -21,7 +21,7 @@ def run(folder):
     data = VideoMattingDataModule(
         num_sequences=3, seq_length=3, height=32, width=48, eval_clips=1, eval_frames=3, cache_dir=folder / "cache"
     )
-    rows = {"biq": Row("BIQ"), "ours": Row("ours", "biq", {"weight_lr": 0.01, "window": 2})}
+    rows = {"biq": Row("BIQ"), "ours": Row("ours", "biq", {"weight_lr": 0.01, "window": 2, "average": 0.9})}
     weights = str(folder.parent / "tiny.safetensors")
     quantize(data, folder, "tiny", weights, bits=["W4A8"], rows=rows, block_steps=60, gac_epochs=15,
              trainer={"accelerator": "cpu", "logger": False})  # fmt: skip

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import lightning.pytorch as L
+import tiny  # noqa: F401  (registers the network)
 import torch
 
 from ptq4vm.data import VideoMattingDataModule
@@ -58,7 +59,14 @@ def main(folder, processes, fail=False):
         phase = BlockReconstructionModule("tiny", weights, qconfig=QConfig("W4A4"), drop_prob=0.0, output=biq)
         L.Trainer(**settings, callbacks=[Keeper(folder)]).fit(phase, datamodule=data)
     data.steps_per_epoch = None
-    options = {"weights": weights, "feature_weight": 0.5, "weight_lr": 1e-3, "window": 2, "coherence_weight": 1.0}
+    options = {
+        "weights": weights,
+        "feature_weight": 0.5,
+        "weight_lr": 1e-3,
+        "window": 2,
+        "coherence_weight": 1.0,
+        "average": 0.9,
+    }
     phase = (Failing if fail else GACModule)(biq, **options)
     L.Trainer(**settings, callbacks=[Keeper(folder)], max_epochs=STEPS).fit(phase, datamodule=data)
     (metrics,) = L.Trainer(**settings).test(MattingModule(phase.network), datamodule=data, verbose=False)
