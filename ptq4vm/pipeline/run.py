@@ -93,6 +93,8 @@ class Run:
 
     def say(self, text: str) -> None:
         """Tell what is done now, and keep it in the run's log."""
+        if processes.rank() > 0:
+            return
         with (self.folder / LOG).open("a") as log:
             log.write(f"{now()} {text}\n")
         if self._bar is not None:

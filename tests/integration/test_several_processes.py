@@ -81,9 +81,11 @@ def test_quantize_with_uneven_shares(folder):
     data = VideoMattingDataModule(**sizes, cache_dir=folder / "cache")
     run = Run(folder / "alone", data, {"accelerator": "cpu"}, "float")
     teacher = load_model(folder / "tiny.safetensors", "tiny")
+    run.folder.mkdir()
     run.prepare(teacher, {})
     rows = json.loads((folder / "run" / "metrics.json").read_text())["rows"]
     assert len(rows) == 5
+    assert len(json.loads((folder / "run" / "float.frames.json").read_text())) == 3
     for row, network in ((rows[0], teacher), (rows[-1], load_model(folder / "run"))):
         expected = run.score(folder / "alone" / f"{row['name']}.json", "alone", network)
         assert row["metrics"] == pytest.approx(expected.metrics, rel=1e-5)
