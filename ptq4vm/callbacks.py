@@ -40,7 +40,9 @@ class AlphaWriter(L.Callback):
     ) -> None:
         self._write(outputs, batch)
 
-    def _write(self, output: MattingOutput, clip: MattingClip) -> None:
+    def _write(self, output: MattingOutput | None, clip: MattingClip) -> None:
+        if output is None:
+            return
         folder = self.folder / clip.name / "pha"
         start = int(clip.start)
         names = clip.frames or [f"{index:04d}" for index in range(start, start + clip.src.shape[1])]
@@ -110,7 +112,10 @@ class AlphaStrips(L.Callback):
     def on_validation_batch_end(  # noqa: D102
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
     ) -> None:
-        if not isinstance(pl_module, PTQPhase) or int(batch.start) != 0 or self._logged >= self.clips:
+        # Only the first process logs, and one without clips has none.
+        if not isinstance(pl_module, PTQPhase) or outputs is None or not trainer.is_global_zero:
+            return
+        if int(batch.start) != 0 or self._logged >= self.clips:
             return
         self._logged += 1
         with torch.no_grad():
@@ -141,7 +146,7 @@ class CalibrationHistograms(L.Callback):
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: D102
-        if not isinstance(pl_module, PTQPhase):
+        if not isinstance(pl_module, PTQPhase) or not trainer.is_global_zero:
             return
         layers = quantized_layers(pl_module.network)
         if isinstance(pl_module, BlockReconstructionModule):

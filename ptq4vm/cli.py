@@ -28,6 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ptq4vm import processes
 from ptq4vm.callbacks import AlphaWriter, LoggedConfig
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import export_checked
@@ -39,6 +40,7 @@ from ptq4vm.models import fetch_weights, list_models
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, MattingModule, PTQPhase, make_teacher
 from ptq4vm.phases.base import make_float_network
+from ptq4vm.phases.checkpoints import WholeCheckpoints
 from ptq4vm.pipeline import quantize, report_run
 from ptq4vm.quantizers import QConfig, canonical_bits
 from ptq4vm.reporting import (
@@ -68,7 +70,6 @@ _LIGHTNING = ("fit", "validate", "test", "predict")
 _FROM_RECIPE = {"network", "weights", "downsample_ratio", "qconfig", "output", "checkpoint", "scoring"}
 _EXPECTED_WARNINGS = (
     "does not have many workers",
-    "`training_step` returned `None`",  # round to nearest has nothing to learn
     "Found .* in eval mode at the start of training",  # a network being quantized stays in eval mode
     "The number of training batches .* is smaller than the logging interval",
 )
@@ -132,6 +133,13 @@ def main(args: list[str] | None = None) -> int:
 
 
 class _CLI(LightningCLI):
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path is not None and Path(path).is_file():
+            WholeCheckpoints().load_checkpoint(path)
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's Trainer; what it refuses is a user's mistake."""
         try:
@@ -168,8 +176,10 @@ def _quantize(args: list[str]) -> None:
     parser.add_class_arguments(L.Trainer, "trainer", skip={"max_epochs", "default_root_dir"}, instantiate=False)
     parser.add_function_arguments(quantize, skip={"data", "block_reconstruction", "gac", "trainer", "bits"})
     parser.add_argument("--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8, auto]")
-    config = parser.instantiate_classes(parser.parse_args(args))
+    config = _parse(parser, args)
     result = quantize(**_options(config))
+    if processes.rank() > 0:
+        return
     render_table(result.rows, _console)
     for name in ("report", "table", "pictures"):
         _console.print(f"{name:12}{getattr(result, name)}", highlight=False, soft_wrap=True)
@@ -203,10 +213,22 @@ def _compare(args: list[str]) -> None:
     compare_runs([read_run(folder) for folder in config.runs], _console, config.json)
 
 
+def _parse(parser: ArgumentParser, args: list[str]) -> Namespace:
+    try:
+        return parser.instantiate_classes(parser.parse_args(args))
+    except (TypeError, ValueError) as error:
+        if isinstance(error.__cause__, PTQ4VMError):
+            raise
+        # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later.
+        raise PTQ4VMError(f"Expected settings of their own kinds, got: {error}. Look for empty ones.") from error
+
+
 def _options(config: Namespace) -> dict[str, Any]:
     """Keyword arguments for :func:`quantize`: groups that are options become dictionaries."""
     options = {key: value for key, value in vars(config).items() if key != "config"}
     for group in ("block_reconstruction", "gac", "trainer"):
+        if not isinstance(options[group], Namespace):
+            raise PTQ4VMError(f"Expected settings below {group}, got {options[group]!r}. Name some, or leave it out.")
         options[group] = dict(vars(options[group]))
     return options
 
@@ -410,7 +432,7 @@ def _sensitivity(args: list[str]) -> None:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
     parser.add_class_arguments(VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"})
     parser.add_class_arguments(QConfig, "qconfig", skip={"bits"})
-    config = parser.instantiate_classes(parser.parse_args(args))
+    config = _parse(parser, args)
     wanted = [canonical_bits(one) for one in ([config.bits] if isinstance(config.bits, str) else config.bits)]
     network = make_float_network(config.network, config.weights, config.downsample_ratio).to(_device(config.device))
     path = config.output / "sensitivity.json"

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from ptq4vm import processes
 from ptq4vm.data.sources import ClipSource, LayeredSource, compose, derive_seed
 from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
 from ptq4vm.data.transforms import ClipAugmentation, cut_or_shrink
@@ -177,7 +178,7 @@ class CalibrationBuilder:
         return drawn if self.labels else drawn._replace(pha=None, fgr=None, flow=None)
 
     def build(self, folder: Path, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> CalibrationSet:
-        """Make the files that are missing or damaged, and keep the others.
+        """Make the files that are missing or damaged, and keep the others. Each process makes its share.
 
         Args:
             folder: of this set, named after everything that decides what is in it.
@@ -191,7 +192,8 @@ class CalibrationBuilder:
         flow_key = "exact" if self.exact_flow else flow.key
         teacher_folder = make_folder(folder / f"teacher-{short_hash({'key': teacher.key})}")
         flow_folder = make_folder(folder / f"flow-{short_hash({'key': flow_key})}")
-        for index in range(len(self.sequences)):
+        share = processes.share(range(len(self.sequences)))
+        for done, index in enumerate(share):
             file = file_name(index)
             if not is_whole(folder / file, ["src"]):
                 self._write_sequence(folder / file, index)
@@ -200,7 +202,7 @@ class CalibrationBuilder:
             if not is_whole(flow_folder / file, ["flow", "visible"]):
                 self._write_flow(flow_folder / file, folder / file, index, flow)
             if progress is not None:
-                progress(index + 1, len(self.sequences), "calibration sequences")
+                progress(done + 1, len(share), "calibration sequences")
         return CalibrationSet(folder, teacher_folder, flow_folder, len(self.sequences))
 
     def _write_sequence(self, path: Path, index: int) -> None:

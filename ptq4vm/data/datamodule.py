@@ -1,19 +1,22 @@
 """The LightningDataModule: calibration sequences for learning, chunks of clips for measuring."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data.distributed import DistributedSampler
 
+from ptq4vm import processes
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.builtin import PICTURES, PORTRAIT, SETTLE_FRAMES, BuiltinSource, bundled
 from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_from_all, draw_sequences
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
-from ptq4vm.data.loading import EvaluationChunks, ShuffledPasses, collate_calibration, collate_chunk
+from ptq4vm.data.loading import EvaluationChunks, NoFrames, ShuffledPasses, collate_calibration, collate_chunk
 from ptq4vm.data.references import HeldOutClips, ReferencedChunks
 from ptq4vm.data.sources import ClipSource
 from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
@@ -22,7 +25,7 @@ from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
@@ -33,8 +36,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
     """Calibration sequences, made once and kept on disk, and evaluation clips, read chunk by chunk.
 
     The set is chosen by seed, then fixed: the float network's outputs and the optical flow for it are computed once
-    and kept beside it. Both come from :meth:`attach`, which the LightningModules call. Evaluation reads its clips in
-    order, so evaluate on one device, or a clip's chunks end up on different ones.
+    and kept beside it. Both come from :meth:`attach`, which the LightningModules call. With several processes each has
+    its share of the sequences, and whole clips to evaluate.
 
     Args:
         root: Folder that the paths below are relative to; the working directory if not given.
@@ -142,7 +145,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """Make the calibration set, or what is missing of it, and cut the built-in portrait out.
 
         A sequence at a time is made, passed through the teacher and written, so memory doesn't depend on their
-        number. What an interrupted run has written is kept. With several processes the first makes the set.
+        number. What an interrupted run has written is kept. With several processes each makes its share, in a cache
+        that all of them reach; a mistake in one ends all.
 
         Args:
             teacher: the float network.
@@ -152,26 +156,24 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: files can't be read or written.
         """
-        trainer = self.trainer
-        if trainer is None or trainer.world_size == 1:
-            self._attach(teacher, flow, progress)
-            return
-        # The first process makes the files, then the others find them (or make their own, where disks aren't shared).
-        if not trainer.is_global_zero:
-            trainer.strategy.barrier("ptq4vm calibration set")
-        self._attach(teacher, flow, progress)
-        if trainer.is_global_zero:
-            trainer.strategy.barrier("ptq4vm calibration set")
+        processes.first_alone(lambda: self._attach(teacher, "test" if flow is None else "fit"))
+        if flow is not None:
+            self._calibration_set = processes.together(lambda: self._build(teacher, flow, progress))
 
-    def _attach(self, teacher: Teacher, flow: FlowEstimator | None, progress: Progress | None) -> None:
-        self.setup("fit" if flow is not None else "test")
+    def _attach(self, teacher: Teacher, stage: str) -> None:
+        self.setup(stage)
         for source in (*self._calibration_sources, self._evaluation_source):
             if isinstance(source, BuiltinSource):
                 source.use(lambda src: self._cached_cutout(teacher, src))
             elif isinstance(source, CutoutSource):
                 source.use(teacher)
-        if flow is None:
-            return
+
+    def _build(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> CalibrationSet:
+        if self.num_sequences < processes.count():
+            raise PTQ4VMError(
+                f"Expected a calibration sequence for each of {processes.count()} processes, got num_sequences = "
+                f"{self.num_sequences}. Raise it, or lower devices."
+            )
         builder = CalibrationBuilder(
             sequences=self._sequences,
             length=self.seq_length,
@@ -180,7 +182,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             seed=self.seed,
             size=self.size if self.enlarge > 1 else None,
         )
-        self._calibration_set = builder.build(self._set_folder(teacher), teacher, flow, progress)
+        return builder.build(self._set_folder(teacher), teacher, flow, progress)
 
     def add_references(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None) -> None:
         """Have the evaluation clips scored against the float network too, and held-out people if there are any.
@@ -194,7 +196,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         source = chunks.source
         settings = {"teacher": teacher.key, "clips": source.fingerprint(), "chunks": chunks.chunks}
         folder = self.cache_dir / "references" / short_hash(settings | {"format": FORMAT_VERSION})
-        self._references = ReferencedChunks(chunks, folder).build(teacher, progress)
+        self._references = processes.together(lambda: ReferencedChunks(chunks, folder).build(teacher, progress))
         if not self.held_out:
             return
         # As large as what is evaluated: how much of a frame a person fills decides how hard it is.
@@ -207,7 +209,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         held_out = {"clips": scenes.fingerprint(), "frames": (HELD_OUT_CLIPS, length, height, width)}
         folder = self.cache_dir / "held_out" / short_hash(held_out | {"format": FORMAT_VERSION})
         builder = CalibrationBuilder(places, length, None, labels=False, seed=0)
-        sequences = builder.build(folder, teacher, flow, progress)
+        sequences = processes.together(lambda: builder.build(folder, teacher, flow, progress))
         self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
 
     def _cached_cutout(self, teacher: Teacher, src: Tensor) -> Tensor:
@@ -272,9 +274,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return self._calibration_set
 
     def train_dataloader(self) -> DataLoader[CalibrationClip]:
-        """Batches of CalibrationClip, (B, T, C, H, W), shuffled by seed and epoch."""
-        steps, size = self.steps_per_epoch, len(self.calibration_set)
-        sampler = ShuffledPasses(size, size if steps is None else steps * self.batch_size, self.seed)
+        """Batches of CalibrationClip, (B, T, C, H, W), shuffled by seed and epoch.
+
+        With several processes ``batch_size`` is each one's; all make the same number of batches of their own shares.
+        """
+        steps, share = self.steps_per_epoch, processes.share(range(len(self.calibration_set)))
+        longest = math.ceil(len(self.calibration_set) / processes.count())
+        sampler = ShuffledPasses(share, longest if steps is None else steps * self.batch_size, self.seed)
         return DataLoader(
             self.calibration_set,
             batch_size=self.batch_size,
@@ -295,8 +301,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
             source.portrait()  # Say here, not in a loader process, that attach is missing.
         return EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
 
-    def _loader(self, clips: Dataset[MattingClip]) -> DataLoader[MattingClip]:
-        return DataLoader(clips, batch_size=1, num_workers=self.num_workers, collate_fn=collate_chunk)
+    def _loader(self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips) -> DataLoader[MattingClip]:
+        """Whole clips, each for one process alone."""
+        share = [index for clip in processes.share(clips.by_clip()) for index in clip]
+        own: Dataset[MattingClip] = Subset(clips, share) if share else NoFrames()
+        # Of this share alone; of this type so that Lightning makes no shares of it, which would cut clips apart.
+        sampler: DistributedSampler[int] = DistributedSampler(own, num_replicas=1, rank=0, shuffle=False)
+        return DataLoader(own, sampler=sampler, num_workers=self.num_workers, collate_fn=collate_chunk)
 
     def held_out_dataloader(self) -> DataLoader[MattingClip] | None:
         """Held-out people, (1, T, C, H, W) each, if :meth:`add_references` found some."""

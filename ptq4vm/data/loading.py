@@ -1,11 +1,13 @@
 """From data sets to batches: evaluation chunks, orders of samples, and collation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from ptq4vm.data.sources import ClipSource, derive_seed
 from ptq4vm.types import CalibrationClip, MattingClip
@@ -49,33 +51,47 @@ class EvaluationChunks(Dataset[MattingClip]):
         """One chunk, (T, C, H, W)."""
         return self.source.read(*self.chunks[index])
 
+    def by_clip(self) -> list[list[int]]:
+        """The numbers of the chunks of each clip."""
+        return [[*numbers] for _, numbers in groupby(range(len(self)), lambda number: self.chunks[number].clip)]
 
-class ShuffledPasses(Sampler[int]):
+
+class NoFrames(Dataset[MattingClip]):
+    """One chunk without frames, for a process that gets no clip: it takes part in an evaluation, and counts nothing."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> MattingClip:
+        """(0, 3, 1, 1)."""
+        return MattingClip(torch.zeros(0, 3, 1, 1))
+
+
+# A DistributedSampler, which Lightning leaves as it is: the shares are made here.
+class ShuffledPasses(DistributedSampler[int]):
     """Samples in shuffled passes through a set, decided by seed and epoch.
 
     Args:
-        size: of the set.
-        count: samples an epoch; more than `size` begins further passes, fewer leaves the pass unfinished.
+        items: the set.
+        count: samples an epoch; more than there are begins further passes, fewer leaves the pass unfinished.
         seed: of the order.
     """
 
-    def __init__(self, size: int, count: int, seed: int) -> None:
-        self.size, self.count, self.seed, self.epoch = size, count, seed, 0
+    def __init__(self, items: Sequence[int], count: int, seed: int) -> None:
+        super().__init__(items, num_replicas=1, rank=0, seed=seed)  # type: ignore[arg-type]
+        self.items, self.count = items, count
 
     def __len__(self) -> int:
         return self.count
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch, also when it resumes."""
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         generator = Generator().manual_seed(derive_seed(self.seed, self.epoch))
         self.epoch += 1  # Where nobody calls set_epoch, epochs still differ.
         left = self.count
         while left > 0:
-            yield from torch.randperm(self.size, generator=generator)[:left].tolist()
-            left -= self.size
+            order = torch.randperm(len(self.items), generator=generator)[:left].tolist()
+            yield from (self.items[place] for place in order)
+            left -= len(self.items)
 
 
 def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ptq4vm import processes
 from ptq4vm.data.calibration import CalibrationSet, Progress, file_name
 from ptq4vm.data.loading import Chunk, EvaluationChunks
 from ptq4vm.data.sources import ClipSource
@@ -50,24 +51,27 @@ class ReferencedChunks(Dataset[MattingClip]):
         pha = read_tensors(self.folder / file_name(index))["pha"].float() / _LEVELS
         return self.clips[index]._replace(float_pha=pha)
 
+    def by_clip(self) -> list[list[int]]:
+        """The numbers of the chunks of each clip."""
+        return self.clips.by_clip()
+
     @torch.no_grad()
     def build(self, teacher: Teacher, progress: Progress | None = None) -> "ReferencedChunks":
-        """Make what is missing; a clip whose chunks are all there is not looked at.
+        """Make what is missing, each process its share; a clip whose chunks are all there is not looked at.
 
         Raises:
             PTQ4VMError: clips can't be read, or the folder can't be written.
         """
         make_folder(self.folder)
-        state = None
-        whole = [is_whole(self.folder / file_name(index), ["pha"]) for index in range(len(self))]
-        missing = {self.chunks[index].clip for index, there in enumerate(whole) if not there}
-        for index, chunk in enumerate(self.chunks):
-            if chunk.clip in missing:
-                output = teacher.forward(self.clips[index].src[None], None if chunk.start == 0 else state)
+        share = processes.share(self.clips.by_clip())
+        for done, clip in enumerate(share):
+            files, state = [self.folder / file_name(index) for index in clip], None
+            for index, file in zip(clip, files, strict=True) if not all(is_whole(f, ["pha"]) for f in files) else ():
+                output = teacher.forward(self.clips[index].src[None], state)
                 state = tuple(steps[:, -1] for steps in output.state)
-                write_tensors(self.folder / file_name(index), {"pha": _to_codes(output.pha[0])})
+                write_tensors(file, {"pha": _to_codes(output.pha[0])})
             if progress is not None:
-                progress(index + 1, len(self), "float mattes of the evaluation clips")
+                progress(done + 1, len(share), "float mattes of the evaluation clips")
         return self
 
 
@@ -84,6 +88,10 @@ class HeldOutClips(Dataset[MattingClip]):
     def num_frames(self) -> int:
         """Frames of all clips together."""
         return len(self) * len(self.sequences[0].src)
+
+    def by_clip(self) -> list[list[int]]:
+        """The numbers of the clips, one by one."""
+        return [[number] for number in range(len(self))]
 
     def __getitem__(self, index: int) -> MattingClip:
         """One clip, (T, C, H, W)."""

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.writing import written_whole
 
 
 def short_hash(settings: Mapping[str, Any]) -> str:
@@ -36,46 +37,63 @@ def make_folder(folder: Path) -> Path:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file that appears only when it is complete.
+    """Write a safetensors file that appears only when it is complete, with its key and a checksum.
+
+    The key is the end of its path: the folders are named after everything that decides what is in them.
 
     Raises:
         PTQ4VMError: the file can't be written.
     """
-    # Named by process, so that processes making the same file don't write into each other's.
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise PTQ4VMError(f"Expected to write {path}, got: {error}. Free some space or change cache_dir.") from error
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = save(plain, {"key": _key(path), "sha256": _checksum(plain)})
+    with written_whole(path) as part:
+        part.write_bytes(data)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a file of :func:`write_tensors`.
 
     Raises:
-        PTQ4VMError: it is missing or damaged.
+        PTQ4VMError: it is missing, damaged or stale.
     """
     try:
         # Not load_file: its tensors look into the file, and a file that is cut short meanwhile would kill the process.
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise PTQ4VMError(
-            f"Expected a whole file of the calibration cache at {path}, got: {error}. Run again: it will be remade."
-        ) from error
-
-
-def is_whole(path: Path, names: Iterable[str]) -> bool:
-    """Whether a file of :func:`write_tensors` is there with these tensors; warns when it is there but damaged."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "pt") as file:
-            missing = set(names) - set(file.keys())
-        problem = f"it lacks {sorted(missing)}" if missing else ""
+        data = path.read_bytes()
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        problem = "" if header.get("sha256") == _checksum(tensors) else "its checksum is another"
+        if header.get("key") != _key(path):
+            problem = f"it was made as {header.get('key')}"
     except (OSError, SafetensorError) as error:
         problem = str(error)
     if problem:
-        warnings.warn(f"Remaking {path}, which is damaged: {problem}.", stacklevel=2)
+        raise PTQ4VMError(
+            f"Expected a whole file of the calibration cache at {path}, got: {problem}. Run again: it will be remade."
+        )
+    return tensors
+
+
+def is_whole(path: Path, names: Iterable[str]) -> bool:
+    """Whether a file of :func:`write_tensors` is there with these tensors; warns when it is damaged or stale."""
+    if not path.exists():
+        return False
+    try:
+        missing = set(names) - set(read_tensors(path))
+        problem = f"it lacks {sorted(missing)}" if missing else ""
+    except PTQ4VMError as error:
+        problem = str(error)
+    if problem:
+        warnings.warn(f"Remaking {path}, which is damaged or stale: {problem}", stacklevel=2)
     return not problem
+
+
+def _key(path: Path) -> str:
+    return "/".join(path.absolute().parts[-3:])
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

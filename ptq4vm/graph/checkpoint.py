@@ -88,7 +88,9 @@ def read_header(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         header = json.loads(metadata[_HEADER])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        if not isinstance(header, dict):
+            raise ValueError("a header that is no object")
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise PTQ4VMError(
             f"Expected a quantized checkpoint as ptq4vm writes it, got {path} ({type(error).__name__}: {error}). "
             "Make one with `ptq4vm quantize`."
@@ -109,13 +111,13 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
     """
     header = read_header(path)
     try:
-        qconfig = QConfig(**header["qconfig"])
-        # The scales come from the file: the cheapest way to find them is enough here.
-        quick = dataclasses.replace(qconfig, range_method="minmax")
-        network = quantize_network(create_model(header["network"], **header["arguments"]), quick)
+        network, qconfig = _build(header)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (KeyError, TypeError, SafetensorError) as error:
+    except PTQ4VMError:
+        raise
+    # What a damaged or foreign header says may stumble anywhere on its way to becoming a network.
+    except Exception as error:
         raise PTQ4VMError(f"Expected a complete quantized checkpoint, got {path}: {error}. Quantize again.") from error
     expected = network.state_dict()
     wrong = sorted(set(expected) ^ set(tensors))
@@ -124,21 +126,33 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
             f"Expected in {path} the {len(expected)} tensors of a quantized {network.name}, "
             f"missing or left over: {', '.join(wrong[:5])}. Quantize again."
         )
+    packed = {f"{name}.weight" for name in quantized_layers(network)}
+    for name in sorted(expected.keys() - packed):
+        got, value = tensors[name], expected[name]
+        if got.shape != value.shape or got.dtype != value.dtype or not torch.isfinite(got).all():
+            raise PTQ4VMError(
+                f"Expected finite values, {tuple(value.shape)} of {value.dtype}, for {name} in {path}, got "
+                f"{tuple(got.shape)} of {got.dtype}. Quantize again."
+            )
     for name, layer in quantized_layers(network).items():
         quantizer = layer.weight_quantizer
         codes = _unpack(tensors[f"{name}.weight"], quantizer.spec, layer.weight.shape, f"{path}: {name}.weight")
         scale, zero_point = (tensors[f"{name}.weight_quantizer.{key}"] for key in ("scale", "zero_point"))
         tensors[f"{name}.weight"] = (codes - zero_point) * scale
         quantizer.mode = "fixed"
-    for name, value in expected.items():
-        if tensors[name].shape != value.shape or not torch.isfinite(tensors[name]).all():
-            raise PTQ4VMError(
-                f"Expected finite values of shape {tuple(value.shape)} for {name} in {path}, got shape "
-                f"{tuple(tensors[name].shape)}. Quantize again."
-            )
     network.load_state_dict(tensors)
     network.qconfig = qconfig  # type: ignore[assignment]
     return network.eval().requires_grad_(False), qconfig
+
+
+def _build(header: dict[str, Any]) -> tuple[MattingModel, QConfig]:
+    """The network that a header describes, with weights that are still to be loaded."""
+    qconfig, arguments = QConfig(**header["qconfig"]), dict(header["arguments"])
+    if {"weights", "report"} & set(arguments):
+        raise ValueError("a header that names files")
+    # The scales come from the file: the cheapest way to find them is enough here.
+    quick = dataclasses.replace(qconfig, range_method="minmax")
+    return quantize_network(create_model(header["network"], **arguments), quick), qconfig
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
@@ -152,10 +166,14 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
 
 def _unpack(packed: Tensor, spec: QuantSpec, shape: torch.Size, where: str) -> Tensor:
     """Codes as floats of the given shape; negative ones are stored as two's complement of 4 or 8 bits."""
+    size = (shape.numel() + 1) // 2 if spec.bits <= 4 else shape.numel()
+    if packed.dtype != torch.uint8 or packed.numel() != size:
+        raise PTQ4VMError(
+            f"Expected {size} bytes with {spec.bits}-bit codes in {where}, got {packed.numel()} of {packed.dtype}. "
+            "Quantize again."
+        )
     if spec.bits <= 4:
-        packed = torch.stack([packed & 15, packed >> 4], 1).flatten()[: shape.numel()]
-    if packed.dtype != torch.uint8 or packed.numel() != shape.numel():
-        raise PTQ4VMError(f"Expected {shape.numel()} packed {spec.bits}-bit codes in {where}, got {packed.numel()}.")
+        packed = torch.stack([packed & 15, packed >> 4], -1).flatten()[: shape.numel()]
     codes = packed.to(torch.float32).reshape(shape)
     modulus = 16 if spec.bits <= 4 else 256
     return torch.where(codes > spec.quant_max, codes - modulus, codes)

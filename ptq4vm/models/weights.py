@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -85,17 +86,32 @@ def _read(path: Path, network: nn.Module) -> dict[str, Tensor]:
     )
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def load_plain(path: Path, expected: str, remedy: str, map_location: Any = "cpu") -> Any:
+    """What ``torch.save`` wrote, as long as it is tensors and plain values: no pickled code is run.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the error.
+        remedy: what to do if it isn't.
+        map_location: where tensors go.
+
+    Raises:
+        PTQ4VMError: it is damaged, or holds more than that.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     # Bytes that are no checkpoint make the unpickler stumble in any of these ways.
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
             AssertionError, struct.error, pickle.UnpicklingError) as error:  # fmt: skip
         lines = str(error).splitlines() or [type(error).__name__]
         raise PTQ4VMError(
-            f"Expected a PyTorch state dict, got {path}, which is damaged or carries more than tensors "
-            f"({lines[0][:200]}). Save `model.state_dict()`, or download the file anew."
+            f"Expected {expected}, got {path}, which is damaged or carries more than tensors "
+            f"({lines[0][:200]}). {remedy}"
         ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    state = load_plain(path, "a PyTorch state dict", "Save `model.state_dict()`, or download the file anew.")
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):

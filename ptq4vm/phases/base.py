@@ -1,20 +1,26 @@
 """What all phases share: a network scored on an evaluation tree, and its float teacher."""
 
 import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from ptq4vm import processes
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import float_twin_, require_calibrated
+from ptq4vm.graph import float_twin_, require_calibrated, save_quantized
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
+from ptq4vm.phases.checkpoints import WholeCheckpoints
 from ptq4vm.quantizers import QConfig
 from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
 
@@ -48,7 +54,9 @@ class MattingModule(L.LightningModule):
         """(B, T, 3, H, W) -> mattes."""
         return self.network.unroll(src, state)
 
-    def _step(self, clip: MattingClip, truth: Any | None, fidelity: Any | None) -> MattingOutput:
+    def _step(self, clip: MattingClip, truth: Any | None, fidelity: Any | None) -> MattingOutput | None:
+        if clip.src.shape[1] == 0:  # this process got no clip
+            return None
         if int(clip.start) == 0:
             self._state = self._previous = None
         output = self(clip.src, self._state)
@@ -77,13 +85,13 @@ class MattingModule(L.LightningModule):
                 if target is not None and name.startswith(_CURVES):
                     kept.setdefault(name, []).extend(metric.latest.tolist())
 
-    def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102
+    def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput | None:  # type: ignore[override]  # noqa: D102
         return self._step(batch, self.val_metrics, None)
 
-    def test_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # type: ignore[override]  # noqa: D102
+    def test_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput | None:  # type: ignore[override]  # noqa: D102
         return self._step(batch, self.test_metrics, self.test_fidelity)
 
-    def predict_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput:  # noqa: D102
+    def predict_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput | None:  # noqa: D102
         return self._step(batch, None, None)
 
     def on_test_epoch_start(self) -> None:  # noqa: D102
@@ -97,7 +105,9 @@ class MattingModule(L.LightningModule):
         self._log_metrics(self.test_fidelity)
 
     def _log_metrics(self, metrics: Any) -> None:
-        if any(metric.update_called for metric in metrics.values()):
+        # All processes or none: a process that waits for another's figures waits for ever.
+        called = any(metric.update_called for metric in metrics.values())
+        if self.trainer.strategy.reduce_boolean_decision(called, all=False):
             self.log_dict({name: value.float() for name, value in metrics.compute().items()})
             metrics.reset()
 
@@ -132,6 +142,7 @@ class PTQPhase(MattingModule):
         self._teacher_key = teacher_key(teacher)
         self.output = output
         self.flow = create_flow(flow, flow_weights)
+        self._fit = ExitStack()
 
     @property
     def teacher(self) -> MattingModel:
@@ -148,28 +159,60 @@ class PTQPhase(MattingModule):
 
     def setup(self, stage: str) -> None:
         """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
-        if self.trainer.world_size > 1:
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
             raise PTQ4VMError(
-                f"Expected one device, got {self.trainer.world_size}: calibration on several is not there yet. "
-                "Set --trainer.devices 1."
+                f"Expected the strategy ddp on {self.trainer.world_size} devices, got {type(strategy).__name__}. "
+                "Set --trainer.strategy ddp."
             )
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
+            strategy.checkpoint_io = WholeCheckpoints()
         if stage == "fit" and self.output is not None and Path(self.output).exists():
             raise PTQ4VMError(f"Expected {self.output} to be new, got a file. Choose another output, or remove it.")
-        teacher = self._teacher[0].to(self.trainer.strategy.root_device)
+        teacher = self._teacher[0].to(strategy.root_device)
         # Evaluation needs the teacher only to cut the built-in portrait out, and no calibration set.
         self.calibration.attach(make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None)
+
+    def on_fit_start(self) -> None:
+        """Leave gradients to :meth:`on_before_optimizer_step`.
+
+        Lightning's wrapper waits for every parameter that it found at the start; here a few learn at a time.
+        """
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            self._fit.enter_context(self.trainer.strategy.block_backward_sync())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Average the gradients over all processes, in one message."""
+        if self.trainer.world_size == 1:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        mean = self.trainer.strategy.reduce(torch.cat([grad.flatten() for grad in gradients]), reduce_op="mean")
+        for grad, part in zip(gradients, mean.split([grad.numel() for grad in gradients]), strict=True):  # type: ignore[union-attr]
+            grad.copy_(part.view_as(grad))
+
+    def teardown(self, stage: str) -> None:
+        """Undo what held for the fit alone."""
+        self._fit.close()
+
+    def _save(self, made: dict[str, Any]) -> None:
+        """Write the quantized checkpoint; no process goes on before it is there."""
+        if self.output is not None:
+            processes.once(save_quantized, self.network, self.qconfig, self.output, made)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another module or network before Lightning loads it.
 
         Raises:
-            PTQ4VMError: its keys are not this module's.
+            PTQ4VMError: its tensors have not the names and shapes of this module's.
         """
-        wrong = sorted(set(checkpoint["state_dict"]) ^ set(self.state_dict()))
+        found, expected = _shapes(checkpoint["state_dict"]), _shapes(self.state_dict())
+        wrong = sorted(name for name, _ in found ^ expected)
         if wrong:
             raise PTQ4VMError(
-                f"Expected a checkpoint of {type(self).__name__} with these settings, got one with missing or "
-                f"left-over keys: {', '.join(wrong[:5])}. Give the checkpoint that this configuration wrote."
+                f"Expected a checkpoint of {type(self).__name__} with these settings, got one with missing, left-over "
+                f"or differently shaped tensors: {', '.join(wrong[:5])}. Give the checkpoint that this configuration "
+                "wrote."
             )
 
     def on_test_start(self) -> None:  # noqa: D102
@@ -181,6 +224,10 @@ class PTQPhase(MattingModule):
     def on_validation_start(self) -> None:
         """Within a fit of block reconstruction the blocks ahead are not calibrated yet."""
         require_calibrated(self.network)
+
+
+def _shapes(state: Mapping[str, Any]) -> set[tuple[str, Any]]:
+    return {(str(name), getattr(value, "shape", None)) for name, value in state.items()}
 
 
 def make_float_network(name: str, weights: str, downsample_ratio: float) -> MattingModel:

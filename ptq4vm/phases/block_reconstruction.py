@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ptq4vm import processes
+from ptq4vm.data.sources import derive_seed
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import (
     SequenceStore,
@@ -17,18 +19,19 @@ from ptq4vm.graph import (
     quantize_network,
     quantized_layers,
     run_block,
-    save_quantized,
 )
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
 from ptq4vm.phases.losses import cosine, reconstruction_loss
 from ptq4vm.quantizers import (
+    Observer,
     QConfig,
     QuantizedLayer,
     QuantizedLinear,
     activation_quantizers,
     annealed_beta,
     dropping,
+    merge_observers,
     observing,
     random_mask,
     rounding_regularizer,
@@ -110,6 +113,8 @@ class BlockReconstructionModule(PTQPhase):
                 parameter.requires_grad_(parameter.requires_grad and learn_scales)
             if learn_rounding:
                 layer.weight_quantizer.start_rounding(layer.weight)
+        # Round to nearest learns nothing, but Lightning wants a parameter that does.
+        self.unused = None if self.learns else nn.Parameter(torch.zeros(()))
         self._store: SequenceStore | None = None
         self._walked = 0
 
@@ -134,23 +139,24 @@ class BlockReconstructionModule(PTQPhase):
             {"params": roundings, "lr": self.rounding_lr, "name": "rounding"},
             {"params": scales, "lr": self.scale_lr, "name": "scales"},
         ]
-        groups = [group for group in groups if group["params"]]
-        # Round to nearest learns nothing, but Lightning wants an optimizer to count its steps.
-        return torch.optim.Adam(groups or [nn.Parameter(torch.zeros(1, device=self.device))])
+        return torch.optim.Adam([group for group in groups if group["params"]] or [self.unused])  # type: ignore[arg-type]
 
     def on_fit_start(self) -> None:
         """Begin the walk through the network; after a restart, the finished blocks are walked through again."""
+        super().on_fit_start()
         clips = self.calibration.calibration_set
+        share = processes.share(range(len(clips)))
         # In the run's own folder, so that what a killed run left behind is found and removed.
         folder = Path(self.trainer.default_root_dir) / f"activations-{self.global_rank}"
         shutil.rmtree(folder, ignore_errors=True)
-        self._store, self._walked = SequenceStore(folder, len(clips)), 0
-        for index in range(len(clips)):
+        self._store, self._walked = SequenceStore(folder, len(share)), 0
+        for place, index in enumerate(share):
             for side in ("float", "quantized"):
-                self._store.write(f"{side}/src", index, clips[index].src)
+                self._store.write(f"{side}/src", place, clips[index].src)
 
     def teardown(self, stage: str) -> None:
         """Give the disk back."""
+        super().teardown(stage)
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -177,23 +183,28 @@ class BlockReconstructionModule(PTQPhase):
             self._forget_after(block)
         self._walked = self.blocks.index(self.block)
         self._walk(self.block, "float", self.teacher)
-        with observing(self._quantizers(self.block)), self._mode(self.block, "nearest"), torch.no_grad():
+        observed = observing(self._quantizers(self.block), _choose_together)
+        with observed, self._mode(self.block, "nearest"), torch.no_grad():
             for index in range(self.store.num_sequences):
                 self._run(self.block, self.network, self._inputs(self.block, "quantized", slice(index, index + 1)))
-        self.log("biq/nearest", self._score("nearest"))
+        self.log("biq/nearest", self._score("nearest"), sync_dist=True)
         self._set_mode(self.block, "soft")
 
     def on_train_batch_start(self, batch: CalibrationClip, batch_idx: int) -> None:
         """Cosine decay of the scales' learning rate within the block."""
+        # By step and process: a fit that goes on after a kill must drop the same values, and no two processes should.
+        seed = derive_seed(derive_seed(self.calibration.seed, self.global_step), processes.rank())
+        torch.manual_seed(seed)
         for group in self.trainer.optimizers[0].param_groups:
             if group.get("name") == "scales":
                 group["lr"] = self.scale_lr * cosine(self._progress(batch_idx))
 
-    def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor:
         """One step on the current block, for the sequences that the batch names."""
-        if not self.learns:
-            return None
-        index = batch.index.cpu()
+        if self.unused is not None:
+            return self.unused * 1.0
+        # Their places in this process's share.
+        index = batch.index.cpu() // processes.count()
         inputs = self._inputs(self.block, "quantized", index)
         if self.drop_prob > 0.0:
             floats = self._inputs(self.block, "float", index)
@@ -212,17 +223,16 @@ class BlockReconstructionModule(PTQPhase):
 
     def on_train_epoch_end(self) -> None:
         """Make the block's roundings hard, and log what that cost."""
-        self.log("biq/block", float(self.current_epoch))
-        self.log("biq/soft", self._score("soft"))
-        self.log("biq/hard", self._score("hard"))
+        self.log("biq/block", float(self.current_epoch), sync_dist=True)
+        self.log("biq/soft", self._score("soft"), sync_dist=True)
+        self.log("biq/hard", self._score("hard"), sync_dist=True)
         self._set_mode(self.block, "hard")
 
     def on_fit_end(self) -> None:
         """Put every weight on its grid and write the quantized checkpoint."""
         for layer in quantized_layers(self.network).values():
             layer.fix_()
-        if self.output is not None and self.trainer.is_global_zero:
-            save_quantized(self.network, self.qconfig, self.output, {"phase": "block_reconstruction"})
+        self._save({"phase": "block_reconstruction"})
 
     # ---- the pieces -------------------------------------------------------------------------------------------
 
@@ -310,6 +320,12 @@ class BlockReconstructionModule(PTQPhase):
         finally:
             for layer, was in zip(layers, before, strict=True):
                 layer.weight_quantizer.mode = was
+
+
+def _choose_together(observer: Observer) -> tuple[Tensor, Tensor]:
+    """Scale and zero point for what all processes saw, as the first works them out."""
+    merged = merge_observers(processes.gather(observer))
+    return processes.gather(merged.calculate_qparams())[0]
 
 
 def _state_name(block: Block) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import load_quantized, quantized_layers, save_quantized
+from ptq4vm.graph import load_quantized, quantized_layers
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
 from ptq4vm.phases.losses import alpha_loss, cosine, feature_loss, temporal_loss
 from ptq4vm.quantizers import clamp_ste, weights_prepared
@@ -180,5 +180,4 @@ class GACModule(PTQPhase):
         for layer in quantized_layers(self.network).values():
             layer.fix_()
             layer.absorb_affine_()
-        if self.output is not None and self.trainer.is_global_zero:
-            save_quantized(self.network, self.qconfig, self.output, {"phase": "gac", "flow": self.flow_weight})
+        self._save({"phase": "gac", "flow": self.flow_weight})

@@ -28,12 +28,12 @@ def alpha_loss(pha: Tensor, target: Tensor, l1_weight: float, mse_weight: float)
 
 
 def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-    """Squared error of feature maps as a share of their variance, averaged over all of them.
+    """Squared error of feature maps as a share of their variance in each clip, averaged over all of them.
 
     Feature maps are what a network's blocks hand on, (B, C, h, w), with more channels than a picture or a matte has.
     """
     errors = [
-        (values[name] - target).square().mean() / target.var().clamp(min=_LEAST_VARIANCE)
+        (values[name] - target).square().flatten(1).mean(1) / target.flatten(1).var(1).clamp(min=_LEAST_VARIANCE)
         for name, target in targets.items()
         if target.shape[1] > _MATTE_CHANNELS
     ]
@@ -43,6 +43,8 @@ def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) ->
 def temporal_loss(pha: Tensor, previous: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
     """Optical flow assistance: ‖α̂_t - warp(α̂_{t-1})‖₁, averaged over what the flow says is visible in both frames.
 
+    Each clip counts the same, so that the gradient does not depend on how clips are shared out to processes.
+
     Args:
         pha: alpha of frame t, (B, 1, H, W).
         previous: alpha of frame t-1.
@@ -50,7 +52,7 @@ def temporal_loss(pha: Tensor, previous: Tensor, flow: Tensor, visible: Tensor) 
         visible: (B, 1, H, W), 0 where occluded.
     """
     error = (pha - warp(previous, flow)).abs() * visible
-    return error.sum() / visible.sum().clamp(min=1.0)
+    return (error.sum((1, 2, 3)) / visible.sum((1, 2, 3)).clamp(min=1.0)).mean()
 
 
 def cosine(progress: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptq4vm import processes
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.export import TargetName, find_target
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
@@ -108,8 +109,9 @@ def quantize(
     else:
         del settings["budget"]
     data.setup("fit")
-    run.claim(settings)
-    run.begin(teacher)
+    run.launch()
+    processes.first_alone(lambda: run.claim(settings))
+    processes.once(run.begin, teacher)
     with run.progress():
         steps = block_steps * block_batch_size / data.num_sequences
         learns = {name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row)) for name, row in methods.items()}
@@ -133,7 +135,7 @@ def quantize(
                     run.fit(folder, name, row, GACModule, options, gac_batch_size, None, gac_epochs)
                 scored, made_with = load_quantized(folder / f"{name}.safetensors")
                 table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
-            shutil.copyfile(folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
+            processes.once(shutil.copyfile, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
         run.say("writing the table, the pictures and the report")
         return _report(run, teacher, list(plans), table)
 
@@ -148,7 +150,8 @@ def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConf
     path = run.folder / AUTO / "sensitivity.json"
     bits = (BASE_BITS, *CANDIDATE_BITS)
     with run.on_device(teacher), run.second_bar() as progress:
-        found = measure_sensitivity(teacher, run.data, bits, plan, path=path, progress=progress)
+        # All processes measure the same rather than wait: a process group gives up on who doesn't answer.
+        found = processes.gather(measure_sensitivity(teacher, run.data, bits, plan, path=path, progress=progress))[0]
     # What the user set wins.
     return dataclasses.replace(plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits})
 
@@ -166,6 +169,8 @@ def _report(run: Run, teacher: MattingModel, names: list[str], table: list[Resul
         run.folder / REPORT,
         checkpoints,
     )
+    if processes.rank() > 0:
+        return result
     write_metrics(result.metrics, table, meta)
     with written_whole(result.table) as part:
         part.write_text(markdown_table(table))

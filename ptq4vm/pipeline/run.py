@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ptq4vm import processes
 from ptq4vm.callbacks import ResultLog, WorkProgress
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError, differences
@@ -79,6 +81,13 @@ class Run:
             if isinstance(callback, ResultLog):
                 callback.on_run_end(self._loggers(), [headings, *body], pictures, models)
 
+    def launch(self) -> None:
+        """Start the other processes, if the trainer wants several: each runs this same command from its beginning."""
+        names = ("accelerator", "devices", "num_nodes", "strategy")
+        settings = {"devices": 1, **{key: self.trainer[key] for key in names if self.trainer.get(key) is not None}}
+        with _trainer_settings():
+            Fabric(**settings).launch()
+
     # ---- progress ---------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -88,12 +97,17 @@ class Run:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(),
         )  # fmt: skip
+        if processes.rank() > 0:
+            yield
+            return
         with Progress(*columns, speed_estimate_period=120.0) as self._bar:
             self._task = self._bar.add_task("starting", total=None)
             yield
 
     def say(self, text: str) -> None:
         """Tell what is done now, and keep it in the run's log."""
+        if processes.rank() > 0:
+            return
         with (self.folder / LOG).open("a") as log:
             log.write(f"{now()} {text}\n")
         if self._bar is not None:
@@ -172,10 +186,8 @@ class Run:
         }
         settings["callbacks"] = [*(self.trainer.get("callbacks") or []), *options.get("callbacks", [])]
         settings["callbacks"].append(WorkProgress(self._advance, self._macs))
-        try:
+        with _trainer_settings():
             return L.Trainer(**settings)
-        except ValueError as error:
-            raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
 
     def fit(
         self,
@@ -196,7 +208,10 @@ class Run:
             return
         L.seed_everything(self.data.seed, verbose=False)
         self.data.batch_size, self.data.steps_per_epoch = batch, steps
-        keep = ModelCheckpoint(folder / name, save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+        # Not save_last with save_top_k=0, which since Lightning 2.6 writes nothing.
+        keep = ModelCheckpoint(
+            folder / name, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+        )
         trainer = self._make_trainer(
             folder / name, callbacks=[keep], max_epochs=epochs, limit_val_batches=0, num_sanity_val_steps=0
         )
@@ -205,6 +220,8 @@ class Run:
         with measured() as usage:
             phase = module(**options, output=output)
             trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
+        if processes.rank() > 0:
+            return
         if resume is None:  # else only what was left to do was measured
             _write_json(folder / f"{name}.usage.json", usage)
         last.unlink(missing_ok=True)
@@ -222,8 +239,8 @@ class Run:
             if (people := self.data.held_out_dataloader()) is not None:
                 found, _ = self._test(path.parent, network, people)
                 values |= {f"held_out_{key.removesuffix('_to_float')}": value for key, value in found.items()}
-            _write_json(path.with_suffix(FRAMES), per_frame)
-            _write_json(path, values)
+            processes.once(_write_json, path.with_suffix(FRAMES), per_frame)
+            processes.once(_write_json, path, values)
         else:
             self._advance(self._scoring_work)
         values = read_json(path)
@@ -246,7 +263,17 @@ class Run:
         module = MattingModule(network, self.scoring)
         where = {"datamodule": self.data} if clips is None else {"dataloaders": clips}
         (metrics,) = trainer.test(module, verbose=False, **where)
-        return {key.removeprefix("test/"): value for key, value in metrics.items()}, module.per_frame
+        per_frame = {clip: curves for part in processes.gather(module.per_frame) for clip, curves in part.items()}
+        return {key.removeprefix("test/"): value for key, value in metrics.items()}, per_frame
+
+
+@contextmanager
+def _trainer_settings() -> Iterator[None]:
+    """What Lightning refuses is a user's mistake."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
 
 
 def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:

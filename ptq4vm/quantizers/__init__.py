@@ -26,7 +26,7 @@ from ptq4vm.quantizers.layers import (
     left_float,
     weights_prepared,
 )
-from ptq4vm.quantizers.observers import Observer, find_range
+from ptq4vm.quantizers.observers import Observer, find_range, merge_observers
 from ptq4vm.quantizers.qconfig import Placement, QConfig, QuantSpec, canonical_bits, parse_bits
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "find_range",
     "inverse_rectified_sigmoid",
     "left_float",
+    "merge_observers",
     "observing",
     "parse_bits",
     "quantize",

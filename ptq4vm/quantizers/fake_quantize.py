@@ -1,6 +1,6 @@
 """The activation quantizer, with learned scale and zero point."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -78,15 +78,23 @@ def activation_quantizers(module: nn.Module) -> list[LearnedScaleFakeQuantize]:
 
 
 @contextmanager
-def observing(quantizers: list[LearnedScaleFakeQuantize]) -> Iterator[None]:
-    """Inside, the quantizers pass values on as they are and collect them; at the end each starts from what it saw."""
+def observing(
+    quantizers: list[LearnedScaleFakeQuantize],
+    choose: Callable[[Observer], tuple[Tensor, Tensor]] = Observer.calculate_qparams,
+) -> Iterator[None]:
+    """Inside, the quantizers pass values on as they are and collect them; at the end each starts from what it saw.
+
+    Args:
+        quantizers: which.
+        choose: gives scale and zero point for what was seen.
+    """
     for quantizer in quantizers:
         quantizer.observer, quantizer.enabled = Observer(quantizer.spec), False
     try:
         yield
         for quantizer in quantizers:
             if quantizer.observer is not None:
-                quantizer.set_qparams(*quantizer.observer.calculate_qparams())
+                quantizer.set_qparams(*choose(quantizer.observer))
     finally:
         for quantizer in quantizers:
             quantizer.observer, quantizer.enabled = None, True

@@ -1,5 +1,7 @@
 """Ranges from data: what lowest and highest value a grid should represent."""
 
+from itertools import zip_longest
+
 import torch
 from torch import Tensor
 
@@ -56,6 +58,21 @@ class Observer:
         scale, zero_point = choose_qparams(low, high, self.spec.quant_min, self.spec.quant_max, self.spec.grid)
         # A channel that was quiet in calibration may speak up in other scenes.
         return scale.clamp(min=float(scale.max()) / _LOUDEST_TO_QUIETEST), zero_point
+
+
+def merge_observers(observers: list[Observer]) -> Observer:
+    """One observer that saw what these saw, a call of each in turn.
+
+    So shares of every so many-th sequence merge into what one observer of all sequences in order would hold.
+    """
+    merged = Observer(observers[0].spec)
+    seen = [one for one in observers if one.low is not None and one.high is not None]
+    if seen:
+        merged.low = torch.stack([one.low for one in seen]).amin(0)  # type: ignore[misc]
+        merged.high = torch.stack([one.high for one in seen]).amax(0)  # type: ignore[misc]
+    calls = zip_longest(*(one.samples for one in seen))
+    merged.samples = [sample for call in calls for sample in call if sample is not None]
+    return merged
 
 
 def find_range(values: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,12 @@ class QuantSpec:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise PTQ4VMError(f"Expected 2 to 8 bits, got {self.bits}. Choose e.g. W8A8, W4A8 or W4A4.")
-        if self.grid not in ("affine", "unsigned", "symmetric"):
-            raise PTQ4VMError(f"Expected a grid of affine, unsigned or symmetric, got {self.grid!r}.")
+        choices = {"grid": Grid, "granularity": Granularity, "range_method": RangeMethod}
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                raise PTQ4VMError(
+                    f"Expected {name} to be of {', '.join(get_args(known))}, got {getattr(self, name)!r}."
+                )
 
     @property
     def quant_min(self) -> int:

@@ -1,6 +1,3 @@
-import threading
-from types import SimpleNamespace
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -16,6 +13,7 @@ from layouts import (
 )
 from torch import nn
 
+from ptq4vm import processes
 from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMattingDataModule
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.calibration import draw_sequences
@@ -119,7 +117,16 @@ def test_an_interrupted_run_goes_on(make, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["", "teacher-*/", "flow-*/"])
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"?" * 100])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: b"?" * 100,
+        lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        lambda data: data.replace(b"00001.safetensors", b"00002.safetensors"),
+    ],
+)
 def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
     module = make()
     attach(module)
@@ -128,7 +135,7 @@ def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PTQ4VMError, match="Run again: it will be remade"):
         module.calibration_set[1]
-    with pytest.warns(UserWarning, match=r"Remaking .*00001\.safetensors, which is damaged"):
+    with pytest.warns(UserWarning, match=r"Remaking .*00001\.safetensors, which is damaged or stale"):
         attach(make())
     after = module.calibration_set[1]
     assert torch.equal(before.src, after.src)
@@ -435,21 +442,20 @@ def test_within_a_trainer(make, tmp_path):
     assert probe.seen.count("set_a/one") == 2
 
 
-def test_with_several_processes_the_first_makes_the_set(make):
-    barrier, order = threading.Barrier(2, timeout=60), []
-
-    def run(rank):
-        module = make()
-        strategy = SimpleNamespace(barrier=lambda name: barrier.wait())
-        module.trainer = SimpleNamespace(world_size=2, is_global_zero=rank == 0, strategy=strategy)
-        order.append((rank, len(attach(module)[0])))
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in (1, 0)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(order) == [(0, 4), (1, 0)]
+def test_each_process_makes_its_share_and_the_first_the_portrait(make, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda value: [value])
+    made = []
+    for rank in range(2):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        module = make(num_sequences=5)
+        made.append(len(attach(module)[0]))
+        batches = list(module.train_dataloader())
+        assert len(batches) == 3
+        assert {int(index) % 2 for batch in batches for index in batch.index} == {rank}
+    assert made == [3, 2]
+    with pytest.raises(PTQ4VMError, match="sequence for each of 2 processes"):
+        attach(make(num_sequences=1))
 
 
 @pytest.mark.parametrize(

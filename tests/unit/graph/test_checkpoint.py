@@ -1,3 +1,8 @@
+import copy
+import json
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -64,3 +69,79 @@ def test_garbage_is_refused(tmp_path):
 
 def test_example_frame_is_on_the_networks_device():
     assert example_frame(create_model("rvm_mobilenetv3"), 32, 48).shape == (1, 3, 32, 48)
+
+
+@pytest.fixture(scope="module")
+def saved(quantized, tmp_path_factory):
+    network, qconfig, _ = quantized
+    network = copy.deepcopy(network)
+    for layer in quantized_layers(network).values():
+        layer.absorb_affine_()
+    path = tmp_path_factory.mktemp("saved") / "q.safetensors"
+    save_quantized(network, qconfig, path, {})
+    return path
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("evil"),)
+
+
+def rewritten(data, change):
+    """A checkpoint with another header: safetensors' own, in which ours is JSON."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = {"ptq4vm": json.loads(header["__metadata__"]["ptq4vm"])}
+    change(header)
+    header["__metadata__"]["ptq4vm"] = json.dumps(header["__metadata__"]["ptq4vm"])
+    changed = json.dumps(header).encode()
+    return len(changed).to_bytes(8, "little") + changed + data[8 + size :]
+
+
+def ours(**changes):
+    return lambda header: header["__metadata__"]["ptq4vm"].update(changes)
+
+
+def renamed(header):
+    header["../../../evil"] = header.pop("project_mat.conv.bias")
+
+
+def reshaped(header):
+    header["project_mat.conv.bias"]["shape"] = [2, 2]
+
+
+def retyped(header):
+    header["project_mat.conv.bias"]["dtype"] = "I32"
+
+
+def too_large(header):
+    header["project_mat.conv.bias"].update(shape=[2**40], data_offsets=[0, 2**42])
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda data: (2**62).to_bytes(8, "little") + data[8:],
+        lambda data: (10**8 + 1).to_bytes(8, "little") + data[8:],
+        lambda data: pickle.dumps(Evil()),
+        lambda data: data[:-1],
+        lambda data: rewritten(data, renamed),
+        lambda data: rewritten(data, reshaped),
+        lambda data: rewritten(data, retyped),
+        lambda data: rewritten(data, too_large),
+        lambda data: rewritten(data, ours(network="../../evil")),
+        lambda data: rewritten(data, ours(arguments={"weights": "/etc/passwd"})),
+        lambda data: rewritten(data, ours(arguments=["downsample_ratio"])),
+        lambda data: rewritten(data, ours(qconfig={"bits": "W4A4", "range_method": "../evil"})),
+        lambda data: rewritten(data, ours(qconfig={"bits": "W99A4"})),
+        lambda data: rewritten(data, ours(qconfig="W4A4")),
+        lambda data: rewritten(data, lambda header: header["__metadata__"].update(ptq4vm=[])),
+    ],
+)
+def test_a_forged_checkpoint_is_refused(forge, tmp_path, saved, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "q.safetensors"
+    path.write_bytes(forge(saved.read_bytes()))
+    with pytest.raises(PTQ4VMError):
+        load_quantized(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["q.safetensors"]

@@ -28,7 +28,8 @@ def test_feature_loss_is_a_share_of_the_variance_and_leaves_pictures_out():
     shapes = {"src": (2, 3, 8, 9), "f1": (2, 16, 4, 5), "f2": (2, 40, 2, 2)}
     outputs, targets = ({n: generator.normal(3.0, size=s).astype(np.float32) for n, s in shapes.items()} for _ in "ab")
     targets["f2"] *= 100.0
-    expected = np.mean([((outputs[n] - targets[n]) ** 2).mean() / targets[n].var(ddof=1) for n in ("f1", "f2")])
+    clips = [(outputs[n][clip], targets[n][clip]) for n in ("f1", "f2") for clip in range(2)]
+    expected = np.mean([((output - target) ** 2).mean() / target.var(ddof=1) for output, target in clips])
     loss = feature_loss(*({n: torch.from_numpy(x) for n, x in side.items()} for side in (outputs, targets)))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
@@ -44,6 +45,17 @@ def test_temporal_loss_follows_the_flow_and_leaves_occlusions_out():
     assert temporal_loss(moved, previous, flow, visible).item() == pytest.approx(0.0, abs=1e-6)
     assert temporal_loss(moved + 0.1, previous, flow, visible).item() == pytest.approx(0.1, rel=1e-4)
     assert temporal_loss(moved, previous, flow, torch.zeros_like(visible)).item() == 0.0
+
+
+def test_what_a_clip_costs_does_not_depend_on_its_neighbours():
+    torch.manual_seed(0)
+    clips = torch.rand(3, 2, 1, 8, 10), torch.rand(3, 2, 8, 10), (torch.rand(3, 1, 8, 10) > 0.5).float()
+
+    def cost(part):
+        alphas, flow, visible = (x[part] for x in clips)
+        return temporal_loss(alphas[:, 0], alphas[:, 1], flow, visible)
+
+    assert cost(slice(0, 3)).item() == pytest.approx(sum(cost(slice(i, i + 1)).item() for i in range(3)) / 3)
 
 
 def test_cosine_ends():

@@ -17,6 +17,7 @@ from ptq4vm.quantizers import (
     find_range,
     inverse_rectified_sigmoid,
     left_float,
+    merge_observers,
     observing,
     parse_bits,
     quantize,
@@ -280,3 +281,17 @@ def test_codes_are_learned_on_within_one_step(bits):
     assert codes.abs().max() <= 2 ** (bits - 1)
     assert set(fresh.state_dict()) == keys
     assert fresh.mode == "fixed"
+
+
+def test_observers_of_shares_merge_into_one_of_all():
+    torch.manual_seed(0)
+    values = torch.randn(5, 3, 40, 50) * torch.tensor([1.0, 3.0, 0.2, 9.0, 1.0]).reshape(5, 1, 1, 1)
+    for spec in (QuantSpec(4, "affine", range_method="mse"), QuantSpec(4, "affine", "per_channel", "mse")):
+        whole, shares = Observer(spec), [Observer(spec) for _ in range(3)]
+        for index, value in enumerate(values):
+            whole.observe(value[None])
+            shares[index % 2].observe(value[None])  # the third sees nothing
+        merged = merge_observers(shares)
+        assert all(map(torch.equal, merged.calculate_qparams(), whole.calculate_qparams()))
+    with pytest.raises(PTQ4VMError, match="got none"):
+        merge_observers([Observer(spec)]).calculate_qparams()

@@ -1,0 +1,89 @@
+"""A small run of the main job, killed at random moments and started again: `python killed_job.py FOLDER KILLS SEED`."""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.pipeline import Row, quantize
+
+KEPT = ("w4a8/biq.safetensors", "w4a8/ours.safetensors", "w4a8/quantized.safetensors", "float.json", "w4a8/ours.json")
+
+
+def run(folder):
+    data = VideoMattingDataModule(
+        num_sequences=3, seq_length=3, height=32, width=48, eval_clips=1, eval_frames=3, cache_dir=folder / "cache"
+    )
+    rows = {"biq": Row("BIQ"), "ours": Row("ours", "biq", {"weight_lr": 0.01, "window": 2, "average": 0.9})}
+    weights = str(folder.parent / "tiny.safetensors")
+    quantize(data, folder, "tiny", weights, bits=["W4A8"], rows=rows, block_steps=60, gac_epochs=15,
+             trainer={"accelerator": "cpu", "logger": False})  # fmt: skip
+
+
+def start(folder, log):
+    """A process that runs, forked from this one, which has imported everything."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        status = 1
+        try:
+            run(folder)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def ends_within(child, seconds):
+    """Whether it ended well by then; one that failed ends this process too."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if status:
+                sys.exit(f"a run failed with status {status}")
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def results(folder):
+    return {name: (folder / name).read_bytes() for name in KEPT}
+
+
+def main(folder, kills, seed):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    save_file(tiny.TinyMatting().state_dict(), folder / "tiny.safetensors")
+    log = os.open(folder / "log.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    began = time.monotonic()
+    if not ends_within(start(folder / "whole", log), 300):
+        sys.exit("the uninterrupted run takes too long")
+    span, draw = time.monotonic() - began, random.Random(seed)
+    done, number, last = 0, 0, False
+    while not last:
+        target, last = folder / f"killed{number}", done == kills
+        child = start(target, log)
+        if ends_within(child, 300 if last else draw.uniform(0.0, 0.7 * span)):
+            if results(target) != results(folder / "whole"):
+                sys.exit(f"{target} differs from the uninterrupted run")
+            number += 1
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            done += 1
+            if last:
+                sys.exit("the last run takes too long")
+    print(f"{done} kills, {number} runs finished, {span:.1f} s uninterrupted")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,53 @@
+"""Nothing is lost when a run is killed, and what goes on ends as if nothing had happened."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import killed_job
+import pytest
+import tiny
+from safetensors.torch import save_file
+
+from ptq4vm.phases import BlockReconstructionModule
+
+HERE = Path(__file__).parent
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(tmp_path):
+    """Other moments each time; the seed is told where it fails."""
+    seed = random.randrange(2**31)
+    command = [sys.executable, str(HERE / "killed_job.py"), str(tmp_path), str(KILLS), str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    log = (tmp_path / "log.txt").read_text()
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}\n{log[-3000:]}"
+    assert done.stdout.startswith(f"{KILLS} kills")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_finished_blocks_are_not_learned_again(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    save_file(tiny.TinyMatting().state_dict(), tmp_path / "tiny.safetensors")
+    step, learned, kill = BlockReconstructionModule.training_step, [], [True]
+
+    def watched(self, batch, batch_idx):
+        learned.append(self.block.name)
+        if kill and self.block.name == "recurrent":
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(BlockReconstructionModule, "training_step", watched)
+    with pytest.raises(Killed):
+        killed_job.run(tmp_path / "run")
+    assert set(learned) == {"encoder", "recurrent"}
+    learned.clear()
+    kill.clear()
+    killed_job.run(tmp_path / "run")
+    assert set(learned) == {"recurrent", "head"}
