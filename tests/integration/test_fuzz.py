@@ -17,7 +17,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantize_network, quantized_layers, save_quantized
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 
-CHECKPOINTS, CONFIGS = 1000, 300
+CHECKPOINTS, CONFIGS = 1000, 1000
 RECIPES = Path(__file__).parents[2] / "lightning_configs" / "quantize"
 VALUES = [
     None, True, -1, 0, 1, 3, 2**70, 1e308, -0.5, float("nan"), float("inf"), "", "../../../etc/passwd", "W9A9", "é\0",
