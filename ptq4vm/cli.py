@@ -72,6 +72,7 @@ _EXPECTED_WARNINGS = (
     "does not have many workers",
     "Found .* in eval mode at the start of training",  # a network being quantized stays in eval mode
     "The number of training batches .* is smaller than the logging interval",
+    "Checkpoint directory .* exists and is not empty",  # a run that goes on; its log lies there too
 )
 _HELP = """\
 ptq4vm: post-training quantization of video matting networks.
