@@ -19,7 +19,7 @@ from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.phases.base import teacher_key
 from ptq4vm.quantizers import QConfig, activation_quantizers, canonical_bits, left_float, observing
-from ptq4vm.writing import written_whole
+from ptq4vm.writing import write_json
 
 BASE_BITS = "W4A4"
 SEQUENCES = 16
@@ -268,8 +268,7 @@ def write_sensitivity(path: Path, found: Sensitivity, settings: Mapping[str, Any
         }
         for layer in found.layers
     ]
-    with written_whole(path) as part:
-        part.write_text(json.dumps({"settings": settings, "layers": layers}, indent=2) + "\n")
+    write_json(path, {"settings": settings, "layers": layers})
 
 
 def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> None:

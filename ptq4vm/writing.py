@@ -1,8 +1,10 @@
 """Files that appear whole or not at all."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from ptq4vm.errors import PTQ4VMError
@@ -30,3 +32,14 @@ def written_whole(path: Path) -> Iterator[Path]:
         # Suppressed for what stands in the way of the folder itself, where there is no file to remove.
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Write a JSON file, whole or not at all; ``options`` are those of :func:`json.dumps`.
+
+    Raises:
+        PTQ4VMError: nothing can be written there.
+    """
+    content = json.dumps(value, indent=2, **options)
+    with written_whole(path) as part:
+        part.write_text(content + "\n", encoding="utf-8")

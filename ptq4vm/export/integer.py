@@ -62,11 +62,12 @@ class IntegerLayer(nn.Module):
         self.register_buffer("bias_scale", None)
         if layer.output_quantizer is not None and layer.input_grid is not None:
             # In channels whose weights are next to nothing beside the bias, it would not fit into 32 bits.
-            wider = (bias.abs() / layer.sum_step() / 2**30).clamp(min=1.0)
+            step = layer.sum_step().detach()
+            wider = (bias.abs() / step / 2**30).clamp(min=1.0)
             zero_point = weight.zero_point
             codes = ((codes - zero_point) / _like(wider, codes, 0)).round() + zero_point
             scale = scale * wider
-            self.bias_scale = (layer.sum_step() * wider).detach()
+            self.bias_scale = step * wider
             bias = (bias / self.bias_scale).round().to(torch.int32)
         codes = codes if self.geometry is not None else codes.T
         self.register_buffer("codes", codes.to(_code_type(weight.spec)).contiguous())

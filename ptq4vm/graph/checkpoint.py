@@ -16,6 +16,7 @@ from ptq4vm.graph.convert import quantize_network, quantized_layers
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig, QuantSpec
+from ptq4vm.writing import written_whole
 
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"
@@ -46,10 +47,8 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
         "layers": {name: layer_bits(layer) for name, layer in layers.items()},
         "made": made,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={_HEADER: json.dumps(header)})
-    partial.replace(path)
+    with written_whole(path) as part:
+        save_file(tensors, part, metadata={_HEADER: json.dumps(header)})
 
 
 def require_calibrated(network: MattingModel) -> None:

@@ -74,7 +74,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
             reads = handed_on.get(layer.source) != specs[1]
             hands_on = not layer.pooled and layer is not layers[-1]
             if not reads and layer.source is not None:
-                source = quantized_layers(network)[layer.source].output_quantizer
+                source = network.get_submodule(layer.source).output_quantizer  # type: ignore[assignment]
         if hands_on and (layer.activation is None or layer.name in taken):
             handed_on[layer.name] = specs[1]
         network.set_submodule(layer.name, kind(plain, *specs, reads, hands_on, activation, source))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import fake_quantize
 
 
 class Parity(NamedTuple):
@@ -43,7 +44,8 @@ def measure_parity(
     for number, frame in enumerate(src, 1):
         _, pha, first_state = first.forward_frame(frame[None], first_state)
         if state_scale is not None:
-            first_state = tuple((one / state_scale).round().clamp(-128, 127) * state_scale for one in first_state)
+            grid = (torch.tensor(state_scale), torch.tensor(0.0), -128, 127)
+            first_state = tuple(fake_quantize(one, *grid) for one in first_state)
         _, other, second_state = second.forward_frame(frame[None], second_state)
         difference = (pha - other).abs()
         total += float(difference.mean())

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,26 @@ class Block:
     """Dotted names of the submodules whose layers belong to this block."""
     state: int | None = None
     """Index of the recurrent state that lives in this block."""
+
+
+def chained_blocks(
+    first: str, prefix: str, count: int, taps: Mapping[int, str], forward: Callable[[int, Tensor], tuple[Tensor]]
+) -> list[Block]:
+    """The modules ``prefix.0``, ``prefix.1``, ... of an encoder as blocks, each reading what the one before hands on.
+
+    Args:
+        first: the value that the first one reads.
+        prefix: dotted name of what holds them.
+        count: how many there are.
+        taps: names of the values that others read too, by number; the rest are ``features<number>``.
+        forward: what number and input give.
+    """
+    blocks, last = [], first
+    for index in range(count):
+        name, value = f"{prefix}.{index}", taps.get(index, f"features{index}")
+        blocks.append(Block(name, (last,), (value,), partial(forward, index), (name,)))
+        last = value
+    return blocks
 
 
 class MattingModel(nn.Module, ABC):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from torchvision.models import mobilenet_v2
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops import FrozenBatchNorm2d
 
-from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.models.base import Block, MattingModel, chained_blocks
 from ptq4vm.models.registry import register_model
 from ptq4vm.models.rvm_modules import never_in_place
 from ptq4vm.types import RecurrentState
@@ -67,7 +66,7 @@ class MODNet(MattingModel):
         lr, hr, fusion = "lr_branch", "hr_branch", "f_branch"
         return (
             Block("prepare", ("src",), ("image",), self._prepare),
-            *self._encoder_blocks(),
+            *chained_blocks("image", "backbone.model.features", 19, _TAPS, self._encode),
             Block(f"{lr}.se_block", ("enc32x",), ("gated",), self._run(lr, "gate"), (f"{lr}.se_block",)),
             Block(f"{lr}.lr16x", ("gated",), ("lr16x",), self._run(lr, "to_lr16x"), (f"{lr}.conv_lr16x",)),
             Block(f"{lr}.lr8x", ("lr16x",), ("lr8x",), self._run(lr, "to_lr8x"), (f"{lr}.conv_lr8x",)),
@@ -105,17 +104,8 @@ class MODNet(MattingModel):
             if not name.startswith("lr_branch.backbone.") and not name.endswith(".bnorm.num_batches_tracked")
         }
 
-    def _encoder_blocks(self) -> list[Block]:
-        blocks, last = [], "image"
-        for index in range(19):
-            name, value = f"backbone.model.features.{index}", _TAPS.get(index, f"features{index}")
-            forward: Callable[[Tensor], tuple[Tensor]] = partial(self._encode, name)
-            blocks.append(Block(name, (last,), (value,), forward, (name,)))
-            last = value
-        return blocks
-
-    def _encode(self, name: str, x: Tensor) -> tuple[Tensor]:
-        return (self.get_submodule(name)(x),)
+    def _encode(self, index: int, x: Tensor) -> tuple[Tensor]:
+        return (self.backbone.get_submodule(f"model.features.{index}")(x),)
 
     def _run(self, branch: str, step: str) -> Callable[..., tuple[Tensor, ...]]:
         return lambda *values: (getattr(self.get_submodule(branch), step)(*values),)

@@ -1,6 +1,5 @@
 """Robust Video Matting (Lin et al., arXiv 2108.11515), written from the paper; loads the authors' checkpoints."""
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
@@ -13,7 +12,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import SqueezeExcitation
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.models.base import Block, MattingModel, chained_blocks
 from ptq4vm.models.guided_filter import DeepGuidedFilter, FastGuidedFilter
 from ptq4vm.models.registry import register_model
 from ptq4vm.models.rvm_modules import LRASPP, Decoder, MobileNetFeatures, Projection, resnet_features
@@ -87,7 +86,10 @@ class RobustVideoMatting(MattingModel):
         refines = self.downsample_ratio < 1
         small = "src_small" if refines else "src"
         residual, pha = ("residual_small", "pha_small") if refines else ("residual", "pha_unclamped")
-        encoder = self._mobilenet_blocks(small) if self.variant == "mobilenetv3" else self._resnet_blocks(small)
+        if self.variant == "mobilenetv3":
+            encoder = chained_blocks(small, "backbone.features", 17, _MOBILENET_TAPS, self._mobilenet_layer)
+        else:
+            encoder = self._resnet_blocks(small)
         body = (
             *encoder,
             Block("aspp", ("f4",), ("pooled",), self._aspp, ("aspp",)),
@@ -138,15 +140,6 @@ class RobustVideoMatting(MattingModel):
                 f"downsample_ratio {self.downsample_ratio}. Raise the ratio."
             )
         return height, width
-
-    def _mobilenet_blocks(self, image: str) -> list[Block]:
-        blocks, last = [], image
-        for index in range(17):
-            name, value = f"backbone.features.{index}", _MOBILENET_TAPS.get(index, f"features{index}")
-            forward: Callable[[Tensor], tuple[Tensor]] = partial(self._mobilenet_layer, index)
-            blocks.append(Block(name, (last,), (value,), forward, (name,)))
-            last = value
-        return blocks
 
     def _mobilenet_layer(self, index: int, x: Tensor) -> tuple[Tensor]:
         layer = self.backbone.get_submodule(f"features.{index}")

@@ -1,6 +1,5 @@
 """What a run folder says of its own making: versions, code, seed, weights, and when."""
 
-import json
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -10,7 +9,7 @@ from typing import Any
 
 from ptq4vm import __version__
 from ptq4vm.reporting.runs import RECORD, read_json
-from ptq4vm.writing import written_whole
+from ptq4vm.writing import write_json
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "opencv-python-headless", "scikit-image")
 
@@ -24,13 +23,13 @@ def record_start(folder: Path, facts: dict[str, Any]) -> None:
     """
     record = {"starts": [], **_read(folder), **facts}
     record["starts"].append({"time": now(), "git": _git(), "machine": platform.platform(), "versions": _versions()})
-    _write(folder, record)
+    write_json(folder / RECORD, record)
 
 
 def record_end(folder: Path) -> None:
     """Say in the record when the run was finished first."""
     record = _read(folder)
-    _write(folder, {**record, "finished": record.get("finished") or now()})
+    write_json(folder / RECORD, {**record, "finished": record.get("finished") or now()})
 
 
 def now() -> str:
@@ -41,11 +40,6 @@ def now() -> str:
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     return read_json(path) if path.is_file() else {}
-
-
-def _write(folder: Path, record: dict[str, Any]) -> None:
-    with written_whole(folder / RECORD) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _versions() -> dict[str, str]:

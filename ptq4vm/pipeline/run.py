@@ -30,7 +30,7 @@ from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, measured
 from ptq4vm.reporting.runs import FRAMES, LOG, RECORD, SETTINGS, read_json
 from ptq4vm.reporting.tables import table_cells
-from ptq4vm.writing import written_whole
+from ptq4vm.writing import write_json
 
 
 class Run:
@@ -286,8 +286,7 @@ def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with written_whole(path) as part:
-        part.write_text(json.dumps(value, indent=2, default=_plain, sort_keys=True))
+    write_json(path, value, default=_plain, sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

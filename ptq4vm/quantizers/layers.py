@@ -1,5 +1,6 @@
 """Layers that compute on quantized tensors."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,7 +37,7 @@ class AffineCalibration(nn.Module):
         return weight * self.scale_like(weight), bias + self.shift
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, ABC):
     """A layer with fake-quantized weight and input, (activated) output, or both.
 
     Args:
@@ -110,17 +111,17 @@ class QuantizedLayer(nn.Module):
             x = self.activation(x)
         return x if self.output_quantizer is None else self.output_quantizer(x)
 
+    @abstractmethod
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the layer computes with this weight and bias."""
-        raise NotImplementedError
 
     def _multiply_affine(self, x: Tensor, weight: Tensor, affine: AffineCalibration) -> Tensor:
         """The same with its bias, and γ and β."""
         return self._multiply(x, *affine(weight, self.bias))
 
+    @abstractmethod
     def _for_each_output(self, values: Tensor) -> Tensor:
         """(out channels,), shaped to meet what the layer computes."""
-        raise NotImplementedError
 
     def _adds_codes(self) -> bool:
         grid = self.input_grid
@@ -174,8 +175,9 @@ class QuantizedLayer(nn.Module):
         layer.load_state_dict({"weight": weight, "bias": bias})
         return layer
 
+    @abstractmethod
     def _plain(self) -> nn.Module:
-        raise NotImplementedError
+        """A plain layer of the same shape, its values still to be loaded."""
 
 
 class QuantizedConv2d(QuantizedLayer):

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reporting.tables import NOTHING, ResultRow, format_number, table_cells
-from ptq4vm.writing import written_whole
+from ptq4vm.writing import write_json
 
 SETTINGS = "settings.json"
 """What decides a run's result; the same settings go on where it stopped."""
@@ -196,8 +196,7 @@ def compare_runs(runs: Sequence[RunFolder], console: Console | None = None, path
             }
             for run in runs
         ]
-        with written_whole(path) as part:
-            part.write_text(json.dumps({"runs": content, "differing": differing}, indent=2) + "\n")
+        write_json(path, {"runs": content, "differing": differing})
 
 
 def require_finished(run: RunFolder) -> None:

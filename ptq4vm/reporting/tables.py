@@ -1,6 +1,5 @@
 """What quantization cost, in rows: for the terminal, for documents, for programs."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.writing import written_whole
+from ptq4vm.writing import write_json
 
 FLOAT = "float"
 """Name of the row the others are compared with."""
@@ -121,8 +120,7 @@ def write_metrics(path: Path, rows: Sequence[ResultRow], meta: Mapping[str, Any]
         PTQ4VMError: a value that JSON can't hold, or nothing can be written there.
     """
     content = _plain({"meta": meta, "rows": [row._asdict() for row in rows]}, "")
-    with written_whole(path) as part:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 
 def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:

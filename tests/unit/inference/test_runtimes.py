@@ -15,25 +15,16 @@ SIZE = (48, 64)
 
 
 @pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    network = create_model("rvm_mobilenetv3")
-    with torch.no_grad():
-        network.train()(torch.rand(2, 1, 3, 64, 64))
-    return network.eval()
-
-
-@pytest.fixture(scope="module")
-def graph(network, tmp_path_factory):
-    return export_onnx(network, *SIZE, tmp_path_factory.mktemp("graphs") / "float.onnx", target="onnxruntime")
+def graph(random_rvm, tmp_path_factory):
+    return export_onnx(random_rvm, *SIZE, tmp_path_factory.mktemp("graphs") / "float.onnx", target="onnxruntime")
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_a_sequence_equals_pytorch(network, graph, runtime):
+def test_a_sequence_equals_pytorch(random_rvm, graph, runtime):
     exported = ExportedNetwork(graph, runtime, threads=1)
     src = torch.rand(1, 3, 3, *SIZE)
     with torch.no_grad():
-        got, wanted = exported.unroll(src), network.unroll(src)
+        got, wanted = exported.unroll(src), random_rvm.unroll(src)
     torch.testing.assert_close(got.pha, wanted.pha, rtol=0, atol=1e-4)
     torch.testing.assert_close(got.fgr, wanted.fgr, rtol=0, atol=1e-4)
     for mine, theirs in zip(got.state, wanted.state, strict=True):
@@ -41,14 +32,14 @@ def test_a_sequence_equals_pytorch(network, graph, runtime):
     assert exported.layers == {"int8": 0, "float32": 78}
 
 
-def test_open_size_takes_its_states_from_the_frames(network, tmp_path):
-    path = export_onnx(network, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
+def test_open_size_takes_its_states_from_the_frames(random_rvm, tmp_path):
+    path = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
     exported = ExportedNetwork(path, "onnxruntime", threads=1)
     assert exported.size is None
-    assert measure_parity(network, exported, torch.rand(2, 3, 50, 70)).highest < 1e-4
+    assert measure_parity(random_rvm, exported, torch.rand(2, 3, 50, 70)).highest < 1e-4
 
 
-def test_parity_counts_what_differs(network, graph):
+def test_parity_counts_what_differs(random_rvm, graph):
     other = create_model("rvm_mobilenetv3")
     parity = measure_parity(other, ExportedNetwork(graph, "onnxruntime", threads=1), torch.rand(2, 3, *SIZE))
     assert parity.frames == 2
