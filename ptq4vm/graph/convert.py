@@ -129,7 +129,6 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     layers = {layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))}
     bits, operations = 0, 0
     quantized = times_weight_bits = times_activation_bits = 0
-    counted = set()
     for name, macs in layers.items():
         module = network.get_submodule(name)
         if isinstance(module, QuantizedLayer):
@@ -142,15 +141,12 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
             quantized += macs
             times_weight_bits += macs * weight_bits
             times_activation_bits += macs * activation_bits
-            counted.add(module.weight)
         else:
             operations += macs * 32 * 32
             bits += 32 * module.weight.numel()  # type: ignore[union-attr, operator]
-            counted.add(module.weight)  # type: ignore[arg-type]
         bias = module.bias
         if bias is not None:
             bits += 32 * bias.numel()  # type: ignore[union-attr, operator]
-            counted.add(bias)  # type: ignore[arg-type]
     weight_mean = times_weight_bits / quantized if quantized else 32.0
     activation_mean = times_activation_bits / quantized if quantized else 32.0
     return Cost(bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9, weight_mean, activation_mean)

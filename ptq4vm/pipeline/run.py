@@ -60,11 +60,10 @@ class Run:
 
     def begin(self, teacher: MattingModel) -> None:
         """Keep how the run was started beside its settings; unlike those it may change when the run goes on."""
-        data = {**_data_settings(self.data), "photographs": self.data.photographs, "enlarge": self.data.enlarge}
         facts = {
             "seed": self.data.seed,
             "weights_checksum": weights_checksum(teacher),
-            "data": data,
+            "data": _data_settings(self.data),
             "trainer": {key: value for key, value in self.trainer.items() if value is not None},
         }
         facts = json.loads(json.dumps(facts, default=_plain))
@@ -174,13 +173,13 @@ class Run:
 
     def _make_trainer(self, folder: Path, **options: Any) -> L.Trainer:
         settings = {
-            # A version for each start: the log of what was done before a kill stays.
-            "logger": CSVLogger(folder.parent, name=folder.name),
             "devices": 1,
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "log_every_n_steps": 10,
             **{key: value for key, value in self.trainer.items() if value is not None},
+            # The report draws the CSV's losses. A version for each start: what was logged before a kill stays.
+            "logger": [*self._loggers(), CSVLogger(folder.parent, name=folder.name)],
             **options,
             "default_root_dir": folder,
         }
@@ -227,7 +226,7 @@ class Run:
         last.unlink(missing_ok=True)
 
     def _loggers(self) -> list[Any]:
-        """The loggers that the user asked for, which get the table's rows; the default CSV logs only fits."""
+        """The loggers that the user asked for, which get the table's rows too; the CSV logs only fits."""
         loggers = self.trainer.get("logger") or []
         return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
 
@@ -279,8 +278,8 @@ def _trainer_settings() -> Iterator[None]:
 def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
     """What of the data decides the result; not where caches lie or how many processes read."""
     names = (
-        "sources", "foregrounds", "backgrounds", "composites", "videos", "held_out", "labels", "evaluation",
-        "num_sequences", "seq_length", "size", "augment", "seed", "eval_clips", "eval_frames",
+        "sources", "foregrounds", "backgrounds", "photographs", "composites", "videos", "held_out", "labels",
+        "evaluation", "num_sequences", "seq_length", "size", "enlarge", "augment", "seed", "eval_clips", "eval_frames",
     )  # fmt: skip
     return {"root": str(data.root.resolve()), **{name: getattr(data, name) for name in names}}
 

@@ -65,7 +65,7 @@ def values_by_frame(row: RowFiles) -> dict[str, dict[str, list[float]]]:
 
 
 def read_losses(row: RowFiles) -> Losses | None:
-    """What Lightning's CSV logger wrote, over all starts of a fit; None where another logger was chosen."""
+    """What Lightning's CSV logger wrote, over all starts of a fit; None where it logged nothing."""
     found = Losses(row, {}, {}, [])
     for path in sorted(row.stem.glob("version_*/metrics.csv"), key=_version):
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ptq4vm import cli, sensitivity
@@ -264,13 +264,17 @@ def test_a_run_hands_its_results_to_weights_and_biases(run, tmp_path):
 @pytest.mark.slow
 def test_mixed_precision_is_chosen_once_and_said_in_the_table(tmp_path, run, monkeypatch):
     _, folder = run
-    options = {**OPTIONS, "bits": ["auto"], "budget": 0.15, "gac_epochs": 1}
+    trainer = {**OPTIONS["trainer"], "logger": CSVLogger(tmp_path, name="own")}
+    options = {**OPTIONS, "bits": ["auto"], "budget": 0.15, "gac_epochs": 1, "trainer": trainer}
     result = quantize(make_data(folder / "cache"), tmp_path / "run", **options)
     header = read_header(result.checkpoints["auto"])
     raised = {name: bits for name, bits in header["layers"].items() if bits != "W4A4"}
     assert raised == {"backbone.features.0.0": "W8A8", "project_mat.conv": "W8A8", **header["qconfig"]["layer_bits"]}
     assert len(raised) > 2
     assert all(row.bits.startswith("W4A4 mixed (W4.") for row in result.rows[1:])
+    # Beside what the user's own logger got: the report's losses.
+    assert list((tmp_path / "own").glob("*/metrics.csv"))
+    assert (tmp_path / "run" / "auto" / "biq" / "version_0" / "metrics.csv").is_file()
     layers = json.loads((tmp_path / "run" / "auto" / "sensitivity.json").read_text())["layers"]
     assert [set(layer["errors"]) for layer in layers] == [{"W4A4", "W4A8", "W8A8"}] * 78
     costs = {layer["name"]: layer["macs"] * bit_product(header["layers"][layer["name"]]) for layer in layers}
