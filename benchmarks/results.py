@@ -1,8 +1,8 @@
 """Measures the tables of docs/results.md: each recipe beside other methods, all on its grid, placement and frames.
 
-For each recipe one run of `ptq4vm quantize`, with the rows below before the recipe's own, scored on the evaluation
-clips and, by distance to the float network, on people and places that calibration never saw. What a run has finished
-is not done again. The tables replace those in the document; the text around them stays.
+For each recipe one run of `ptq4vm quantize`, with the rows below before the recipe's own, scored on the
+evaluation clips and, by distance to the float network, on people and places that calibration never saw. What a
+run has finished is not done again. The tables replace those in the document; the text around them stays.
 
     python benchmarks/results.py --root ROOT --recipes w8a8 w4a8 w4a4
 """
@@ -21,6 +21,8 @@ REPOSITORY = Path(__file__).parents[1]
 RECIPES = REPOSITORY / "lightning_configs" / "quantize"
 DOCUMENT = REPOSITORY / "docs" / "results.md"
 
+ALONE = ("w6a6", "w4a4_mixed")
+"""Recipes beside which no other methods are measured."""
 HELD_OUT = ["book", "learn", "school", "walk", "hungry", "want", "china", "curtains", "drive"]
 """Two of the five signers and three of the ten backgrounds."""
 NEAREST = {"learn_rounding": False, "learn_scales": False}
@@ -55,7 +57,7 @@ def main() -> None:
     """Run the recipes and write their tables into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="the data: foregrounds, backgrounds, evaluation, ...")
-    parser.add_argument("--recipes", nargs="+", default=["w8a8", "w4a8", "w4a4"], help="names of recipes")
+    parser.add_argument("--recipes", nargs="+", default=["w8a8", "w4a8", "w4a4", *ALONE], help="their names")
     parser.add_argument("--seed", type=int, default=0, help="which sequences are drawn, and their order")
     parser.add_argument("--output", type=Path, default=Path("runs/results"), help="folder for the runs")
     args = parser.parse_args()
@@ -71,10 +73,10 @@ def main() -> None:
 
 
 def with_baselines(recipe: str) -> dict[str, Any]:
-    """A recipe with all rows, and people and places held out."""
+    """A recipe with people and places held out, and all rows unless it stands alone."""
     config = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
-    own = {name: row for name, row in config["rows"].items() if name not in BASELINES}
-    config["rows"] = BASELINES | own
+    if recipe not in ALONE:
+        config["rows"] = BASELINES | {name: row for name, row in config["rows"].items() if name not in BASELINES}
     config["data"]["held_out"] = HELD_OUT
     return config
 
