@@ -53,7 +53,8 @@ class QConfig:
             besides; ``paper`` quantizes weights and what leaves each layer's activation function, as the published
             code.
         edge_bits: bits of weights and activations of the first and the last executed layer.
-        weight_grid: grid of the weights; integer runtimes want symmetric.
+        weight_grid: grid of weights of fewer than 8 bits. ``affine`` fits them best, and less its zero point a code is
+            still one of the 8-bit integers that runtimes multiply. Those of 8 bits are symmetric, as runtimes want them.
         weight_granularity: one scale for each output channel, or one for all.
         activation_grid: grid of the activations. ``affine`` fits every tensor and is unsigned where the data is.
         depthwise_granularity: one activation grid for the whole of what a depthwise convolution reads, or one for each
@@ -93,8 +94,9 @@ class QConfig:
     def _specs(self, bits: str, *, depthwise: bool = False) -> tuple[QuantSpec, QuantSpec]:
         weight_bits, activation_bits = parse_bits(bits)
         granularity = self.depthwise_granularity if depthwise else "per_tensor"
+        weight_grid = self.weight_grid if weight_bits < 8 else "symmetric"
         return (
-            QuantSpec(weight_bits, self.weight_grid, self.weight_granularity, self.range_method),
+            QuantSpec(weight_bits, weight_grid, self.weight_granularity, self.range_method),
             QuantSpec(activation_bits, self.activation_grid, granularity, self.range_method),
         )
 
