@@ -60,7 +60,7 @@ def export_checked(
         target: onnxruntime, openvino or tensorrt; the last is checked in ONNX Runtime.
         opset: version of ONNX's operators.
         dynamic_size: leave height and width open.
-        pack: store weights of up to 4 bits as INT4.
+        pack: store weights of up to 4 bits as INT4 or UINT4.
         simulate: write also what the target does not execute as integers.
         state_bits: 32, or 8: states are int8 outside the graph, which costs a little accuracy.
         clip: a video, or a folder of images, to play; by default a built-in one. Frames are resized to the export's
@@ -121,7 +121,8 @@ def _resized(frame: Frame, height: int, width: int) -> Tensor:
 def _storage(path: Path, exported: ExportedNetwork) -> str:
     """What the graph stores its weights as, and what its runtime said that it executes."""
     stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
-    widths = [bits for kind, bits in ((TensorProto.INT4, 4), (TensorProto.INT8, 8)) if kind in stored] or [32]
+    bits = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT8: 8}
+    widths = sorted({bits[kind] for kind in stored & bits.keys()}) or [32]
     counts = exported.layers
     return (
         f"weights stored at {' and '.join(map(str, widths))} bits; {exported.runtime} executes {counts['int8']} of "

@@ -37,7 +37,7 @@ class IntegerGrid(nn.Module):
 
 
 class IntegerLayer(nn.Module):
-    """What is left of a calibrated :class:`QuantizedLayer`: integer codes, scales, zero points and a bias.
+    """What is left of a calibrated :class:`QuantizedLayer`: integer codes, scales and a bias.
 
     torch computes with it what the layer computed; torch's exporter writes QuantizeLinear and DequantizeLinear around
     what is quantized of its input and output, DequantizeLinear behind the stored codes, and Conv, or MatMul and Add.
@@ -58,21 +58,24 @@ class IntegerLayer(nn.Module):
         weight = layer.weight_quantizer
         self.geometry = layer.geometry if isinstance(layer, QuantizedConv2d) else None
         self.activation = layer.activation
-        codes, scale, bias = weight.codes(layer.weight), weight.scale.flatten().clone(), layer.bias.detach().clone()
+        if weight.spec.bits == 8 and weight.spec.grid != "symmetric":
+            raise RuntimeError("codes of 8 bits less a zero point are no integers of 8 bits any more")
+        # Runtimes want no zero point in weights.
+        codes = weight.codes(layer.weight) - weight.zero_point
+        scale, bias = weight.scale.flatten().clone(), layer.bias.detach().clone()
         self.register_buffer("bias_scale", None)
         if layer.output_quantizer is not None and layer.input_grid is not None:
             # In channels whose weights are next to nothing beside the bias, it would not fit into 32 bits.
             step = layer.sum_step().detach()
             wider = (bias.abs() / step / 2**30).clamp(min=1.0)
-            zero_point = weight.zero_point
-            codes = ((codes - zero_point) / _like(wider, codes, 0)).round() + zero_point
+            codes = (codes / _like(wider, codes, 0)).round()
             scale = scale * wider
             self.bias_scale = step * wider
             bias = (bias / self.bias_scale).round().to(torch.int32)
         codes = codes if self.geometry is not None else codes.T
-        self.register_buffer("codes", codes.to(_code_type(weight.spec)).contiguous())
+        self.register_buffer("codes", codes.to(torch.int8).contiguous())
         self.register_buffer("weight_scale", scale)
-        self.register_buffer("weight_zero_point", weight.zero_point.flatten().to(self.codes.dtype))
+        self.register_buffer("weight_zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
         self.input_grid = None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
         self.output_grid = None if layer.output_quantizer is None else IntegerGrid(layer.output_quantizer)
@@ -130,7 +133,7 @@ class _Product(torch.autograd.Function):
         geometry: ConvGeometry | None,
     ) -> Tensor:
         bias, axis = bias if bias_scale is None else bias * bias_scale, int(geometry is None)
-        weight = (codes.float() - _like(zero_point, codes, axis)) * _like(scale, codes, axis)
+        weight = codes.float() * _like(scale, codes, axis)
         return x @ weight + bias if geometry is None else conv2d(x, weight, bias, geometry)
 
     @staticmethod

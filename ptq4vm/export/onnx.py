@@ -56,7 +56,7 @@ def export_onnx(
         target: the runtime whose rules a quantized network must meet: onnxruntime, openvino or tensorrt.
         opset: version of ONNX's operators, 13 to 20; without effect on ``pack``.
         dynamic_size: leave height and width open; ``height`` and ``width`` are then those of the example.
-        pack: store weights of up to 4 bits as INT4, two to a byte, which takes opset 21; else one.
+        pack: store weights of up to 4 bits as INT4 or UINT4, two to a byte, which takes opset 21; else one.
         simulate: write also what the target does not execute as integers; it computes the same in wider arithmetic.
         state_bits: 32, or 8: the states are then int8 outside the graph, a quarter of the traffic, on one grid that
             the file tells; rounded from frame to frame, they change the mattes a little.

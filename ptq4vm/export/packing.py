@@ -2,41 +2,46 @@
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 INT4_OPSET = 21
 _INT4_IR_VERSION = 10
 
 
 def pack_four_bits(model: onnx.ModelProto) -> None:
-    """Store, in place, the weights behind DequantizeLinear as INT4 where all codes fit, and move to opset 21.
+    """Store, in place, the weights behind DequantizeLinear in 4 bits where each channel's codes fit; move to opset 21.
 
-    Between opset 20, which the model must have, and 21 operators have only gained types.
+    As INT4, or where a channel takes codes beyond that, as UINT4 with a zero point for each channel. Between opset 20,
+    which the model must have, and 21 operators have only gained types.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] not in stored:
             continue
         codes = numpy_helper.to_array(stored[node.input[0]])
-        if codes.dtype != np.int8 or codes.min() < -8 or codes.max() > 7:
-            continue
-        stored[node.input[0]].CopyFrom(_int4(stored[node.input[0]].name, codes))
         (axis,) = (attribute.i for attribute in node.attribute if attribute.name == "axis")
-        count = codes.shape[axis]
-        zero = helper.make_tensor(f"{node.input[2]}_int4", TensorProto.INT4, [count], [0] * count)
-        node.input[2] = zero.name
-        if zero.name not in stored:
-            stored[zero.name] = zero
-            model.graph.initializer.append(zero)
+        if codes.dtype != np.int8:
+            continue
+        by_channel = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
+        kind, zero_points = TensorProto.INT4, np.zeros(len(by_channel), np.int8)
+        if by_channel.min() < -8 or by_channel.max() > 7:
+            kind, zero_points = TensorProto.UINT4, np.maximum(-by_channel.min(1), 0).astype(np.int8)
+            if (by_channel.max(1) + zero_points).max() > 15:
+                continue
+        zero_point = f"{node.input[0]}_zero_point"
+        beside = zero_points.reshape([-1 if place == axis else 1 for place in range(codes.ndim)])
+        stored[node.input[0]].CopyFrom(_packed(node.input[0], codes + beside, kind))
+        node.input[2] = zero_point
+        model.graph.initializer.append(_packed(zero_point, zero_points, kind))
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = INT4_OPSET
     model.ir_version = max(model.ir_version, _INT4_IR_VERSION)
 
 
-def _int4(name: str, codes: np.ndarray) -> TensorProto:
+def _packed(name: str, codes: np.ndarray, kind: int) -> TensorProto:
     flat = codes.astype(np.int8).reshape(-1)
     flat = np.concatenate([flat, np.zeros(flat.size % 2, np.int8)])
     low, high = flat[0::2] & 15, flat[1::2] & 15
     packed = (low | (high << 4)).astype(np.uint8).tobytes()
-    return TensorProto(name=name, data_type=TensorProto.INT4, dims=codes.shape, raw_data=packed)
+    return TensorProto(name=name, data_type=kind, dims=codes.shape, raw_data=packed)

@@ -80,6 +80,4 @@ def _problem(layer: QuantizedLayer, target: Target) -> str | None:
             return "a grid for each channel it reads. Calibrate with --qconfig.depthwise_granularity per_tensor."
         if spec.grid != "symmetric" and not target.zero_points:
             return f"an {spec.grid} grid. Calibrate with --qconfig.activation_grid symmetric."
-    if layer.weight_quantizer.spec.grid != "symmetric":
-        return "weights that have zero points. Calibrate with --qconfig.weight_grid symmetric."
     return None

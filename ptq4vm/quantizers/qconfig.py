@@ -54,7 +54,7 @@ class QConfig:
             code.
         edge_bits: bits of weights and activations of the first and the last executed layer.
         weight_grid: grid of weights of fewer than 8 bits. ``affine`` fits them best, and less its zero point a code is
-            still one of the 8-bit integers that runtimes multiply. Those of 8 bits are symmetric, as runtimes want them.
+            still one of the 8-bit integers that runtimes multiply. Those of 8 bits are symmetric, as they want them.
         weight_granularity: one scale for each output channel, or one for all.
         activation_grid: grid of the activations. ``affine`` fits every tensor and is unsigned where the data is.
         depthwise_granularity: one activation grid for the whole of what a depthwise convolution reads, or one for each

@@ -27,15 +27,18 @@ def initializers(model):
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
-@pytest.mark.parametrize("weight_bits", [8, 4])
+@pytest.mark.parametrize("weight", [
+    QuantSpec(8, "symmetric", "per_channel"), QuantSpec(4, "symmetric", "per_channel"),
+    QuantSpec(7, "affine", "per_channel"), QuantSpec(4, "affine", "per_channel"),
+])  # fmt: skip
 @pytest.mark.parametrize("activation", [
     QuantSpec(8), QuantSpec(4), QuantSpec(8, "symmetric"), QuantSpec(4, granularity="per_channel")
 ])  # fmt: skip
-def test_integers_compute_what_the_layer_computed(tmp_path, weight_bits, activation):
+def test_integers_compute_what_the_layer_computed(tmp_path, weight, activation):
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, 3, stride=2, padding=2, dilation=2, groups=6)
-    spec = QuantSpec(weight_bits, "symmetric", "per_channel")
-    layer = QuantizedConv2d(conv, spec, activation).requires_grad_(False)
+    conv.weight.data[0].abs_()  # an affine grid has all its codes above zero here
+    layer = QuantizedConv2d(conv, weight, activation).requires_grad_(False)
     assert_exported_computes_the_same(layer, torch.randn(1, 6, 12, 15), tmp_path / "conv.onnx")
 
 
@@ -122,7 +125,9 @@ def test_states_of_8_bits(tmp_path, runtime, dynamic_size):
     expected = network.forward_frame(src[:1], network.initial_state(src[:1])).state
     for codes, values in zip(after, expected, strict=True):
         assert codes.dtype == torch.int8
-        torch.testing.assert_close(codes * exported.state_scale, values, rtol=0, atol=1.01 * exported.state_scale)
+        error = (codes * exported.state_scale - values).abs() / exported.state_scale
+        assert error.mean() < 0.3, "rounding to nearest"
+        assert error.max() < 2, "before it an activation may be rounded the other way, which depends on the CPU"
     assert measure_parity(network, exported, src, state_scale=exported.state_scale).mean < 2e-3
 
 
@@ -178,18 +183,24 @@ def resolve(name, source, stored):
     return numpy_helper.to_array(stored[name])
 
 
-def test_packed_weights_are_the_same_in_half_the_room(tmp_path):
-    network = calibrated_network("W4A8")
+@pytest.mark.parametrize("weight_grid", ["symmetric", "affine"])
+def test_packed_weights_are_the_same_in_half_the_room(tmp_path, weight_grid):
+    network = calibrated_network("W4A8", weight_grid=weight_grid)
     wide, packed = (export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", pack=pack) for pack in (False, True))
     assert packed.stat().st_size < 0.62 * wide.stat().st_size
     model, other = onnx.load(packed), onnx.load(wide)
     assert model.opset_import[0].version == 21
     mine, theirs = initializers(model), initializers(other)
-    four_bits = [name for name, tensor in mine.items() if tensor.data_type == TensorProto.INT4 and "codes" in name]
+    kind = TensorProto.INT4 if weight_grid == "symmetric" else TensorProto.UINT4
+    weights = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in mine]
+    four_bits = [node for node in weights if mine[node.input[0]].data_type == kind]
     assert len(four_bits) == len(quantized_layers(network)) - 2, "first and last layer have 8 bits"
-    for name in four_bits:
-        got, wanted = numpy_helper.to_array(mine[name]), numpy_helper.to_array(theirs[name])
-        np.testing.assert_array_equal(got.astype(np.int8), wanted)
+    for node in four_bits:
+        codes, zero_point = (numpy_helper.to_array(mine[node.input[i]]).astype(np.int8) for i in (0, 2))
+        got = codes - zero_point.reshape(-1, *(1,) * (codes.ndim - 1))
+        np.testing.assert_array_equal(got, numpy_helper.to_array(theirs[node.input[0]]))
+    src = torch.rand(2, 3, *SIZE)
+    assert measure_parity(network, ExportedNetwork(packed, "onnxruntime", threads=1), src).mean < 2e-3
 
 
 @pytest.mark.parametrize(("target", "settings", "message"), [
@@ -197,7 +208,6 @@ def test_packed_weights_are_the_same_in_half_the_room(tmp_path):
     ("tensorrt", {"depthwise_granularity": "per_channel", "activation_grid": "symmetric"}, "a grid for each channel"),
     ("onnxruntime", {}, "placement deploy.*--target.*full"),
     ("tensorrt", {}, "an affine grid.*activation_grid symmetric"),
-    ("openvino", {"weight_grid": "affine"}, "weights that have zero points"),
     ("openvino", {"placement": "paper"}, "placement paper.*deploy"),
 ])  # fmt: skip
 def test_what_a_target_does_not_execute_is_refused(tmp_path, target, settings, message):
