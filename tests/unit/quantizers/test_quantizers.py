@@ -219,6 +219,14 @@ def test_bits_by_layer_win():
     assert parse_bits("w4a8") == (4, 8)
 
 
+def test_weights_of_8_bits_have_no_zero_points():
+    """Less a zero point their codes would not be integers of 8 bits."""
+    qconfig = QConfig("W4A8", weight_grid="affine", layer_bits={"aspp": "W7A8", "wide": "W8A8"})
+    grids = {name: qconfig.specs(name, edge=False)[0].grid for name in ("other", "aspp", "wide")}
+    assert grids == {"other": "affine", "aspp": "affine", "wide": "symmetric"}
+    assert qconfig.specs("other", edge=True)[0].grid == "symmetric"
+
+
 def test_a_zero_point_on_its_bound_still_learns():
     quantizer = LearnedScaleFakeQuantize(QuantSpec(4))
     quantizer.set_qparams(torch.tensor([0.1]), torch.tensor([0.0]))
