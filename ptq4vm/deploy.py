@@ -92,7 +92,8 @@ def export_checked(
             raise PTQ4VMError(
                 f"Expected mattes from {exported.runtime} that differ from PyTorch's by {tolerance:g} in the mean, got "
                 f"{parity.mean:.2g} over {parity.frames} frames (at most {parity.highest:.2g}). Nothing was written. "
-                "Where the network wavers by itself, its roundings tip over: try another --clip, or raise --tolerance."
+                "Where the network wavers by itself, its roundings tip over; on a CPU without VNNI, OpenVINO's sums of "
+                "8-bit weights may saturate. Try another --clip or CPU, or raise --tolerance."
             )
         storage = _storage(part, exported)
         size_mb = part.stat().st_size / 1e6
