@@ -1,8 +1,8 @@
 """Measures the tables of docs/results.md: each recipe beside other methods, all on its grid, placement and frames.
 
-For each recipe one run of `ptq4vm quantize`, with the rows below before the recipe's own, scored on the
-evaluation clips and, by distance to the float network, on people and places that calibration never saw. What a
-run has finished is not done again. The tables replace those in the document; the text around them stays.
+For each recipe one run of `ptq4vm quantize`, with the rows below before the recipe's own, scored on the evaluation
+clips and, by distance to the float network, on people and places that calibration never saw. What a run has finished
+is not done again. The tables replace those in the document; the text around them stays.
 
     python benchmarks/results.py --root ROOT --recipes w8a8 w4a8 w4a4
 """
@@ -57,7 +57,8 @@ def main() -> None:
     """Run the recipes and write their tables into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="the data: foregrounds, backgrounds, evaluation, ...")
-    parser.add_argument("--recipes", nargs="+", default=["w8a8", "w4a8", "w4a4", *ALONE], help="their names")
+    recipes = ["w8a8", "w4a8", "w4a4", *ALONE]
+    parser.add_argument("--recipes", nargs="+", default=recipes, help="names of recipes")
     parser.add_argument("--seed", type=int, default=0, help="which sequences are drawn, and their order")
     parser.add_argument("--output", type=Path, default=Path("runs/results"), help="folder for the runs")
     args = parser.parse_args()

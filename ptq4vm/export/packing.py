@@ -19,9 +19,9 @@ def pack_four_bits(model: onnx.ModelProto) -> None:
         if node.op_type != "DequantizeLinear" or node.input[0] not in stored:
             continue
         codes = numpy_helper.to_array(stored[node.input[0]])
-        (axis,) = (attribute.i for attribute in node.attribute if attribute.name == "axis")
         if codes.dtype != np.int8:
             continue
+        (axis,) = (attribute.i for attribute in node.attribute if attribute.name == "axis")
         by_channel = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
         kind, zero_points = TensorProto.INT4, np.zeros(len(by_channel), np.int8)
         if by_channel.min() < -8 or by_channel.max() > 7:

@@ -15,12 +15,7 @@ from ptq4vm.models import create_model, registry
 from ptq4vm.pipeline import Row, quantize
 from ptq4vm.quantizers import QConfig, QuantizedLinear
 
-CPU = Path("/proc/cpuinfo")
-SATURATES = CPU.is_file() and "avx2" in (flags := CPU.read_text()) and "vnni" not in flags
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(SATURATES, reason="without VNNI, OpenVINO's sums of 8-bit weights saturate: no parity to test"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("exact_integer_sums")]
 PAGE = Path(__file__).parents[2] / "docs" / "your-network.md"
 
 
