@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export.integer import IntegerLayer
 from ptq4vm.export.packing import pack_four_bits
-from ptq4vm.export.simplify import drop_whole_slices, quantize_before_concat
+from ptq4vm.export.simplify import drop_whole_slices, quantize_before_concat, unshare_zero_points
 from ptq4vm.export.states import STATE_CODES, quantize_states
 from ptq4vm.export.targets import TargetName, find_target, require_executable
 from ptq4vm.graph import bits_label, fold_batch_norm_, network_cost, quantized_layers, require_calibrated
@@ -94,6 +94,7 @@ def export_onnx(
             drop_whole_slices(model)
             if target == "onnxruntime":
                 quantize_before_concat(model)
+                unshare_zero_points(model)
             if state_scale is not None:
                 quantize_states(model, state_names(len(example) - 1), state_scale)
             if pack:

@@ -1,7 +1,7 @@
-"""Exact changes to a traced graph, for the sake of its speed."""
+"""Exact changes to a traced graph, for the sake of its speed and of what runtimes can load."""
 
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 
 def drop_whole_slices(model: onnx.ModelProto) -> None:
@@ -56,3 +56,19 @@ def quantize_before_concat(model: onnx.ModelProto) -> None:
         at = list(nodes).index(following[0])
         for offset, new in enumerate((*before, joined)):
             nodes.insert(at + offset, new)
+
+
+def unshare_zero_points(model: onnx.ModelProto) -> None:
+    """Give, in place, each weight a zero point of its own: torch's exporter keeps equal ones once.
+
+    Where ONNX Runtime is to add up without saturation it rewrites each weight's, and fails at the second time
+    (seen in 1.32).
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Identity"]:
+        shared = constants.get(node.input[0])
+        if shared is not None and shared.data_type == TensorProto.INT8:
+            own = model.graph.initializer.add()
+            own.CopyFrom(shared)
+            own.name = node.output[0]
+            model.graph.node.remove(node)

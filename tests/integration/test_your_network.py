@@ -15,7 +15,7 @@ from ptq4vm.models import create_model, registry
 from ptq4vm.pipeline import Row, quantize
 from ptq4vm.quantizers import QConfig, QuantizedLinear
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("exact_integer_sums")]
+pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "your-network.md"
 
 
@@ -49,6 +49,7 @@ def make_run(name, folder, **options):
     return quantize(data, folder / "run", name, str(folder / "weights.pth"), **{**settings, **options})
 
 
+@pytest.mark.usefixtures("exact_integer_sums")
 def test_the_page_runs(page, folder):
     pieces, names = page
     for piece in pieces:
@@ -73,6 +74,7 @@ def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
     assert f"executes {len(quantized_layers(network)) - 1} of {len(quantized_layers(network))}" in exported.storage
 
 
+@pytest.mark.usefixtures("exact_integer_sums")
 def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
     options = {"block_reconstruction": {"granularity": "layer"}, "rows": {"ours": Row("AdaRound")}, "budget": 0.6}
     result = make_run("patch_matting", folder, bits=["auto"], **options)
@@ -86,6 +88,7 @@ def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
     assert parity.mean < 2e-3
 
 
+@pytest.mark.usefixtures("exact_integer_sums")
 def test_modnet(folder):
     qconfig = QConfig(range_method="minmax", depthwise_granularity="per_channel")
     rows = {"biq": Row("BIQ"), "ofa": Row("BIQ + GAC + OFA", start="biq")}
