@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers.functional import clamp_ste, fake_quantize, random_mask, round_ste
+from ptq4vm.quantizers.functional import clamp_ste, fake_quantize, quantize, random_mask, round_ste
 from ptq4vm.quantizers.observers import Observer
 from ptq4vm.quantizers.qconfig import QuantSpec
 
@@ -67,6 +67,10 @@ class LearnedScaleFakeQuantize(nn.Module):
             return x
         keep = random_mask(x, 1.0 - self.drop_prob) if self.drop_prob > 0.0 else None
         return fake_quantize(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max, keep)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The integers, less the zero point, that times ``scale`` are what :meth:`forward` makes of x."""
+        return quantize(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max).sub_(self.zero_point)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.spec.bits}, grid={self.spec.grid}"

@@ -98,18 +98,18 @@ class QuantizedLayer(nn.Module, ABC):
         return self._source[0] if self.input_quantizer is None else self.input_quantizer
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
-        weight = self.weight_quantizer(self.weight) if self._prepared is None else self._prepared
-        if self._adds_codes():
-            x = self._add_codes(x)
-        elif self.affine is None:
-            x = self._multiply(x, weight, self.bias)
-        else:
-            x = self._multiply_affine(x, weight, self.affine)
+        x = self._add_codes(x) if self._adds_codes() else self._add_values(x)
         if self.activation is not None:
             x = self.activation(x)
         return x if self.output_quantizer is None else self.output_quantizer(x)
+
+    def _add_values(self, x: Tensor) -> Tensor:
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        weight = self.weight_quantizer(self.weight) if self._prepared is None else self._prepared
+        if self.affine is None:
+            return self._multiply(x, weight, self.bias)
+        return self._multiply_affine(x, weight, self.affine)
 
     @abstractmethod
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -130,7 +130,8 @@ class QuantizedLayer(nn.Module, ABC):
 
     def _add_codes(self, x: Tensor) -> Tensor:
         codes = self.weight_quantizer.codes(self.weight) - self.weight_quantizer.zero_point
-        x = (x / self.input_grid.scale).round_()  # type: ignore[union-attr]
+        own = self.input_quantizer
+        x = (x / self.input_grid.scale).round_() if own is None else own.codes(x)  # type: ignore[union-attr]
         x = self._multiply(x, codes, None)
         step, bias = self._for_each_output(self.sum_step()), self._for_each_output(self.bias)
         if self.output_quantizer is None:
