@@ -1,6 +1,6 @@
 """Float network to quantizable network: fold, convert, cut into blocks, run blocks, save."""
 
-from ptq4vm.graph.capture import SequenceStore, run_block
+from ptq4vm.graph.capture import SequenceStore, run_block, run_blocks
 from ptq4vm.graph.checkpoint import (
     is_quantized_checkpoint,
     load_quantized,
@@ -40,6 +40,7 @@ __all__ = [
     "read_header",
     "require_calibrated",
     "run_block",
+    "run_blocks",
     "save_quantized",
     "trace",
 ]

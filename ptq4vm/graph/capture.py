@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.models.base import Block
+from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.types import RecurrentState
 
 
 def run_block(block: Block, inputs: Sequence[Tensor], state: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -35,7 +36,32 @@ def run_block(block: Block, inputs: Sequence[Tensor], state: Tensor | None = Non
         step = block.forward(*(_frames(x[:, t]) for x in inputs), state)
         state = step[-1]
         steps.append(step)
-    return tuple(torch.stack(values, 1) for values in zip(*steps, strict=True))
+    # Concatenated, not stacked: the frames keep their memory format.
+    return tuple(torch.cat(values).unflatten(0, (time, batch)).transpose(0, 1) for values in zip(*steps, strict=True))
+
+
+def run_blocks(network: MattingModel, src: Tensor, state: RecurrentState) -> tuple[dict[str, Tensor], RecurrentState]:
+    """Unroll a network over sequences block by block, each block over all frames before the next one's turn.
+
+    Gives what :meth:`MattingModel.forward_values` gives frame by frame; blocks without a state see all frames at once,
+    which several threads, or a GPU, share better.
+
+    Args:
+        network: the network.
+        src: (B, T, 3, H, W), RGB in [0, 1].
+        state: what the last frame left behind, or ``network.initial_state(src[:, 0])``.
+
+    Returns:
+        Every named value and, of each state, what it was after each frame; (B, T, C, h, w) all of them.
+    """
+    values, states = {"src": src}, list(state)
+    for block in network.blocks():
+        before = None if block.state is None else state[block.state]
+        outputs = run_block(block, [values[name] for name in block.inputs], before)
+        if block.state is not None:
+            *outputs, states[block.state] = outputs  # type: ignore[assignment]
+        values.update(zip(block.outputs, outputs, strict=True))
+    return values, tuple(states)
 
 
 def _frames(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import load_quantized, quantized_layers
+from ptq4vm.graph import load_quantized, quantized_layers, run_blocks
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
 from ptq4vm.phases.losses import alpha_loss, cosine, feature_loss, temporal_loss
 from ptq4vm.quantizers import clamp_ste, weights_prepared
@@ -121,31 +121,28 @@ class GACModule(PTQPhase):
         return loss
 
     def _loss(self, batch: CalibrationClip) -> Tensor:
-        targets = self._targets(batch)
         start, stop = self._frames(batch.src.shape[1])
         state = self.network.initial_state(batch.src[:, 0])
         if start > 0:
             state = tuple(steps[:, start - 1] for steps in batch.teacher_state)
-        losses, previous, teacher_state = [], None, state
-        for t in range(start, stop):
-            values, state = self.network.forward_values(batch.src[:, t], state)
-            # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
-            # helpful one where it doesn't.
-            pha = clamp_ste(values["pha_unclamped"], 0.0, 1.0) if "pha_unclamped" in values else values["pha"]
-            losses += [w * alpha_loss(pha, y[:, t], self.l1_weight, self.mse_weight) for w, y in targets]
-            if self.fgr_weight > 0:
-                losses.append(self.fgr_weight * (values["fgr"] - batch.teacher_fgr[:, t]).abs().mean())
-            if self.state_weight > 0:
-                pairs = zip(state, batch.teacher_state, strict=True)
-                losses += [self.state_weight * (s - y[:, t]).abs().mean() for s, y in pairs]
-            if self.feature_weight > 0:
-                with torch.no_grad():
-                    features, teacher_state = self.teacher.forward_values(batch.src[:, t], teacher_state)
-                losses.append(self.feature_weight * feature_loss(values, features))
-            if previous is not None:
-                losses += self._temporal_losses(batch, t, pha, previous)
-            previous = pha
-        return torch.stack(losses).sum() / (stop - start)
+        frames = slice(start, stop)
+        src = batch.src[:, frames]
+        values, states = run_blocks(self.network, src, state)
+        # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
+        # helpful one where it doesn't.
+        pha = clamp_ste(values["pha_unclamped"], 0.0, 1.0) if "pha_unclamped" in values else values["pha"]
+        losses = [w * alpha_loss(pha, y[:, frames], self.l1_weight, self.mse_weight) for w, y in self._targets(batch)]
+        if self.fgr_weight > 0:
+            losses.append(self.fgr_weight * (values["fgr"] - batch.teacher_fgr[:, frames]).abs().mean())
+        if self.state_weight > 0:
+            pairs = zip(states, batch.teacher_state, strict=True)
+            losses += [self.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
+        if self.feature_weight > 0:
+            with torch.no_grad():
+                features, _ = run_blocks(self.teacher, src, state)
+            losses.append(self.feature_weight * feature_loss(values, features))
+        losses += self._temporal_losses(batch, pha, start)
+        return torch.stack(losses).sum()
 
     def _frames(self, time: int) -> tuple[int, int]:
         """Which frames of a sequence to unroll over."""
@@ -156,15 +153,19 @@ class GACModule(PTQPhase):
         start = int(torch.randint(time - self.window + 1, (), generator=generator))
         return start, start + self.window
 
-    def _temporal_losses(self, batch: CalibrationClip, t: int, pha: Tensor, previous: Tensor) -> list[Tensor]:
-        """What alpha's change from frame t-1 to frame t costs."""
-        losses = []
+    def _temporal_losses(self, batch: CalibrationClip, pha: Tensor, start: int) -> list[Tensor]:
+        """What alpha's changes from each frame to the next cost, shared out over all frames."""
+        losses: list[Tensor] = []
+        time = pha.shape[1]
+        if time == 1:
+            return losses
+        share, pairs = (time - 1) / time, slice(start, start + time - 1)
         if self.flow_weight > 0:
-            flow, visible = batch.flow[:, t - 1], batch.visible[:, t - 1]
-            losses.append(self.flow_weight * temporal_loss(pha, previous, flow, visible))
+            along = (pha[:, 1:], pha[:, :-1], batch.flow[:, pairs], batch.visible[:, pairs])
+            losses.append(share * self.flow_weight * temporal_loss(*(x.flatten(0, 1) for x in along)))
         if self.coherence_weight > 0:
-            change = batch.teacher_pha[:, t] - batch.teacher_pha[:, t - 1]
-            losses.append(self.coherence_weight * (pha - previous - change).square().mean())
+            change = batch.teacher_pha[:, start : start + time].diff(dim=1)
+            losses.append(share * self.coherence_weight * (pha.diff(dim=1) - change).square().mean())
         return losses
 
     def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:

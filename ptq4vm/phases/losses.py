@@ -28,16 +28,21 @@ def alpha_loss(pha: Tensor, target: Tensor, l1_weight: float, mse_weight: float)
 
 
 def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-    """Squared error of feature maps as a share of their variance in each clip, averaged over all of them.
+    """Squared error of feature maps as a share of their variance in each frame, averaged over all of them.
 
-    Feature maps are what a network's blocks hand on, (B, C, h, w), with more channels than a picture or a matte has.
+    Feature maps are what a network's blocks hand on, (B, T, C, h, w), with more channels than a picture or a matte has.
     """
     errors = [
-        (values[name] - target).square().flatten(1).mean(1) / target.flatten(1).var(1).clamp(min=_LEAST_VARIANCE)
+        (values[name] - target).square().mean((2, 3, 4)) / _variance(target).clamp(min=_LEAST_VARIANCE)
         for name, target in targets.items()
-        if target.shape[1] > _MATTE_CHANNELS
+        if target.shape[2] > _MATTE_CHANNELS
     ]
     return torch.stack(errors).mean()
+
+
+def _variance(x: Tensor) -> Tensor:
+    """Of each frame, (B, T); several times faster on CPU than torch's own over several dimensions."""
+    return (x - x.mean((2, 3, 4), keepdim=True)).square().mean((2, 3, 4))
 
 
 def temporal_loss(pha: Tensor, previous: Tensor, flow: Tensor, visible: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ptq4vm.graph import (
     quantize_network,
     quantized_layers,
     run_block,
+    run_blocks,
     trace,
 )
 from ptq4vm.graph.partition import block_layers
@@ -120,17 +121,21 @@ def test_blocks_that_differ_from_the_forward_are_refused(monkeypatch):
         partition(network)
 
 
-def test_sequences_of_blocks_equal_the_time_loop():
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_block_by_block_is_the_time_loop(ratio):
     network = randomized()
-    src = torch.rand(2, 3, 3, 64, 64)
-    values = {"src": src}
+    network.downsample_ratio = ratio
+    src = torch.rand(2, 3, 3, 66, 70)
     with torch.no_grad():
-        whole = network.unroll(src)
-        for block in network.blocks():
-            state = None if block.state is None else network.initial_state(src[:, 0])[block.state]
-            outputs = run_block(block, [values[name] for name in block.inputs], state)
-            values.update(zip(block.outputs, outputs, strict=False))
-    torch.testing.assert_close(values["pha"], whole.pha, rtol=0, atol=1e-5)
+        state = tuple(torch.rand_like(x) for x in network.initial_state(src[:, 0]))
+        values, states = run_blocks(network, src, state)
+        for t in range(3):
+            expected, state = network.forward_values(src[:, t], state)
+            assert values.keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(values[name][:, t], value, rtol=0, atol=1e-4)
+            for got, wanted in zip(states, state, strict=True):
+                torch.testing.assert_close(got[:, t], wanted, rtol=0, atol=1e-5)
 
 
 def test_paper_placement_quantizes_what_leaves_the_activation_function():

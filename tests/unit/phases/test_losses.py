@@ -25,11 +25,11 @@ def test_clamped_alpha_learns_only_where_the_clamp_is_wrong():
 
 def test_feature_loss_is_a_share_of_the_variance_and_leaves_pictures_out():
     generator = np.random.default_rng(0)
-    shapes = {"src": (2, 3, 8, 9), "f1": (2, 16, 4, 5), "f2": (2, 40, 2, 2)}
+    shapes = {"src": (2, 3, 3, 8, 9), "f1": (2, 3, 16, 4, 5), "f2": (2, 3, 40, 2, 2)}
     outputs, targets = ({n: generator.normal(3.0, size=s).astype(np.float32) for n, s in shapes.items()} for _ in "ab")
     targets["f2"] *= 100.0
-    clips = [(outputs[n][clip], targets[n][clip]) for n in ("f1", "f2") for clip in range(2)]
-    expected = np.mean([((output - target) ** 2).mean() / target.var(ddof=1) for output, target in clips])
+    frames = [(outputs[n][place], targets[n][place]) for n in ("f1", "f2") for place in np.ndindex(2, 3)]
+    expected = np.mean([((output - target) ** 2).mean() / target.var() for output, target in frames])
     loss = feature_loss(*({n: torch.from_numpy(x) for n, x in side.items()} for side in (outputs, targets)))
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
