@@ -28,6 +28,13 @@ def test_every_method_has_a_row_that_the_pipeline_takes(results, recipe):
     rows = check_rows({name: Row(**row) for name, row in results.with_baselines(recipe)["rows"].items()})
     assert list(rows)[-2:] == ["gac", "ofa"]
     assert rows["gac"].start == "biq"
+    if recipe not in results.ALONE:
+        blocks = {row.title.removesuffix(" (BIQ)"): name for name, row in rows.items()}
+        own = results.with_baselines(recipe)["block_reconstruction"].get("drop_prob", 0.5)
+        assert rows["biq"].options["drop_prob"] == own
+        for method, drop_prob in results.DROPPING.items():
+            assert rows[blocks[method]].options["drop_prob"] == drop_prob
+            assert {rows[f"{method.lower()}_{part}"].start for part in ("gac", "ofa")} == {blocks[method]}
     for row in rows.values():
         QConfig(**row.qconfig)
         known = (BlockReconstructionModule if row.start is None else GACModule).__init__.__annotations__
