@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/ptq4vm quantize --config lightning_configs/quantize/demo.yaml
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --editable ".[dev]"
