@@ -33,6 +33,7 @@ PAPER = {
 }  # fmt: skip
 """Global calibration as published: one γ, β for each layer, squared error against the true alpha."""
 PUBLISHED_GRID = {
+    "weight_grid": "symmetric",
     "activation_grid": "symmetric",
     "range_method": "minmax",
     "depthwise_granularity": "per_tensor",
