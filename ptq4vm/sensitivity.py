@@ -13,7 +13,7 @@ from torch import Tensor
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.data.calibration import Progress
 from ptq4vm.errors import PTQ4VMError, differences
-from ptq4vm.graph import block_layers, partition, quantize_network, quantized_layers, run_block, trace
+from ptq4vm.graph import block_layers, partition, quantize_network, quantized_layers, run_blocks, trace
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import Block, MattingModel
@@ -187,13 +187,7 @@ class _Walk:
 
 def _run(network: MattingModel, blocks: Sequence[Block], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What these blocks make of the values before them, from a fresh state."""
-    states = network.initial_state(values["src"][:, 0])
-    known = dict(values)
-    for block in blocks:
-        state = None if block.state is None else states[block.state]
-        outputs = run_block(block, [known[name] for name in block.inputs], state)
-        known.update(zip(block.outputs, outputs, strict=False))  # behind the outputs come the states
-    return known
+    return run_blocks(blocks, values, network.initial_state(values["src"][:, 0]))[0]
 
 
 def _measure(

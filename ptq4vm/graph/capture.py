@@ -1,14 +1,14 @@
 """A block as a map from sequences to sequences, and the store of what flows between blocks."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.models.base import Block
 from ptq4vm.types import RecurrentState
 
 
@@ -40,28 +40,31 @@ def run_block(block: Block, inputs: Sequence[Tensor], state: Tensor | None = Non
     return tuple(torch.cat(values).unflatten(0, (time, batch)).transpose(0, 1) for values in zip(*steps, strict=True))
 
 
-def run_blocks(network: MattingModel, src: Tensor, state: RecurrentState) -> tuple[dict[str, Tensor], RecurrentState]:
-    """Unroll a network over sequences block by block, each block over all frames before the next one's turn.
+def run_blocks(
+    blocks: Sequence[Block], values: Mapping[str, Tensor], state: RecurrentState
+) -> tuple[dict[str, Tensor], RecurrentState]:
+    """Unroll a network, or a part of it, over sequences: each block over all frames before the next one's turn.
 
     Gives what :meth:`MattingModel.forward_values` gives frame by frame; blocks without a state see all frames at once,
     which several threads, or a GPU, share better.
 
     Args:
-        network: the network.
-        src: (B, T, 3, H, W), RGB in [0, 1].
-        state: what the last frame left behind, or ``network.initial_state(src[:, 0])``.
+        blocks: in order.
+        values: what they read and don't make, by name, (B, T, C, h, w); for a whole network ``src``.
+        state: the network's, as the last frame left it, or ``network.initial_state(src[:, 0])``.
 
     Returns:
-        Every named value and, of each state, what it was after each frame; (B, T, C, h, w) all of them.
+        These values with all that the blocks made, (B, T, C, h, w), and the states: after each frame, (B, T, ...), those
+        that live in these blocks, the others as they were.
     """
-    values, states = {"src": src}, list(state)
-    for block in network.blocks():
+    known, states = dict(values), list(state)
+    for block in blocks:
         before = None if block.state is None else state[block.state]
-        outputs = run_block(block, [values[name] for name in block.inputs], before)
+        outputs = run_block(block, [known[name] for name in block.inputs], before)
         if block.state is not None:
             *outputs, states[block.state] = outputs  # type: ignore[assignment]
-        values.update(zip(block.outputs, outputs, strict=True))
-    return values, tuple(states)
+        known.update(zip(block.outputs, outputs, strict=True))
+    return known, tuple(states)
 
 
 def _frames(x: Tensor) -> Tensor:

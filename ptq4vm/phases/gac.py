@@ -127,7 +127,7 @@ class GACModule(PTQPhase):
             state = tuple(steps[:, start - 1] for steps in batch.teacher_state)
         frames = slice(start, stop)
         src = batch.src[:, frames]
-        values, states = run_blocks(self.network, src, state)
+        values, states = run_blocks(self.network.blocks(), {"src": src}, state)
         # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
         # helpful one where it doesn't.
         pha = clamp_ste(values["pha_unclamped"], 0.0, 1.0) if "pha_unclamped" in values else values["pha"]
@@ -139,7 +139,7 @@ class GACModule(PTQPhase):
             losses += [self.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
         if self.feature_weight > 0:
             with torch.no_grad():
-                features, _ = run_blocks(self.teacher, src, state)
+                features, _ = run_blocks(self.teacher.blocks(), {"src": src}, state)
             losses.append(self.feature_weight * feature_loss(values, features))
         losses += self._temporal_losses(batch, pha, start)
         return torch.stack(losses).sum()

@@ -128,7 +128,7 @@ def test_block_by_block_is_the_time_loop(ratio):
     src = torch.rand(2, 3, 3, 66, 70)
     with torch.no_grad():
         state = tuple(torch.rand_like(x) for x in network.initial_state(src[:, 0]))
-        values, states = run_blocks(network, src, state)
+        values, states = run_blocks(network.blocks(), {"src": src}, state)
         for t in range(3):
             expected, state = network.forward_values(src[:, t], state)
             assert values.keys() == expected.keys()
