@@ -54,8 +54,8 @@ def run_blocks(
         state: the network's, as the last frame left it, or ``network.initial_state(src[:, 0])``.
 
     Returns:
-        These values with all that the blocks made, (B, T, C, h, w), and the states: after each frame, (B, T, ...), those
-        that live in these blocks, the others as they were.
+        These values with all that the blocks made, (B, T, C, h, w), and the states: those that live in these blocks
+        after each frame, (B, T, C, h, w), the others as they were.
     """
     known, states = dict(values), list(state)
     for block in blocks:
