@@ -57,18 +57,22 @@ class MattingModule(L.LightningModule):
     def _step(self, clip: MattingClip, truth: Any | None, fidelity: Any | None) -> MattingOutput | None:
         if clip.src.shape[1] == 0:  # this process got no clip
             return None
-        if int(clip.start) == 0:
-            self._state = self._previous = None
-        output = self(clip.src, self._state)
+        output = self(clip.src, self._state if int(clip.start) > 0 else None)
         self._state = output.state
+        self._score(clip, output.pha[0], truth, fidelity)
+        return output
+
+    def _score(self, clip: MattingClip, pha: Tensor, truth: Any | None, fidelity: Any | None) -> None:
+        """Score the alpha of a chunk, (T, 1, H, W)."""
+        if int(clip.start) == 0:
+            self._previous = None
         if truth is not None:
             if clip.pha is None and (clip.float_pha is None or fidelity is None):
                 raise PTQ4VMError(f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree.")
             against = ((truth, clip.pha), (fidelity, clip.float_pha))
-            self._compare(output.pha[0], against)
+            self._compare(pha, against)
             if truth is self.test_metrics:
                 self._keep_frames(clip.name, against)
-        return output
 
     def _compare(self, preds: Tensor, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
         """Compare (T, 1, H, W) with each target (1, T, 1, H, W) that is known."""
@@ -110,6 +114,17 @@ class MattingModule(L.LightningModule):
         if self.trainer.strategy.reduce_boolean_decision(called, all=False):
             self.log_dict({name: value.float() for name, value in metrics.compute().items()})
             metrics.reset()
+
+
+class FloatMattes(MattingModule):
+    """Scores the float network by the mattes of it that clips bring along: it isn't run again."""
+
+    def test_step(self, batch: MattingClip, batch_idx: int) -> None:  # type: ignore[override]  # noqa: D102
+        if batch.src.shape[1] == 0:  # this process got no clip
+            return
+        if batch.float_pha is None:
+            raise PTQ4VMError(f"Expected the float network's alpha of {batch.name}, found none. Call add_references.")
+        self._score(batch, batch.float_pha[0], self.test_metrics, self.test_fidelity)
 
 
 class PTQPhase(MattingModule):

@@ -33,16 +33,16 @@ def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) ->
     Feature maps are what a network's blocks hand on, (B, T, C, h, w), with more channels than a picture or a matte has.
     """
     errors = [
-        (values[name] - target).square().mean((2, 3, 4)) / _variance(target).clamp(min=_LEAST_VARIANCE)
+        _energy(values[name] - target) / (_energy(target) - target.mean((2, 3, 4)).square()).clamp(min=_LEAST_VARIANCE)
         for name, target in targets.items()
         if target.shape[2] > _MATTE_CHANNELS
     ]
     return torch.stack(errors).mean()
 
 
-def _variance(x: Tensor) -> Tensor:
-    """Of each frame, (B, T); several times faster on CPU than torch's own over several dimensions."""
-    return (x - x.mean((2, 3, 4), keepdim=True)).square().mean((2, 3, 4))
+def _energy(x: Tensor) -> Tensor:
+    """Mean square of each frame, (B, T), without the squares ever lying in memory."""
+    return torch.linalg.vector_norm(x, dim=(2, 3, 4)).square() / x[0, 0].numel()
 
 
 def temporal_loss(pha: Tensor, previous: Tensor, flow: Tensor, visible: Tensor) -> Tensor:

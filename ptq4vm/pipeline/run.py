@@ -23,7 +23,7 @@ from ptq4vm.graph.trace import example_frame
 from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule, make_teacher
-from ptq4vm.phases.base import Scoring
+from ptq4vm.phases.base import FloatMattes, Scoring
 from ptq4vm.pipeline.record import now, record_start
 from ptq4vm.pipeline.rows import Row
 from ptq4vm.quantizers import QConfig
@@ -231,12 +231,13 @@ class Run:
         return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
 
     def score(self, path: Path, title: str, network: MattingModel, plan: QConfig | None = None) -> ResultRow:
-        """A row of the table; scored once and kept at ``path``."""
+        """A row of the table; scored once and kept at ``path``. Without a plan it is the float network's."""
         if not path.is_file():
             self.say(f"{path.parent.name.upper()}: scoring {title}")
-            values, per_frame = self._test(path.parent, network)
+            module = (FloatMattes if plan is None else MattingModule)(network, self.scoring)
+            values, per_frame = self._test(path.parent, module)
             if (people := self.data.held_out_dataloader()) is not None:
-                found, _ = self._test(path.parent, network, people)
+                found, _ = self._test(path.parent, module, people)
                 values |= {f"held_out_{key.removesuffix('_to_float')}": value for key, value in found.items()}
             processes.once(_write_json, path.with_suffix(FRAMES), per_frame)
             processes.once(_write_json, path, values)
@@ -255,11 +256,10 @@ class Run:
         return ResultRow(title, label, placement, values, cost.size_mb, cost.bit_operations * 1e9, extra)
 
     def _test(
-        self, folder: Path, network: MattingModel, clips: Any = None
+        self, folder: Path, module: MattingModule, clips: Any = None
     ) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
         """The metrics, and those of each frame by clip."""
         trainer = self._make_trainer(folder / "evaluation", logger=False)
-        module = MattingModule(network, self.scoring)
         where = {"datamodule": self.data} if clips is None else {"dataloaders": clips}
         (metrics,) = trainer.test(module, verbose=False, **where)
         per_frame = {clip: curves for part in processes.gather(module.per_frame) for clip, curves in part.items()}

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.graph import load_model
 from ptq4vm.pipeline.run import Run
+from ptq4vm.quantizers import QConfig
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -86,8 +87,8 @@ def test_quantize_with_uneven_shares(folder):
     rows = json.loads((folder / "run" / "metrics.json").read_text())["rows"]
     assert len(rows) == 5
     assert len(json.loads((folder / "run" / "float.frames.json").read_text())) == 3
-    for row, network in ((rows[0], teacher), (rows[-1], load_model(folder / "run"))):
-        expected = run.score(folder / "alone" / f"{row['name']}.json", "alone", network)
+    for row, network, plan in ((rows[0], teacher, None), (rows[-1], load_model(folder / "run"), QConfig())):
+        expected = run.score(folder / "alone" / f"{row['name']}.json", "alone", network, plan)
         assert row["metrics"] == pytest.approx(expected.metrics, rel=1e-5)
 
 

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from ptq4vm.errors import PTQ4VMError
 from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule
+from ptq4vm.phases.base import FloatMattes
 from ptq4vm.types import MattingClip
 
 
@@ -20,6 +22,23 @@ class Grey(MattingModel):
 
     def forward_values(self, src, state):
         return {"fgr": src, "pha": src.mean(1, keepdim=True)}, ()
+
+
+def test_float_mattes_that_clips_bring_are_scored_as_the_float_network_is():
+    torch.manual_seed(0)
+    src, pha = torch.rand(1, 5, 3, 8, 9), torch.rand(1, 5, 1, 8, 9)
+    network = Grey()
+    run, kept = MattingModule(network), FloatMattes(network)
+    for start, stop in ((0, 3), (3, 5)):
+        part = slice(start, stop)
+        mattes = src[:, part].mean(2, keepdim=True)
+        clip = MattingClip(src[:, part], pha=pha[:, part], float_pha=mattes, name="a", start=start)
+        run.test_step(clip, 0)
+        kept.test_step(clip._replace(src=torch.zeros_like(clip.src)), 0)
+    assert kept.per_frame == run.per_frame
+    assert kept.per_frame["a"]["mad_to_float"] == [0.0] * 5
+    with pytest.raises(PTQ4VMError, match="add_references"):
+        kept.test_step(clip._replace(float_pha=None), 0)
 
 
 def test_values_of_each_frame_are_kept_across_chunks():
