@@ -71,8 +71,9 @@ class WorkProgress(L.Callback):
     def _share(self, module: L.LightningModule) -> float:
         if not isinstance(module, BlockReconstructionModule):
             return 1.0
-        names = block_layers(module.network, module.block)
-        return sum(self.macs.get(name, 0) for name in names) / max(1, sum(self.macs.values()))
+        return sum(self.macs.get(name, 0) for name in module.layers[module.block.name]) / max(
+            1, sum(self.macs.values())
+        )
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

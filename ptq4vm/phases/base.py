@@ -16,7 +16,7 @@ from ptq4vm import processes
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import float_twin_, require_calibrated, save_quantized
+from ptq4vm.graph import float_twin_, fold_batch_norm_, require_calibrated, save_quantized
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
@@ -59,10 +59,10 @@ class MattingModule(L.LightningModule):
             return None
         output = self(clip.src, self._state if int(clip.start) > 0 else None)
         self._state = output.state
-        self._score(clip, output.pha[0], truth, fidelity)
+        self._score_alpha(clip, output.pha[0], truth, fidelity)
         return output
 
-    def _score(self, clip: MattingClip, pha: Tensor, truth: Any | None, fidelity: Any | None) -> None:
+    def _score_alpha(self, clip: MattingClip, pha: Tensor, truth: Any | None, fidelity: Any | None) -> None:
         """Score the alpha of a chunk, (T, 1, H, W)."""
         if int(clip.start) == 0:
             self._previous = None
@@ -124,7 +124,7 @@ class FloatMattes(MattingModule):
             return
         if batch.float_pha is None:
             raise PTQ4VMError(f"Expected the float network's alpha of {batch.name}, found none. Call add_references.")
-        self._score(batch, batch.float_pha[0], self.test_metrics, self.test_fidelity)
+        self._score_alpha(batch, batch.float_pha[0], self.test_metrics, self.test_fidelity)
 
 
 class PTQPhase(MattingModule):
@@ -256,7 +256,9 @@ def teacher_key(network: MattingModel) -> str:
 
 
 def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
-    """The float network as the data room uses it."""
+    """The float network as the data room uses it: a copy, its BatchNorm folded, on the device where it is now."""
+    key = key or teacher_key(network)
+    network = fold_batch_norm_(copy.deepcopy(network))
 
     @torch.no_grad()
     def forward(src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
@@ -273,4 +275,4 @@ def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
         stacked = tuple(torch.stack(steps, 1) for steps in zip(*states, strict=True))
         return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), stacked)
 
-    return Teacher(forward, key or teacher_key(network))
+    return Teacher(forward, key)

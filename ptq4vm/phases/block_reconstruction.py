@@ -107,8 +107,13 @@ class BlockReconstructionModule(PTQPhase):
         self.rounding_lr, self.scale_lr = rounding_lr, scale_lr
         self.rounding_weight, self.warmup = rounding_weight, warmup
         self.blocks = partition(self.network)
-        self.learned_blocks = tuple(block for block in self.blocks if block_layers(self.network, block))
-        for layer in quantized_layers(self.network).values():
+        layers = quantized_layers(self.network)
+        self.layers: dict[str, dict[str, QuantizedLayer]] = {
+            block.name: {name: layers[name] for name in block_layers(self.network, block)} for block in self.blocks
+        }
+        """The quantized layers, by block and name."""
+        self.learned_blocks = tuple(block for block in self.blocks if self.layers[block.name])
+        for layer in layers.values():
             for parameter in (p for one in layer.activation_quantizers for p in one.parameters()):
                 parameter.requires_grad_(parameter.requires_grad and learn_scales)
             if learn_rounding:
@@ -244,8 +249,7 @@ class BlockReconstructionModule(PTQPhase):
         return self._store
 
     def _layers(self, block: Block) -> list[QuantizedLayer]:
-        layers = quantized_layers(self.network)
-        return [layers[name] for name in block_layers(self.network, block)]
+        return list(self.layers[block.name].values())
 
     def _quantizers(self, block: Block) -> list[Any]:
         return [one for layer in self._layers(block) for one in layer.activation_quantizers]
@@ -291,7 +295,7 @@ class BlockReconstructionModule(PTQPhase):
     def _reconstruction(self, inputs: list[Tensor], index: Tensor | slice) -> Tensor:
         if self.granularity == "block":
             return reconstruction_loss(self._run(self.block, self.network, inputs), self._targets(index))
-        names = block_layers(self.network, self.block)
+        names = list(self.layers[self.block.name])
         with torch.no_grad(), _recording(self.teacher, names, detach=False) as targets:
             self._run(self.block, self.teacher, self._inputs(self.block, "float", index))
         with _recording(self.network, names, detach=True) as outputs:
