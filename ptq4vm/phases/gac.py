@@ -48,6 +48,9 @@ class GACModule(PTQPhase):
         flow: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
         flow_weights: torchvision RAFT weights.
         scoring: ``float`` or ``png8`` metrics.
+
+    Raises:
+        PTQ4VMError: there is no alpha to learn from; the checkpoint can't be read.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class GACModule(PTQPhase):
         flow_weights: Path | None = None,
         scoring: Scoring = "float",
     ) -> None:
+        if truth_weight <= 0 and teacher_weight <= 0:
+            raise PTQ4VMError("Expected truth_weight or teacher_weight above 0, got neither. Set one of them.")
         network, qconfig = load_quantized(Path(checkpoint))
         teacher = make_float_network(network.name, weights, network.downsample_ratio)
         super().__init__(network, qconfig, teacher, output, flow, flow_weights, scoring)
@@ -171,10 +176,7 @@ class GACModule(PTQPhase):
     def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:
         """Weights and alphas to learn from."""
         weights = [(self.truth_weight, batch.pha), (self.teacher_weight, batch.teacher_pha)]
-        targets = [(weight, alpha) for weight, alpha in weights if weight > 0]
-        if not targets:
-            raise PTQ4VMError("Expected truth_weight or teacher_weight above 0, got neither. Set one of them.")
-        return targets
+        return [(weight, alpha) for weight, alpha in weights if weight > 0]
 
     def on_fit_end(self) -> None:
         """Absorb γ and β and write the quantized checkpoint."""
