@@ -176,12 +176,12 @@ def test_a_mistake_claims_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_global_calibration_wants_an_alpha_to_learn_from():
     with pytest.raises(PTQ4VMError, match="truth_weight or teacher_weight"):
         gac.GACModule(Path("not looked at"), truth_weight=0.0, teacher_weight=0.0)
 
 
+@pytest.mark.slow
 def test_global_calibration_keeps_the_average_of_its_steps(tmp_path, run, monkeypatch):
     _, folder = run
     seen, kept = [], []
