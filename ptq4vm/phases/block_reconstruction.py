@@ -278,7 +278,10 @@ class BlockReconstructionModule(PTQPhase):
     def _walk(self, block: Block, side: str, network: MattingModel) -> None:
         """Run a block over all sequences and keep its outputs."""
         names = (*block.outputs, *_state_name(block))
-        for index in range(self.store.num_sequences):
+        count = self.store.num_sequences
+        if side == "float" and not self.learns:  # then nothing but the scores compares with them
+            count = min(_SCORED_SEQUENCES, count)
+        for index in range(count):
             outputs = self._run(block, network, self._inputs(block, side, slice(index, index + 1)))
             for name, value in zip(names, outputs, strict=True):
                 self.store.write(f"{side}/{name}", index, value[0])
