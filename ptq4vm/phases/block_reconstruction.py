@@ -189,7 +189,7 @@ class BlockReconstructionModule(PTQPhase):
         self._walked = self.blocks.index(self.block)
         self._walk(self.block, "float", self.teacher)
         observed = observing(self._quantizers(self.block), _choose_together)
-        with observed, self._mode(self.block, "nearest"), torch.no_grad():
+        with self._mode(self.block, "nearest"), torch.no_grad(), observed, weights_prepared(self._layers(self.block)):
             for index in range(self.store.num_sequences):
                 self._run(self.block, self.network, self._inputs(self.block, "quantized", slice(index, index + 1)))
         self.log("biq/nearest", self._score("nearest"), sync_dist=True)
@@ -281,10 +281,11 @@ class BlockReconstructionModule(PTQPhase):
         count = self.store.num_sequences
         if side == "float" and not self.learns:  # then nothing but the scores compares with them
             count = min(_SCORED_SEQUENCES, count)
-        for index in range(count):
-            outputs = self._run(block, network, self._inputs(block, side, slice(index, index + 1)))
-            for name, value in zip(names, outputs, strict=True):
-                self.store.write(f"{side}/{name}", index, value[0])
+        with weights_prepared(self._layers(block)):
+            for index in range(count):
+                outputs = self._run(block, network, self._inputs(block, side, slice(index, index + 1)))
+                for name, value in zip(names, outputs, strict=True):
+                    self.store.write(f"{side}/{name}", index, value[0])
 
     def _forget_after(self, block: Block) -> None:
         """Drop what no later block reads."""
