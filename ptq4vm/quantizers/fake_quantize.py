@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers.functional import clamp_ste, fake_quantize, quantize, random_mask, round_ste
+from ptq4vm.quantizers.functional import centred_codes, clamp_ste, fake_quantize, random_mask, round_ste
 from ptq4vm.quantizers.observers import Observer
 from ptq4vm.quantizers.qconfig import QuantSpec
 
@@ -70,7 +70,7 @@ class LearnedScaleFakeQuantize(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """The integers, less the zero point, that times ``scale`` are what :meth:`forward` makes of x."""
-        return quantize(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max).sub_(self.zero_point)
+        return centred_codes(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.spec.bits}, grid={self.spec.grid}"

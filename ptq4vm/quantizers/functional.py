@@ -4,10 +4,14 @@
 rounding half to even before the zero point is added, as ONNX's QuantizeLinear does.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_PART = 2**17
+"""Values that are gone through at a time on CPU: a few of such pieces fit into its cache."""
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -20,14 +24,24 @@ def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
     return x + (x.clamp(low, high) - x).detach()
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    """Float to integer codes (returned in x's dtype). ``scale`` and ``zero_point`` broadcast against x."""
-    return (x / scale).round_().add_(zero_point).clamp_(quant_min, quant_max)
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, out: Tensor | None = None
+) -> Tensor:
+    """Float to integer codes, in x's dtype, into ``out`` if given. ``scale`` and ``zero_point`` broadcast against x."""
+    return torch.div(x, scale, out=out).round_().add_(zero_point).clamp_(quant_min, quant_max)
 
 
 def dequantize(x_int: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """Integer codes to float."""
     return (x_int - zero_point) * scale
+
+
+def centred_codes(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The integer codes less the zero point: what times ``scale`` is x on its grid."""
+    codes = torch.empty_like(x)
+    for a, code in _parts(scale, x, codes):
+        quantize(a, scale, zero_point, quant_min, quant_max, out=code).sub_(zero_point)
+    return codes
 
 
 def random_mask(like: Tensor, share: float) -> Tensor:
@@ -75,10 +89,12 @@ class _FakeQuantize(torch.autograd.Function):
         quant_max: int,
         keep: Tensor | None,
     ) -> Tensor:
-        x_hat = quantize(x, scale, zero_point, quant_min, quant_max).sub_(zero_point).mul_(scale)
-        if keep is not None:
-            # torch.where: exact at weights 0 and 1.
-            x_hat = torch.lerp(x, x_hat, keep.to(x.dtype), out=x_hat)
+        x_hat = torch.empty_like(x)
+        for a, a_hat, kept in _parts(scale, x, x_hat, keep):
+            quantize(a, scale, zero_point, quant_min, quant_max, out=a_hat).sub_(zero_point).mul_(scale)
+            if kept is not None:
+                # torch.where: exact at weights 0 and 1.
+                torch.lerp(a, a_hat, kept.to(a.dtype), out=a_hat)
         ctx.save_for_backward(x, scale, zero_point, x_hat, keep)
         ctx.bounds = (quant_min, quant_max)
         return x_hat
@@ -87,18 +103,35 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, scale, zero_point, x_hat, keep = ctx.saved_tensors
         quant_min, quant_max = ctx.bounds
-        code = (x / scale).round_().add_(zero_point)
-        if keep is not None:
-            code.mul_(keep.to(code.dtype))  # code 0 has its gradient pass
-        # The gradient where quant_min <= code <= quant_max, zero elsewhere.
-        grad_x = torch.ops.aten.hardtanh_backward(grad, code, quant_min - 0.5, quant_max + 0.5)
-        grad_scale = grad_zero_point = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            outside = torch.sub(grad, grad_x, out=code)
-            grad_zero_point = -_sum_like(outside, zero_point) * scale
-            # d x_hat / d scale: rounding error where inside, the clamped code where outside; both times scale here.
-            grad_scale = _sum_like((x_hat - x).mul_(grad).addcmul_(outside, x), scale) / scale
-        return grad_x, grad_scale, grad_zero_point, None, None, None
+        grad_x, sums = torch.empty_like(x), []
+        for a, a_hat, g, g_a, kept in _parts(scale, x, x_hat, grad, grad_x, keep):
+            code = (a / scale).round_().add_(zero_point)
+            if kept is not None:
+                code.mul_(kept.to(code.dtype))  # code 0 has its gradient pass
+            # The gradient where quant_min <= code <= quant_max, zero elsewhere.
+            torch.ops.aten.hardtanh_backward(g, code, quant_min - 0.5, quant_max + 0.5, grad_input=g_a)
+            if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+                outside = torch.sub(g, g_a, out=code)
+                # d x_hat / d scale: rounding error where inside, the clamped code where outside; both times scale here.
+                moved = (_sum_like(outside, zero_point), (a_hat - a).mul_(g).addcmul_(outside, a))
+                sums.append((moved[0], _sum_like(moved[1], scale)))
+        if not sums:
+            return grad_x, None, None, None, None, None
+        beyond, error = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
+        return grad_x, error / scale, -beyond * scale, None, None, None
+
+
+def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
+    """The tensors, on CPU cut into pieces, so that what a step leaves is still in the cache when the next reads it."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    first, size = known[0], known[0].numel()
+    dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
+    alike = all(tensor.stride() == first.stride() for tensor in known)
+    if first.is_cuda or scale.numel() > 1 or size <= _PART or not (dense and alike):
+        return [tensors]
+    flat = [None if tensor is None else tensor.as_strided((size,), (1,)) for tensor in tensors]
+    pieces = len(range(0, size, _PART))
+    return zip(*([None] * pieces if one is None else one.split(_PART) for one in flat), strict=True)
 
 
 def _sum_like(x: Tensor, like: Tensor) -> Tensor:

@@ -35,10 +35,17 @@ GEOMETRIES = {
 }
 
 
-def gradients(output, inputs):
-    """Of a fixed random functional of the output."""
+@pytest.fixture(params=[None, 64], ids=["whole", "in pieces"], autouse=True)
+def _piece(request, monkeypatch):
+    if request.param is not None:
+        monkeypatch.setattr("ptq4vm.quantizers.functional._PART", request.param)
+
+
+def gradients(output, inputs, memory_format=torch.preserve_format):
+    """Of a fixed random functional of the output; by default the gradient that comes in is laid out as the output."""
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(3), dtype=output.dtype)
-    return torch.autograd.grad((output * weight).sum(), inputs)
+    weight = torch.empty_like(output, memory_format=memory_format).copy_(weight)
+    return torch.autograd.grad(output, inputs, weight)
 
 
 def draw(*shapes, dtype=torch.float64):
@@ -66,7 +73,10 @@ def test_fake_quantize_has_the_gradients_of_the_naive_composition(low, high, zer
     zero = torch.tensor([zero_point], dtype=x.dtype, requires_grad=True)
     ours, naive = fake_quantize(x, scale, zero, low, high), naive_fake_quantize(x, scale, zero, low, high)
     torch.testing.assert_close(ours, naive)
-    torch.testing.assert_close(gradients(ours, (x, scale, zero)), gradients(naive, (x, scale, zero)))
+    for layout in (torch.preserve_format, torch.contiguous_format):
+        got = gradients(fake_quantize(x, scale, zero, low, high), (x, scale, zero), layout)
+        expected = gradients(naive_fake_quantize(x, scale, zero, low, high), (x, scale, zero))
+        torch.testing.assert_close(got, expected)
 
 
 def test_fake_quantize_with_one_scale_a_channel():
