@@ -68,19 +68,17 @@ class WorkProgress(L.Callback):
     def __init__(self, advance: Callable[[float], None], macs: dict[str, int]) -> None:
         self.advance, self.macs = advance, macs
 
-    def _share(self, module: L.LightningModule) -> float:
-        if not isinstance(module, BlockReconstructionModule):
-            return 1.0
-        return sum(self.macs.get(name, 0) for name in module.layers[module.block.name]) / max(
-            1, sum(self.macs.values())
-        )
+    def _share(self, module: BlockReconstructionModule) -> float:
+        names = module.layers[module.block.name]
+        return sum(self.macs.get(name, 0) for name in names) / max(1, sum(self.macs.values()))
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        frames = batch.src.shape[0] * batch.src.shape[1]
-        learns = not isinstance(pl_module, BlockReconstructionModule) or pl_module.learns
-        self.advance(3.0 * frames * self._share(pl_module) if learns else 0.0)
+        if not isinstance(pl_module, BlockReconstructionModule):
+            self.advance(3.0 * batch.src.shape[0] * batch.src.shape[1])
+        elif pl_module.learns:
+            self.advance(3.0 * len(batch) * pl_module.calibration.seq_length * self._share(pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: D102
         if isinstance(pl_module, BlockReconstructionModule):

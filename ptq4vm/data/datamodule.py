@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
@@ -110,6 +111,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.eval_chunk, self.eval_clips, self.eval_frames = eval_chunk, eval_clips, eval_frames
         self.num_workers = num_workers
+        self.numbers_only = False
+        """For phases that keep the sequences themselves: training batches then only name them."""
         default = os.environ.get("PTQ4VM_CACHE") or Path.home() / ".cache" / "ptq4vm"
         self.cache_dir = Path(cache_dir or default).expanduser()
         self._calibration_sources: list[ClipSource] = []
@@ -273,14 +276,17 @@ class VideoMattingDataModule(pl.LightningDataModule):
             raise PTQ4VMError("Expected attach(teacher, flow) before the calibration set is used, got no such call.")
         return self._calibration_set
 
-    def train_dataloader(self) -> DataLoader[CalibrationClip]:
-        """Batches of CalibrationClip, (B, T, C, H, W), shuffled by seed and epoch.
+    def train_dataloader(self) -> DataLoader[CalibrationClip] | DataLoader[Tensor]:
+        """Batches of CalibrationClip, (B, T, C, H, W), or of their numbers, (B,); shuffled by seed and epoch.
 
         With several processes ``batch_size`` is each one's; all make the same number of batches of their own shares.
         """
-        steps, share = self.steps_per_epoch, processes.share(range(len(self.calibration_set)))
-        longest = math.ceil(len(self.calibration_set) / processes.count())
-        sampler = ShuffledPasses(share, longest if steps is None else steps * self.batch_size, self.seed)
+        count, steps = len(self.calibration_set), self.steps_per_epoch
+        longest = math.ceil(count / processes.count())
+        passes = longest if steps is None else steps * self.batch_size
+        sampler = ShuffledPasses(processes.share(range(count)), passes, self.seed)
+        if self.numbers_only:
+            return DataLoader(torch.arange(count), batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]
         return DataLoader(
             self.calibration_set,
             batch_size=self.batch_size,

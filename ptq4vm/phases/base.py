@@ -159,6 +159,9 @@ class PTQPhase(MattingModule):
         self.flow = create_flow(flow, flow_weights)
         self._fit = ExitStack()
 
+    keeps_sequences = False
+    """Whether training batches are but the numbers of calibration sequences."""
+
     @property
     def teacher(self) -> MattingModel:
         """The float network, BatchNorm folded, on this module's device."""
@@ -185,6 +188,7 @@ class PTQPhase(MattingModule):
         if stage == "fit" and self.output is not None and Path(self.output).exists():
             raise PTQ4VMError(f"Expected {self.output} to be new, got a file. Choose another output, or remove it.")
         teacher = self._teacher[0].to(strategy.root_device)
+        self.calibration.numbers_only = self.keeps_sequences
         # Evaluation needs the teacher only to cut the built-in portrait out, and no calibration set.
         self.calibration.attach(make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None)
 

@@ -37,7 +37,6 @@ from ptq4vm.quantizers import (
     rounding_regularizer,
     weights_prepared,
 )
-from ptq4vm.types import CalibrationClip
 
 _SCORED_SEQUENCES = 2
 """Enough to see in the log what a block's rounding costs; three such scores a block are no learning."""
@@ -123,6 +122,8 @@ class BlockReconstructionModule(PTQPhase):
         self._store: SequenceStore | None = None
         self._walked = 0
 
+    keeps_sequences = True
+
     # ---- the fit ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:  # noqa: D102
@@ -195,7 +196,7 @@ class BlockReconstructionModule(PTQPhase):
         self.log("biq/nearest", self._score("nearest"), sync_dist=True)
         self._set_mode(self.block, "soft")
 
-    def on_train_batch_start(self, batch: CalibrationClip, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Cosine decay of the scales' learning rate within the block."""
         # By step and process: a fit that goes on after a kill must drop the same values, and no two processes should.
         seed = derive_seed(derive_seed(self.calibration.seed, self.global_step), processes.rank())
@@ -204,12 +205,12 @@ class BlockReconstructionModule(PTQPhase):
             if group.get("name") == "scales":
                 group["lr"] = self.scale_lr * cosine(self._progress(batch_idx))
 
-    def training_step(self, batch: CalibrationClip, batch_idx: int) -> Tensor:
-        """One step on the current block, for the sequences that the batch names."""
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """One step on the current block, for the sequences with these numbers, (B,)."""
         if self.unused is not None:
             return self.unused * 1.0
         # Their places in this process's share.
-        index = batch.index.cpu() // processes.count()
+        index = batch.cpu() // processes.count()
         inputs = self._inputs(self.block, "quantized", index)
         if self.drop_prob > 0.0:
             floats = self._inputs(self.block, "float", index)

@@ -333,6 +333,8 @@ def test_steps_per_epoch_in_shuffled_passes(make, steps, size):
     module = make(batch_size=size, steps_per_epoch=steps)
     attach(module)
     indices = [batch.index.tolist() for batch in module.train_dataloader()]
+    module.numbers_only = True
+    assert [batch.tolist() for batch in module.train_dataloader()] == indices
     assert [len(batch) for batch in indices] == [size] * steps
     flat = [index for batch in indices for index in batch]
     for begin in range(0, len(flat), 4):
