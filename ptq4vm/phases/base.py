@@ -183,6 +183,11 @@ class PTQPhase(MattingModule):
                 f"Expected the strategy ddp on {self.trainer.world_size} devices, got {type(strategy).__name__}. "
                 "Set --trainer.strategy ddp."
             )
+        if stage == "fit" and self.trainer.precision != "32-true":
+            raise PTQ4VMError(
+                f"Expected precision 32-true, got {self.trainer.precision}: integer codes must be exact. Leave "
+                "--trainer.precision out."
+            )
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
             strategy.checkpoint_io = WholeCheckpoints()
         if stage == "fit" and self.output is not None and Path(self.output).exists():

@@ -176,6 +176,11 @@ def test_a_mistake_claims_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_other_precisions_are_refused(tmp_path, official_weights):
+    with pytest.raises(PTQ4VMError, match="32-true, got bf16-mixed"):
+        quantize(make_data(tmp_path), tmp_path / "run", **OPTIONS | {"trainer": {"precision": "bf16-mixed"}})
+
+
 def test_global_calibration_wants_an_alpha_to_learn_from():
     with pytest.raises(PTQ4VMError, match="truth_weight or teacher_weight"):
         gac.GACModule(Path("not looked at"), truth_weight=0.0, teacher_weight=0.0)
