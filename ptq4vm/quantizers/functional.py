@@ -113,12 +113,12 @@ class _FakeQuantize(torch.autograd.Function):
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
                 outside = torch.sub(g, g_a, out=code)
                 # d x_hat / d scale: rounding error where inside, the clamped code where outside; both times scale here.
-                moved = (_sum_like(outside, zero_point), (a_hat - a).mul_(g).addcmul_(outside, a))
-                sums.append((moved[0], _sum_like(moved[1], scale)))
+                error = (a_hat - a).mul_(g).addcmul_(outside, a)
+                sums.append((_sum_like(error, scale), _sum_like(outside, zero_point)))
         if not sums:
             return grad_x, None, None, None, None, None
-        beyond, error = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
-        return grad_x, error / scale, -beyond * scale, None, None, None
+        error, outside = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
+        return grad_x, error / scale, -outside * scale, None, None, None
 
 
 def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
@@ -127,7 +127,7 @@ def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
     first, size = known[0], known[0].numel()
     dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
     alike = all(tensor.stride() == first.stride() for tensor in known)
-    if first.is_cuda or scale.numel() > 1 or size <= _PART or not (dense and alike):
+    if first.device.type != "cpu" or scale.numel() > 1 or size <= _PART or not (dense and alike):
         return [tensors]
     flat = [None if tensor is None else tensor.as_strided((size,), (1,)) for tensor in tensors]
     pieces = len(range(0, size, _PART))
