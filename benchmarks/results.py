@@ -77,7 +77,9 @@ def with_baselines(recipe: str) -> dict[str, Any]:
     """
     config = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
     config["data"]["held_out"] = HELD_OUT
-    if recipe not in ALONE:
+    if recipe in ALONE:
+        rows = {"rtn": BASELINES["rtn"], "biq": config["rows"]["biq"]}
+    else:
         rows = dict(BASELINES)
         own = config["block_reconstruction"].get("drop_prob", DROPPING["QDrop"])
         for title, drop_prob in DROPPING.items():
@@ -86,8 +88,8 @@ def with_baselines(recipe: str) -> dict[str, Any]:
             for name, part, flow_weight in (("gac", "GAC", 0.0), ("ofa", "GAC + OFA", 0.05)):
                 options = {**PAPER, "flow_weight": flow_weight}
                 rows[f"{title.lower()}_{name}"] = {"title": f"{title} + {part}", "start": start, "options": options}
-        rows["gac"] = {"title": "BIQ + GAC", "start": "biq", "options": {"flow_weight": 0.0}}
-        config["rows"] = rows | {name: row for name, row in config["rows"].items() if name not in rows}
+    rows["gac"] = {"title": "BIQ + GAC", "start": "biq", "options": {"flow_weight": 0.0}}
+    config["rows"] = rows | {name: row for name, row in config["rows"].items() if name not in rows}
     return config
 
 

@@ -16,12 +16,12 @@ from ptq4vm import processes
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import float_twin_, fold_batch_norm_, require_calibrated, save_quantized
+from ptq4vm.graph import float_twin_, fold_batch_norm_, quantized_layers, require_calibrated, save_quantized
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.checkpoints import WholeCheckpoints
-from ptq4vm.quantizers import QConfig
+from ptq4vm.quantizers import QConfig, weights_prepared
 from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
 
 Scoring = Literal["float", "png8"]
@@ -57,7 +57,8 @@ class MattingModule(L.LightningModule):
     def _step(self, clip: MattingClip, truth: Any | None, fidelity: Any | None) -> MattingOutput | None:
         if clip.src.shape[1] == 0:  # this process got no clip
             return None
-        output = self(clip.src, self._state if int(clip.start) > 0 else None)
+        with weights_prepared(quantized_layers(self.network).values()):
+            output = self(clip.src, self._state if int(clip.start) > 0 else None)
         self._state = output.state
         self._score_alpha(clip, output.pha[0], truth, fidelity)
         return output

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _PART = 2**17
-"""Values that are gone through at a time on CPU: a few of such pieces fit into its cache."""
+"""Values of large tensors that are gone through at a time on CPU: a few of such pieces fit into its cache."""
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
     first, size = known[0], known[0].numel()
     dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
     alike = all(tensor.stride() == first.stride() for tensor in known)
-    if first.device.type != "cpu" or scale.numel() > 1 or size <= _PART or not (dense and alike):
+    if first.device.type != "cpu" or scale.numel() > 1 or size <= 8 * _PART or not (dense and alike):
         return [tensors]
     flat = [None if tensor is None else tensor.as_strided((size,), (1,)) for tensor in tensors]
     pieces = len(range(0, size, _PART))

@@ -86,6 +86,7 @@ class QuantizedLayer(nn.Module, ABC):
         self._source = (source,)  # in a tuple: it belongs to another layer
         self.affine: AffineCalibration | None = None
         self._prepared: Tensor | None = None
+        self._prepared_codes: Tensor | None = None
 
     @property
     def activation_quantizers(self) -> list[LearnedScaleFakeQuantize]:
@@ -129,7 +130,7 @@ class QuantizedLayer(nn.Module, ABC):
         return fixed and grid is not None and grid.on_grid and not torch.is_grad_enabled()
 
     def _add_codes(self, x: Tensor) -> Tensor:
-        codes = self.weight_quantizer.codes(self.weight) - self.weight_quantizer.zero_point
+        codes = self._weight_codes() if self._prepared_codes is None else self._prepared_codes
         own = self.input_quantizer
         x = (x / self.input_grid.scale).round_() if own is None else own.codes(x)  # type: ignore[union-attr]
         x = self._multiply(x, codes, None)
@@ -137,6 +138,10 @@ class QuantizedLayer(nn.Module, ABC):
         if self.output_quantizer is None:
             return x.mul_(step).add_(bias)
         return x.add_((bias / step).round_()).mul_(step)
+
+    def _weight_codes(self) -> Tensor:
+        """The integers, less their zero points, that the weight consists of."""
+        return self.weight_quantizer.codes(self.weight) - self.weight_quantizer.zero_point
 
     def sum_step(self) -> Tensor:
         """What one unit of the sum of products of codes is worth, (out channels,)."""
@@ -232,11 +237,12 @@ def weights_prepared(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     layers = list(layers)
     for layer in layers:
         layer._prepared = layer.weight_quantizer(layer.weight)
+        layer._prepared_codes = layer._weight_codes() if layer._adds_codes() else None
     try:
         yield
     finally:
         for layer in layers:
-            layer._prepared = None
+            layer._prepared = layer._prepared_codes = None
 
 
 @contextmanager

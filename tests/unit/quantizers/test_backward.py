@@ -35,7 +35,7 @@ GEOMETRIES = {
 }
 
 
-@pytest.fixture(params=[None, 64], ids=["whole", "in pieces"], autouse=True)
+@pytest.fixture(params=[None, 16], ids=["whole", "in pieces"], autouse=True)
 def _piece(request, monkeypatch):
     if request.param is not None:
         monkeypatch.setattr("ptq4vm.quantizers.functional._PART", request.param)
