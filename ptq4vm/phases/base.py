@@ -218,6 +218,7 @@ class PTQPhase(MattingModule):
 
     def teardown(self, stage: str) -> None:
         """Undo what held for the fit alone."""
+        self.calibration.numbers_only = False
         self._fit.close()
 
     def _save(self, made: dict[str, Any]) -> None:
