@@ -22,7 +22,7 @@ from ptq4vm.quantizers import QConfig, activation_quantizers, canonical_bits, le
 from ptq4vm.writing import write_json
 
 BASE_BITS = "W4A4"
-SEQUENCES = 8
+SEQUENCES = 4
 """So many calibration sequences are measured on, if no other number is given."""
 
 
