@@ -13,7 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import block_layers, quantized_layers
+from ptq4vm.graph import quantized_layers
 from ptq4vm.inference import open_writer
 from ptq4vm.phases import BlockReconstructionModule
 from ptq4vm.phases.base import PTQPhase
@@ -149,7 +149,7 @@ class CalibrationHistograms(L.Callback):
             return
         layers = quantized_layers(pl_module.network)
         if isinstance(pl_module, BlockReconstructionModule):
-            layers = {name: layers[name] for name in block_layers(pl_module.network, pl_module.block)}
+            layers = pl_module.layers[pl_module.block.name]
         values: dict[str, list[torch.Tensor]] = {}
         for layer in layers.values():
             for quantizer in layer.activation_quantizers:

@@ -5,6 +5,7 @@ rounding half to even before the zero point is added, as ONNX's QuantizeLinear d
 """
 
 from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -129,9 +130,9 @@ def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
     alike = all(tensor.stride() == first.stride() for tensor in known)
     if first.device.type != "cpu" or scale.numel() > 1 or size <= 8 * _PART or not (dense and alike):
         return [tensors]
-    flat = [None if tensor is None else tensor.as_strided((size,), (1,)) for tensor in tensors]
-    pieces = len(range(0, size, _PART))
-    return zip(*([None] * pieces if one is None else one.split(_PART) for one in flat), strict=True)
+    # zip ends with the tensors that are there.
+    pieces = (repeat(None) if tensor is None else tensor.as_strided((size,), (1,)).split(_PART) for tensor in tensors)
+    return zip(*pieces, strict=False)
 
 
 def _sum_like(x: Tensor, like: Tensor) -> Tensor:
