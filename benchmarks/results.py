@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 RECIPES = REPOSITORY / "lightning_configs" / "quantize"
 DOCUMENT = REPOSITORY / "docs" / "results.md"
 
-ALONE = ("w4a4_mixed",)
+ALONE = ("w6a6", "w4a4_mixed")
 """Recipes beside which no other methods are measured."""
 HELD_OUT = ["book", "learn", "school", "walk", "hungry", "want", "china", "curtains", "drive"]
 """Two of the five signers and three of the ten backgrounds."""

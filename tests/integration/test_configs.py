@@ -49,7 +49,7 @@ def test_quantize_recipe_reaches_the_pipeline(path, options_of, tmp_path):
     seen = options_of("--config", str(path), "--data.root", str(tmp_path), "--output", str(tmp_path / "run"))
     assert isinstance(seen["data"], VideoMattingDataModule)
     assert seen["data"].root == tmp_path
-    assert set(seen["bits"]) <= {"W8A8", "W4A8", "W4A4", "auto"}
+    assert set(seen["bits"]) <= {"W8A8", "W6A6", "W4A8", "W4A4", "auto"}
 
 
 def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):

@@ -23,7 +23,7 @@ def results():
     return module
 
 
-@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a4", "w4a4_mixed", "full"])
+@pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a4", "w6a6", "w4a4_mixed", "full"])
 def test_every_method_has_a_row_that_the_pipeline_takes(results, recipe):
     rows = check_rows({name: Row(**row) for name, row in results.with_baselines(recipe)["rows"].items()})
     assert list(rows)[-2:] == ["gac", "ofa"]
