@@ -163,7 +163,7 @@ def summarize(rounds: list[Round], arguments: argparse.Namespace) -> dict[str, A
     # What is beside the steps is done once for each block, however many steps there are.
     shares = {
         str(count): beside.wall / (beside.wall + count * block_step.wall)
-        for count in sorted({arguments.block_steps, 30, 100, 300})
+        for count in sorted({arguments.block_steps, 30, 100, 300, 2000})
     }
     return {
         "block_step": asdict(block_step),

@@ -85,6 +85,7 @@ def peers(
     percentile: float = 99.999,
     scoring: Scoring = "float",
     threads: int = 1,
+    exact_sums: bool = False,
 ) -> list[ResultRow]:
     """Quantize with each peer, score, and write ``peers.json``.
 
@@ -100,6 +101,8 @@ def peers(
         percentile: of the values on both sides that ONNX Runtime's percentile ranges keep, in %.
         scoring: `float`, or `png8` to score mattes truncated to 8 bits.
         threads: of each runtime while it is scored. The peers' own calibration takes what the machine gives it.
+        exact_sums: score as a CPU with VNNI would: without it the runtimes' fastest integer kernels may saturate. ONNX
+            Runtime then takes slower kernels, OpenVINO computes on the grids' values in float32.
 
     Raises:
         PTQ4VMError: a package is missing, data is, or the folder can't be written.
@@ -110,7 +113,7 @@ def peers(
     data.setup("fit")
     size, static = data.size, evaluation_sizes(data) == {data.size}
     graph = export_onnx(teacher, *size, Path(output) / "float.onnx", dynamic_size=not static)
-    runs, minutes, files = {"float": open_onnx_runtime(graph, threads)}, {"float": 0.0}, {"float": [graph]}
+    runs, minutes, files = {"float": open_onnx_runtime(graph, threads, exact_sums)}, {"float": 0.0}, {"float": [graph]}
     with make_progress() as bar:
         clips = calibration_clips(data, teacher, task(bar, "calibration frames", data.num_sequences))
         feeds = make_feeds(runs["float"], teacher, clips, states)
@@ -121,14 +124,14 @@ def peers(
             minutes[peer] = (time.perf_counter() - start) / 60
             bar.advance(step)
             opened = open_openvino if peer == "nncf" else open_onnx_runtime
-            runs[peer] = opened(files[peer][0], threads)
+            runs[peer] = opened(files[peer][0], threads, exact_sums)
         frames = data.evaluation_set.num_frames * len(runs)
         scores = score(runs, teacher, data, scoring, task(bar, "scoring frames", frames))
     rows = [_row(name, scores[name], files[name], minutes[name]) for name in runs]
     meta = {
         "network": network, "weights": weights, "downsample_ratio": downsample_ratio, "scoring": scoring,
-        "threads": threads, "seed": data.seed, "calibration_frames": len(feeds), "states": states,
-        "calibration_size": list(size), "graphs": "static" if static else "open height and width",
+        "threads": threads, "exact_sums": exact_sums, "seed": data.seed, "calibration_frames": len(feeds),
+        "states": states, "calibration_size": list(size), "graphs": "static" if static else "open height and width",
         "evaluation_frames": data.evaluation_set.num_frames, "percentile": percentile, "versions": versions(),
     }  # fmt: skip
     write_metrics(Path(output) / "peers.json", rows, meta)
@@ -223,21 +226,25 @@ class Player:
         return torch.from_numpy(pha)[0].clamp(0, 1)
 
 
-def open_onnx_runtime(path: Path, threads: int = 1) -> Run:
+def open_onnx_runtime(path: Path, threads: int = 1, exact_sums: bool = False) -> Run:
     """A graph in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if exact_sums:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, feed)
 
 
-def open_openvino(path: Path, threads: int = 1) -> Run:
+def open_openvino(path: Path, threads: int = 1, exact_sums: bool = False) -> Run:
     """A graph in OpenVINO on the CPU; what isn't quantized stays float32 there, also where the CPU has bfloat16."""
     import openvino
 
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    if exact_sums:
+        options["LP_TRANSFORMS_MODE"] = "NO"  # keeps quantization apart from the layers, which stay float32
     model = openvino.Core().compile_model(str(path), "CPU", options)
 
     def run(feed: Feed) -> list[Array]:

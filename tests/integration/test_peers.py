@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import lightning.pytorch as L
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -101,6 +102,30 @@ def test_calibration_frames_carry_the_float_networks_state(peers, network, tmp_p
     state = network.unroll(src[None, [2, 1, 0, 0, 1]]).state
     np.testing.assert_allclose(settled[2]["r1i"], state[0], atol=1e-4)
     np.testing.assert_array_equal(settled[2]["src"], src[2:])
+
+
+@pytest.mark.parametrize("opener", ["open_onnx_runtime", "open_openvino"])
+def test_exact_sums_of_the_largest_codes(peers, opener, tmp_path):
+    """Two products of 255 and 127 go beyond 16 bits, where CPUs without VNNI saturate."""
+    scale, zero_u8, zero_s8 = np.float32(1 / 255), np.uint8(0), np.int8(0)
+    initializers = {"scale": scale, "zero": zero_u8, "w": np.full((1, 16, 1, 1), 127, np.int8), "zero_w": zero_s8}
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("QuantizeLinear", ["src", "scale", "zero"], ["q"]),
+            onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
+            onnx.helper.make_node("DequantizeLinear", ["w", "scale", "zero_w"], ["weight"]),
+            onnx.helper.make_node("Conv", ["x", "weight"], ["y"]),
+        ],
+        "layer",
+        [onnx.helper.make_tensor_value_info("src", onnx.TensorProto.FLOAT, [1, 16, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 1, 8, 8])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "layer.onnx")
+    run = getattr(peers, opener)(tmp_path / "layer.onnx", exact_sums=True)
+    (y,) = run({"src": np.ones((1, 16, 8, 8), np.float32)})
+    np.testing.assert_allclose(y, 16 * 127 / 255, rtol=1e-5)
 
 
 @pytest.mark.slow
