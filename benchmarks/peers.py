@@ -113,7 +113,7 @@ def peers(
     data.setup("fit")
     size, static = data.size, evaluation_sizes(data) == {data.size}
     graph = export_onnx(teacher, *size, Path(output) / "float.onnx", dynamic_size=not static)
-    runs, minutes, files = {"float": open_onnx_runtime(graph, threads, exact_sums)}, {"float": 0.0}, {"float": [graph]}
+    runs, minutes, files = {"float": open_onnx_runtime(graph, threads)}, {"float": 0.0}, {"float": [graph]}
     with make_progress() as bar:
         clips = calibration_clips(data, teacher, task(bar, "calibration frames", data.num_sequences))
         feeds = make_feeds(runs["float"], teacher, clips, states)
