@@ -5,7 +5,7 @@ from ptq4vm.data.calibration import CalibrationSet
 from ptq4vm.data.datamodule import VideoMattingDataModule
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
 from ptq4vm.data.sources import ClipSource, LayeredSource, Layers, compose
-from ptq4vm.data.transforms import ClipAugmentation, mirror_and_recolour
+from ptq4vm.data.transforms import ClipAugmentation
 from ptq4vm.data.videos import VideoSource
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "VideoMattingDataModule",
     "VideoSource",
     "compose",
-    "mirror_and_recolour",
 ]

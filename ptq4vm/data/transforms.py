@@ -7,8 +7,8 @@ from kornia import augmentation
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ptq4vm.data.sources import Layers, derive_seed
-from ptq4vm.types import CalibrationClip, MattingClip
+from ptq4vm.data.sources import Layers
+from ptq4vm.types import MattingClip
 
 
 class ClipAugmentation:
@@ -72,41 +72,6 @@ class ClipAugmentation:
         fgr = coloured[1] if clip.fgr is not None else None
         pha = parts[-1].contiguous() if clip.pha is not None else None
         return clip._replace(src=coloured[0], fgr=fgr, pha=pha, flow=None)
-
-
-def mirror_and_recolour(batch: CalibrationClip, seed: int, jitter: float = 0.3) -> CalibrationClip:
-    """Mirror each calibration sequence of a batch by chance, and change its colours; the same way in every frame.
-
-    The float network's mattes and states are mirrored along; they stay those of the old colours.
-
-    Args:
-        batch: (B, T, ...).
-        seed: decides, with a sequence's number, what is done to it.
-        jitter: as in :class:`ClipAugmentation`.
-    """
-    colour = _for_clips(augmentation.ColorJitter(jitter, jitter, jitter, jitter / 10, p=1.0))
-    signs, coloured = [], []
-    with torch.random.fork_rng(devices=[]):
-        for index, src in zip(batch.index.tolist(), batch.src, strict=True):
-            torch.manual_seed(derive_seed(seed, index))
-            signs.append(float(torch.randint(2, ())) * 2 - 1)
-            coloured.append(_apply(colour, src))
-    sign = batch.flow.new_tensor(signs).view(-1, 1, 1, 1, 1)
-
-    def mirror(x: Tensor) -> Tensor:
-        return torch.where(sign < 0, x.flip(-1), x)
-
-    flow = mirror(batch.flow)
-    return batch._replace(
-        src=mirror(torch.stack(coloured)),
-        pha=mirror(batch.pha),
-        fgr=None if batch.fgr is None else mirror(batch.fgr),
-        teacher_pha=mirror(batch.teacher_pha),
-        teacher_fgr=mirror(batch.teacher_fgr),
-        teacher_state=tuple(map(mirror, batch.teacher_state)),
-        flow=torch.cat([sign * flow[:, :, :1], flow[:, :, 1:]], dim=2),
-        visible=mirror(batch.visible),
-    )
 
 
 def _for_clips(*steps: nn.Module) -> augmentation.VideoSequential:

@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
-from ptq4vm.data import mirror_and_recolour
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers, run_blocks
 from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
@@ -43,8 +42,6 @@ class GACModule(PTQPhase):
             network's. It says what to do where alpha is right already, and so about people and places never seen.
         coherence_weight: weight of the squared error of alpha's change between frames, against the float network's.
         flow_weight: λ of optical flow assistance; 0 turns it off.
-        augment: mirror each sequence by chance and change its colours, differently each time; the float network says
-            anew what becomes of it. That takes one pass a step, which ``feature_weight`` above 0 takes anyway.
         average: what is kept at the end is an exponential moving average over the steps of all that learns, with this
             decay; 0 keeps the last step. Codes that learning throws to and fro so come to rest where they mostly were.
         output: where the quantized checkpoint goes.
@@ -74,7 +71,6 @@ class GACModule(PTQPhase):
         feature_weight: float = 0.0,
         coherence_weight: float = 0.0,
         flow_weight: float = 0.05,
-        augment: bool = False,
         average: float = 0.0,
         output: Path | None = None,
         flow: Literal["dis", "raft"] = "dis",
@@ -91,7 +87,7 @@ class GACModule(PTQPhase):
         self.l1_weight, self.mse_weight = l1_weight, mse_weight
         self.fgr_weight, self.state_weight, self.flow_weight = fgr_weight, state_weight, flow_weight
         self.feature_weight, self.coherence_weight = feature_weight, coherence_weight
-        self.augment, self.average = augment, average
+        self.average = average
         for name, layer in quantized_layers(network).items():
             layer.start_affine(per_channel=affine == "per_channel")
             for quantizer in layer.activation_quantizers:
@@ -131,31 +127,27 @@ class GACModule(PTQPhase):
         return loss
 
     def _loss(self, batch: CalibrationClip) -> Tensor:
-        if self.augment:
-            batch = mirror_and_recolour(batch, seed=self.global_step)
         start, stop = self._frames(batch.src.shape[1])
         state = self.network.initial_state(batch.src[:, 0])
         if start > 0:
             state = tuple(steps[:, start - 1] for steps in batch.teacher_state)
-        batch = _cut(batch, start, stop)
-        features: dict[str, Tensor] = {}
-        if self.augment or self.feature_weight > 0:
-            with torch.no_grad():
-                features, states = run_blocks(self.teacher.blocks(), {"src": batch.src}, state)
-            batch = batch._replace(teacher_pha=features["pha"], teacher_fgr=features["fgr"], teacher_state=states)
-        values, states = run_blocks(self.network.blocks(), {"src": batch.src}, state)
+        frames = slice(start, stop)
+        src = batch.src[:, frames]
+        values, states = run_blocks(self.network.blocks(), {"src": src}, state)
         # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
         # helpful one where it doesn't.
         pha = clamp_ste(values["pha_unclamped"], 0.0, 1.0) if "pha_unclamped" in values else values["pha"]
-        losses = [w * alpha_loss(pha, y, self.l1_weight, self.mse_weight) for w, y in self._targets(batch)]
+        losses = [w * alpha_loss(pha, y[:, frames], self.l1_weight, self.mse_weight) for w, y in self._targets(batch)]
         if self.fgr_weight > 0:
-            losses.append(self.fgr_weight * (values["fgr"] - batch.teacher_fgr).abs().mean())
+            losses.append(self.fgr_weight * (values["fgr"] - batch.teacher_fgr[:, frames]).abs().mean())
         if self.state_weight > 0:
             pairs = zip(states, batch.teacher_state, strict=True)
-            losses += [self.state_weight * (s - y).abs().mean() for s, y in pairs]
+            losses += [self.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
         if self.feature_weight > 0:
+            with torch.no_grad():
+                features, _ = run_blocks(self.teacher.blocks(), {"src": src}, state)
             losses.append(self.feature_weight * feature_loss(values, features))
-        losses += self._temporal_losses(batch, pha)
+        losses += self._temporal_losses(batch, pha, start)
         return torch.stack(losses).sum()
 
     def _frames(self, time: int) -> tuple[int, int]:
@@ -167,19 +159,19 @@ class GACModule(PTQPhase):
         start = int(torch.randint(time - self.window + 1, (), generator=generator))
         return start, start + self.window
 
-    def _temporal_losses(self, batch: CalibrationClip, pha: Tensor) -> list[Tensor]:
+    def _temporal_losses(self, batch: CalibrationClip, pha: Tensor, start: int) -> list[Tensor]:
         """What alpha's changes from each frame to the next cost, shared out over all frames."""
         losses: list[Tensor] = []
         time = pha.shape[1]
         if time == 1:
             return losses
-        share = (time - 1) / time
+        share, pairs = (time - 1) / time, slice(start, start + time - 1)
         if self.flow_weight > 0:
-            along = (pha[:, 1:], pha[:, :-1], batch.flow, batch.visible)
+            along = (pha[:, 1:], pha[:, :-1], batch.flow[:, pairs], batch.visible[:, pairs])
             losses.append(share * self.flow_weight * temporal_loss(*(x.flatten(0, 1) for x in along)))
         if self.coherence_weight > 0:
-            change = pha.diff(dim=1) - batch.teacher_pha.diff(dim=1)
-            losses.append(share * self.coherence_weight * change.square().mean())
+            change = batch.teacher_pha[:, start : start + time].diff(dim=1)
+            losses.append(share * self.coherence_weight * (pha.diff(dim=1) - change).square().mean())
         return losses
 
     def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:
@@ -193,17 +185,3 @@ class GACModule(PTQPhase):
             layer.fix_()
             layer.absorb_affine_()
         self._save({"phase": "gac", "flow": self.flow_weight})
-
-
-def _cut(batch: CalibrationClip, start: int, stop: int) -> CalibrationClip:
-    """Frames [start, stop) of a batch, and the flow between them."""
-    frames, pairs = slice(start, stop), slice(start, stop - 1)
-    return batch._replace(
-        src=batch.src[:, frames],
-        pha=batch.pha[:, frames],
-        teacher_pha=batch.teacher_pha[:, frames],
-        teacher_fgr=batch.teacher_fgr[:, frames],
-        teacher_state=tuple(steps[:, frames] for steps in batch.teacher_state),
-        flow=batch.flow[:, pairs],
-        visible=batch.visible[:, pairs],
-    )

@@ -65,7 +65,6 @@ def main(folder, processes, fail=False):
         "weight_lr": 1e-3,
         "window": 2,
         "coherence_weight": 1.0,
-        "augment": True,
         "average": 0.9,
     }
     phase = (Failing if fail else GACModule)(biq, **options)

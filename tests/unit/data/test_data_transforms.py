@@ -2,10 +2,9 @@ import pytest
 import torch
 from layouts import alpha, picture, to_unit
 
-from ptq4vm.data import ClipAugmentation, Layers, mirror_and_recolour
+from ptq4vm.data import ClipAugmentation, Layers
 from ptq4vm.data.transforms import cut_or_shrink
-from ptq4vm.flow import warp
-from ptq4vm.types import CalibrationClip, MattingClip
+from ptq4vm.types import MattingClip
 
 FRAMES = 4
 
@@ -111,48 +110,3 @@ def test_few_backgrounds_give_many(layers):
     enlarged = torch.nn.functional.interpolate(middle[None], (height, width), mode="bilinear")[0]
     error = min((changed - enlarged).abs().mean(), (changed - enlarged.flip(-1)).abs().mean())
     assert error < 0.03 < (changed - layers.bgr[0]).abs().mean()
-
-
-def random_sequences(count):
-    """Sequences (T = 2) whose true alpha is what the flow makes of the frame before."""
-    generator = torch.Generator().manual_seed(0)
-
-    def rand(*shape):
-        return torch.rand(count, *shape, generator=generator)
-
-    first, flow = rand(1, 1, 8, 10), 2 * rand(1, 2, 8, 10) - 1
-    pha = torch.cat([first, warp(first[:, 0], flow[:, 0])[:, None]], dim=1)
-    src = rand(1, 3, 8, 10).expand(-1, 2, -1, -1, -1)
-    others = (rand(2, 1, 8, 10), rand(2, 3, 8, 10), (rand(2, 5, 4, 5), rand(2, 7, 2, 5)), flow, rand(1, 1, 8, 10))
-    return CalibrationClip(torch.arange(count), src, pha, rand(2, 3, 8, 10), *others)
-
-
-def test_sequences_are_mirrored_with_all_that_is_known_of_them():
-    batch = random_sequences(16)
-    changed = mirror_and_recolour(batch, seed=1)
-    kept = [torch.equal(a, b) for a, b in zip(changed.pha, batch.pha, strict=True)]
-    assert 2 <= sum(kept) <= 14
-    for name in ("pha", "fgr", "teacher_pha", "teacher_fgr", "visible"):
-        for i, same in enumerate(kept):
-            before, after = getattr(batch, name)[i], getattr(changed, name)[i]
-            assert torch.equal(after, before if same else before.flip(-1))
-    for before, after in zip(batch.teacher_state, changed.teacher_state, strict=True):
-        assert [torch.equal(a, b) for a, b in zip(after, before, strict=True)] == kept
-    torch.testing.assert_close(warp(changed.pha[:, 0], changed.flow[:, 0]), changed.pha[:, 1])
-
-
-def test_sequences_are_recoloured_each_by_itself_and_all_frames_alike():
-    batch = random_sequences(4)
-    changed = mirror_and_recolour(batch, seed=1)
-    assert changed.src.min() >= 0
-    assert changed.src.max() <= 1
-    torch.testing.assert_close(changed.src[:, 0], changed.src[:, 1], atol=1e-6, rtol=0)
-    assert (changed.src.mean((1, 2, 3, 4)) - batch.src.mean((1, 2, 3, 4))).abs().min() > 1e-3
-    assert not torch.allclose(mirror_and_recolour(batch, seed=2).src, changed.src)
-    # However sequences are shared out to processes, each is changed in the same way.
-    state = torch.random.get_rng_state()
-    second = batch._replace(**{
-        name: value[1:2] for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)
-    }, teacher_state=tuple(steps[1:2] for steps in batch.teacher_state))  # fmt: skip
-    assert torch.equal(mirror_and_recolour(second, seed=1).src[0], changed.src[1])
-    assert torch.equal(torch.random.get_rng_state(), state)
