@@ -49,7 +49,9 @@ class Seconds:
 
 
 def now() -> Seconds:
-    """Both clocks; the CPU's counts all threads."""
+    """Both clocks, a GPU's work done; the CPU's counts all threads."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return Seconds(time.perf_counter(), time.process_time())
 
 
@@ -125,13 +127,13 @@ HOOKS = {
 }
 
 
-def fit(module: Any, data: VideoMattingDataModule, timer: StepTimer, folder: Path, epochs: int) -> None:
+def fit(module: Any, data: VideoMattingDataModule, timer: StepTimer, folder: Path, accelerator: str) -> None:
     """As the pipeline does it, without logger and checkpoints."""
     pl.seed_everything(0, verbose=False)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
-        accelerator="cpu", callbacks=[timer], max_epochs=epochs, limit_val_batches=0, num_sanity_val_steps=0,
-        enable_model_summary=False, default_root_dir=folder, **quiet,  # type: ignore[arg-type]
+        accelerator=accelerator, devices=1, callbacks=[timer], max_epochs=1, limit_val_batches=0,
+        num_sanity_val_steps=0, enable_model_summary=False, default_root_dir=folder, **quiet,  # type: ignore[arg-type]
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
 
@@ -145,10 +147,10 @@ def run_round(arguments: argparse.Namespace, data: VideoMattingDataModule, folde
     data.steps_per_epoch = arguments.block_steps
     timer = StepTimer(result, lambda module: module.block.name)
     with timed(blocks, HOOKS, result.hooks):
-        fit(blocks, data, timer, folder, 1)
+        fit(blocks, data, timer, folder, arguments.accelerator)
     result.fit = timer.end - timer.begin
     data.steps_per_epoch = arguments.gac_steps
-    fit(GACModule(checkpoint), data, StepTimer(result, lambda _: "gac"), folder, 1)
+    fit(GACModule(checkpoint), data, StepTimer(result, lambda _: "gac"), folder, arguments.accelerator)
     return result
 
 
@@ -209,12 +211,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--network", default="rvm_mobilenetv3", help="registry name; official weights are fetched")
     parser.add_argument("--bits", default="W4A4", help="W<weights>A<activations>; hardly matters to speed")
     parser.add_argument("--size", default="256x144", help="width x height of the calibration frames")
-    parser.add_argument("--frames", type=int, default=4, help="frames of a sequence; a step takes one sequence")
+    parser.add_argument("--frames", type=int, default=4, help="frames of a sequence")
+    parser.add_argument("--batch", type=int, default=1, help="sequences of a step")
     parser.add_argument("--sequences", type=int, default=8, help="calibration sequences: walks take longer with more")
     parser.add_argument("--block-steps", type=int, default=4, help="measured steps of each block, at least 2")
     parser.add_argument("--gac-steps", type=int, default=6, help="measured steps of global calibration, at least 2")
     parser.add_argument("--rounds", type=int, default=3, help="how often both phases take turns")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; 1 where other jobs run")
+    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"], help="where the fits run")
     parser.add_argument("--output", type=Path, default=Path("calibration-speed.json"), help="JSON file to write")
     parser.add_argument("--against", type=Path, help="JSON file of another version, to compare with")
     arguments = parser.parse_args()
@@ -233,14 +237,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = VideoMattingDataModule(
             num_sequences=arguments.sequences, seq_length=arguments.frames, height=height, width=width,
-            eval_clips=1, eval_frames=2, cache_dir=Path(folder) / "cache",
+            batch_size=arguments.batch, eval_clips=1, eval_frames=2, cache_dir=Path(folder) / "cache",
         )  # fmt: skip
         rounds = [run_round(arguments, data, Path(folder)) for _ in range(arguments.rounds)]
     summary = summarize(rounds, arguments)
     before = json.loads(arguments.against.read_text()) if arguments.against else None
-    show(
-        summary, before, f"{arguments.network} {arguments.size}, {arguments.frames} frames, {arguments.threads} threads"
-    )
+    shape = f"{arguments.size}, {arguments.batch} x {arguments.frames} frames"
+    where = f"{arguments.accelerator}, {arguments.threads} threads"
+    show(summary, before, f"{arguments.network} {shape}, {where}")
     options = {key: str(value) for key, value in vars(arguments).items()}
     arguments.output.write_text(json.dumps({"options": options, "torch": torch.__version__, **summary}, indent=2))
 

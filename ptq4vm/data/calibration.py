@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ptq4vm import processes
 from ptq4vm.data.sources import ClipSource, LayeredSource, compose, derive_seed
@@ -144,6 +144,7 @@ class CalibrationBuilder:
         labels: keep true alpha and foreground.
         seed: of the augmentation.
         size: height and width of what is kept, if the sources' frames are larger: cut out or shrunk, by seed.
+        num_workers: processes that draw sequences ahead; 0 draws each when its turn comes.
     """
 
     def __init__(
@@ -154,9 +155,11 @@ class CalibrationBuilder:
         labels: bool,
         seed: int,
         size: tuple[int, int] | None = None,
+        num_workers: int = 0,
     ) -> None:
         self.sequences, self.length, self.size = sequences, length, size
         self.augmentation, self.labels, self.seed = augmentation, labels, seed
+        self.num_workers = num_workers
         # An exact flow is as much of a label as the alpha it follows, and it survives neither augmentation nor cutting.
         untouched = augmentation is None and size is None
         self.exact_flow = all(place.source.exact_flow for place in sequences) and labels and untouched
@@ -193,10 +196,12 @@ class CalibrationBuilder:
         teacher_folder = make_folder(folder / f"teacher-{short_hash({'key': teacher.key})}")
         flow_folder = make_folder(folder / f"flow-{short_hash({'key': flow_key})}")
         share = processes.share(range(len(self.sequences)))
+        missing = [index for index in share if not is_whole(folder / file_name(index), ["src"])]
+        drawn = iter(self._draw_ahead(missing))
         for done, index in enumerate(share):
             file = file_name(index)
-            if not is_whole(folder / file, ["src"]):
-                self._write_sequence(folder / file, index)
+            if index in missing:
+                write_tensors(folder / file, next(drawn))
             if not is_whole(teacher_folder / file, ["pha", "fgr"]):
                 self._write_teacher(teacher_folder / file, folder / file, teacher)
             if not is_whole(flow_folder / file, ["flow", "visible"]):
@@ -205,10 +210,23 @@ class CalibrationBuilder:
                 progress(done + 1, len(share), "calibration sequences")
         return CalibrationSet(folder, teacher_folder, flow_folder, len(self.sequences))
 
-    def _write_sequence(self, path: Path, index: int) -> None:
+    def _draw_ahead(self, missing: list[int]) -> DataLoader[dict[str, Tensor]]:
+        """These sequences in their order, as they are kept."""
+        # Forked, since sources hold what can't be pickled, such as the float network's forward pass.
+        context = "fork" if self.num_workers and missing else None
+        return DataLoader(
+            missing,  # type: ignore[arg-type]
+            batch_size=None,
+            collate_fn=self._draw,
+            num_workers=self.num_workers if missing else 0,
+            multiprocessing_context=context,
+            generator=Generator(),  # else the loader draws from the global one
+        )
+
+    def _draw(self, index: int) -> dict[str, Tensor]:
         clip = self.compose(index)
         known = {"src": clip.src, "pha": clip.pha, "fgr": clip.fgr}
-        write_tensors(path, {k: (v * 255).round().to(torch.uint8) for k, v in known.items() if v is not None})
+        return {k: (v * 255).round().to(torch.uint8) for k, v in known.items() if v is not None}
 
     @staticmethod
     @torch.no_grad()

@@ -67,7 +67,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         eval_chunk: Frames of an evaluation clip that are read at a time.
         eval_clips: Evaluate on at most so many clips, spread over the set; all if not given.
         eval_frames: Evaluate on at most so many frames of each clip; all if not given.
-        num_workers: Processes that read ahead.
+        num_workers: Processes that make and read sequences ahead.
         cache_dir: Folder for what is computed once; $PTQ4VM_CACHE or else ~/.cache/ptq4vm if not given.
 
     Raises:
@@ -184,6 +184,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             labels=self.labels,
             seed=self.seed,
             size=self.size if self.enlarge > 1 else None,
+            num_workers=self.num_workers,
         )
         return builder.build(self._set_folder(teacher), teacher, flow, progress)
 
@@ -211,7 +212,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         places = draw_sequences(scenes, HELD_OUT_CLIPS, length, 0)
         held_out = {"clips": scenes.fingerprint(), "frames": (HELD_OUT_CLIPS, length, height, width)}
         folder = self.cache_dir / "held_out" / short_hash(held_out | {"format": FORMAT_VERSION})
-        builder = CalibrationBuilder(places, length, None, labels=False, seed=0)
+        builder = CalibrationBuilder(places, length, None, labels=False, seed=0, num_workers=self.num_workers)
         sequences = processes.together(lambda: builder.build(folder, teacher, flow, progress))
         self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
 

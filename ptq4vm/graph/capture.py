@@ -73,28 +73,34 @@ def _frames(x: Tensor) -> Tensor:
 
 
 class SequenceStore:
-    """Named tensors for N sequences, in files mapped into memory.
+    """Named tensors for N sequences: in half of the GPU's memory, beyond that in mapped files.
 
-    The system keeps in memory what fits and writes the rest to disk, so that any number of sequences can be held.
+    Of the files the system keeps in memory what fits and writes the rest to disk, so that any number of sequences can
+    be held.
     """
 
-    def __init__(self, folder: Path, num_sequences: int) -> None:
+    def __init__(self, folder: Path, num_sequences: int, device: torch.device | str = "cpu") -> None:
         self.folder = folder
         self.num_sequences = num_sequences
+        self.device = torch.device(device)
         self._tensors: dict[str, Tensor] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def write(self, name: str, index: int, value: Tensor) -> None:
-        """Keep (T, ...) as sequence number ``index`` of ``name``; all sequences of a name have one shape."""
+    def write(self, name: str, index: slice, value: Tensor) -> None:
+        """Keep (B, T, ...) as the sequences with these numbers of ``name``; all sequences of a name have one shape."""
         if name not in self._tensors:
-            self._tensors[name] = self._allocate(name, value)
+            self._tensors[name] = self._allocate(name, value[0])
         self._tensors[name][index].copy_(value)
 
     def _allocate(self, name: str, value: Tensor) -> Tensor:
         size = self.num_sequences * value.numel()
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            if free - size * 4 > total / 2:  # the other half is for learning
+                return torch.empty(self.num_sequences, *value.shape, device=self.device)
         free = shutil.disk_usage(self.folder).free
         if size * 4 > free:
             raise PTQ4VMError(
@@ -105,13 +111,13 @@ class SequenceStore:
         return flat.view(self.num_sequences, *value.shape)
 
     def read(self, name: str, index: Tensor | slice) -> Tensor:
-        """(B, T, ...) of the sequences with these numbers (on the CPU)."""
-        return self._tensors[name][index]
+        """(B, T, ...) of the sequences with these numbers, on the device."""
+        return self._tensors[name][index].to(self.device)
 
     def drop(self, name: str) -> None:
         """Forget a name and give back its space."""
         if self._tensors.pop(name, None) is not None:
-            (self.folder / f"{name.replace('/', '-')}.f32").unlink()
+            (self.folder / f"{name.replace('/', '-')}.f32").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Forget all and remove the folder."""

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from ptq4vm import processes
 from ptq4vm.data import VideoMattingDataModule
@@ -269,12 +270,14 @@ def teacher_key(network: MattingModel) -> str:
 def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
     """The float network as the data room uses it: a copy, its BatchNorm folded, on the device where it is now."""
     key = key or teacher_key(network)
-    network = fold_batch_norm_(copy.deepcopy(network))
+    given = fold_batch_norm_(copy.deepcopy(network))
+    on_cpu = copy.deepcopy(given).cpu()
 
     @torch.no_grad()
     def forward(src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
-        device = next(network.parameters()).device
-        src = src.to(device)
+        # Processes that read ahead are forks, which no GPU can be used from.
+        network = given if get_worker_info() is None else on_cpu
+        src = src.to(next(network.parameters()).device)
         state = network.initial_state(src[:, 0]) if state is None else state
         fgr, pha, states = [], [], []
         for frame in src.unbind(1):

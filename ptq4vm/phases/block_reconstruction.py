@@ -155,10 +155,10 @@ class BlockReconstructionModule(PTQPhase):
         # In the run's own folder, so that what a killed run left behind is found and removed.
         folder = Path(self.trainer.default_root_dir) / f"activations-{self.global_rank}"
         shutil.rmtree(folder, ignore_errors=True)
-        self._store, self._walked = SequenceStore(folder, len(share)), 0
+        self._store, self._walked = SequenceStore(folder, len(share), self.device), 0
         for place, index in enumerate(share):
             for side in ("float", "quantized"):
-                self._store.write(f"{side}/src", place, clips[index].src)
+                self._store.write(f"{side}/src", slice(place, place + 1), clips[index].src[None])
 
     def teardown(self, stage: str) -> None:
         """Give the disk back."""
@@ -259,11 +259,11 @@ class BlockReconstructionModule(PTQPhase):
         return batch_idx / max(1, int(self.trainer.num_training_batches))
 
     def _inputs(self, block: Block, side: str, index: Tensor | slice) -> list[Tensor]:
-        return [self.store.read(f"{side}/{name}", index).to(self.device) for name in block.inputs]
+        return [self.store.read(f"{side}/{name}", index) for name in block.inputs]
 
     def _targets(self, index: Tensor | slice) -> tuple[Tensor, ...]:
         names = (*self.block.outputs, *_state_name(self.block))
-        return tuple(self.store.read(f"float/{name}", index).to(self.device) for name in names)
+        return tuple(self.store.read(f"float/{name}", index) for name in names)
 
     def _run(self, block: Block, network: MattingModel, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """The block of this name in ``network``, from a fresh state."""
@@ -282,11 +282,13 @@ class BlockReconstructionModule(PTQPhase):
         count = self.store.num_sequences
         if side == "float" and not self.learns:  # then nothing but the scores compares with them
             count = min(_SCORED_SEQUENCES, count)
+        at_once = self.calibration.batch_size  # so many fit, with their gradients, when the block is learned
         with weights_prepared(self._layers(block)):
-            for index in range(count):
-                outputs = self._run(block, network, self._inputs(block, side, slice(index, index + 1)))
+            for start in range(0, count, at_once):
+                part = slice(start, min(start + at_once, count))
+                outputs = self._run(block, network, self._inputs(block, side, part))
                 for name, value in zip(names, outputs, strict=True):
-                    self.store.write(f"{side}/{name}", index, value[0])
+                    self.store.write(f"{side}/{name}", part, value)
 
     def _forget_after(self, block: Block) -> None:
         """Drop what no later block reads."""

@@ -403,6 +403,19 @@ def test_builtin_evaluation_needs_the_portrait_cut_out_and_no_flow(make, tmp_pat
     assert len(files(tmp_path, "cache/cutouts/*")) == 2
 
 
+@pytest.mark.parametrize("cached", [0, 2])
+def test_processes_that_draw_ahead_make_the_same_set(make, tmp_path, cached):
+    settings = {"source": ["videomatte", "cutout", "video"], "num_sequences": 5}
+    one, several = make(**settings), make(**settings, num_workers=2, cache_dir=tmp_path / "several")
+    attach(one)
+    attach(several)
+    for file in files(tmp_path, "several/calibration/*/*.safetensors")[: 5 - cached]:
+        file.unlink()  # a run was interrupted
+    attach(several)
+    for index in range(5):
+        torch.testing.assert_close(several.calibration_set[index].src, one.calibration_set[index].src)
+
+
 def test_loader_processes(make):
     module = make(source="builtin", evaluation=None, num_workers=1, eval_clips=1, eval_frames=2)
     attach(module)
