@@ -217,7 +217,7 @@ class CalibrationBuilder:
         return DataLoader(
             missing,  # type: ignore[arg-type]
             batch_size=None,
-            collate_fn=self._draw,
+            collate_fn=self._draw,  # type: ignore[arg-type]
             num_workers=self.num_workers if missing else 0,
             multiprocessing_context=context,
             generator=Generator(),  # else the loader draws from the global one
