@@ -212,14 +212,14 @@ class CalibrationBuilder:
 
     def _draw_ahead(self, missing: list[int]) -> DataLoader[dict[str, Tensor]]:
         """These sequences in their order, as they are kept."""
-        # Forked, since sources hold what can't be pickled, such as the float network's forward pass.
-        context = "fork" if self.num_workers and missing else None
+        workers = self.num_workers if missing else 0
         return DataLoader(
             missing,  # type: ignore[arg-type]
             batch_size=None,
             collate_fn=self._draw,  # type: ignore[arg-type]
-            num_workers=self.num_workers if missing else 0,
-            multiprocessing_context=context,
+            num_workers=workers,
+            # Forked, since sources hold what can't be pickled, such as the float network's forward pass.
+            multiprocessing_context="fork" if workers else None,
             generator=Generator(),  # else the loader draws from the global one
         )
 
