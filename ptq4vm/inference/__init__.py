@@ -1,12 +1,19 @@
-"""Video in, mattes out: readers and writers of frames, and the network run over them as they stream by."""
+"""Run a network over frames and whole videos, in PyTorch or in a runtime, and measure its speed."""
 
-from ptq4vm.inference.backgrounds import COLOURS, open_background
 from ptq4vm.inference.benchmark import Speed, measure_speed, open_network
-from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
 from ptq4vm.inference.parity import Parity, measure_parity
 from ptq4vm.inference.runner import MatteFrame, auto_downsample_ratio, composite_over, matte, matte_video
 from ptq4vm.inference.runtimes import RUNTIMES, ExportedNetwork, Runtime, is_exported
-from ptq4vm.inference.video_io import open_frames, open_writer
+from ptq4vm.video import (
+    COLOURS,
+    DEFAULT_RATE,
+    Frame,
+    FrameReader,
+    FrameWriter,
+    open_background,
+    open_frames,
+    open_writer,
+)
 
 __all__ = [
     "COLOURS",

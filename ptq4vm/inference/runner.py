@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.inference.ahead import ahead
-from ptq4vm.inference.backgrounds import open_background, parse_colour
-from ptq4vm.inference.frames import Frame, FrameReader
 from ptq4vm.inference.runtimes import ExportedNetwork
-from ptq4vm.inference.video_io import VideoReader, open_frames, open_writer
 from ptq4vm.models.base import MattingModel
 from ptq4vm.types import MattingOutput
+from ptq4vm.video.backgrounds import open_background, parse_colour
+from ptq4vm.video.frames import Frame, FrameReader
+from ptq4vm.video.videos import VideoReader, open_frames, open_writer
 
 _LONG_SIDE = 512
 

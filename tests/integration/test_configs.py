@@ -5,6 +5,7 @@ import itertools
 import subprocess
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import tiny
 import torch
@@ -13,8 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from safetensors.torch import save_file
 
 from ptq4vm import cli
+from ptq4vm.cli import quantize as quantize_command
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.phases import BlockReconstructionModule
+from ptq4vm.phases import BlockReconstructionModule, PTQPhase
 from ptq4vm.pipeline import Row
 from ptq4vm.pipeline.rows import check_rows
 
@@ -30,13 +32,13 @@ def options_of(monkeypatch):
 
     seen = {}
 
-    @functools.wraps(cli.quantize)
+    @functools.wraps(quantize_command.quantize)
     def stop(**options):
         seen.update(options)
         raise Reached
 
     def run(*args):
-        monkeypatch.setattr(cli, "quantize", stop)
+        monkeypatch.setattr(quantize_command, "quantize", stop)
         with pytest.raises(Reached):
             cli.main(["quantize", *args])
         return seen
@@ -93,9 +95,9 @@ def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monke
 def test_fit_configuration_names_what_exists(path, logger):
     parser = LightningArgumentParser()
     parser.add_argument("--config", action="config")
-    parser.add_lightning_class_args(cli.PTQPhase, "model", subclass_mode=True)
+    parser.add_lightning_class_args(PTQPhase, "model", subclass_mode=True)
     parser.add_lightning_class_args(VideoMattingDataModule, "data")
-    parser.add_lightning_class_args(cli.L.Trainer, "trainer")
+    parser.add_lightning_class_args(L.Trainer, "trainer")
     config = parser.parse_args(["--config", str(path), "--config", str(logger)])
     assert config.model.class_path.startswith("ptq4vm.phases.")
     assert config.trainer.logger.init_args.get("offline", True)

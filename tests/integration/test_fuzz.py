@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from ptq4vm import cli
+from ptq4vm.cli import quantize as quantize_command
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantize_network, quantized_layers, save_quantized
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
@@ -140,8 +141,9 @@ def test_changed_configurations_work_or_are_refused(tmp_path, monkeypatch, capsy
     def stop(**options):
         raise Reached
 
-    stop.__doc__, stop.__signature__ = cli.quantize.__doc__, __import__("inspect").signature(cli.quantize)
-    monkeypatch.setattr(cli, "quantize", stop)
+    real = quantize_command.quantize
+    stop.__doc__, stop.__signature__ = real.__doc__, __import__("inspect").signature(real)
+    monkeypatch.setattr(quantize_command, "quantize", stop)
     draw, path, recipes = random.Random(0), tmp_path / "changed.yaml", sorted(RECIPES.glob("*.yaml"))
     for number in range(CONFIGS):
         text = draw.choice(recipes).read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.inference import open_frames, open_writer, video_io
+from ptq4vm.video import open_frames, open_writer, videos
 
 
 def write_png(path, frame):
@@ -48,9 +48,9 @@ def test_rotated_video_is_read_upright(tmp_path, make_frames, make_video, rotati
 
 def test_video_is_decoded_as_asked(video, monkeypatch):
     decoded = []
-    upright = video_io.VideoReader._upright
+    upright = videos.VideoReader._upright
     monkeypatch.setattr(
-        video_io.VideoReader, "_upright", staticmethod(lambda frame: decoded.append(1) or upright(frame))
+        videos.VideoReader, "_upright", staticmethod(lambda frame: decoded.append(1) or upright(frame))
     )
     frames = iter(open_frames(video))
     assert len(decoded) == 1  # for the size

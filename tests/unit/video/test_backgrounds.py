@@ -4,8 +4,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from ptq4vm.inference import open_background, open_frames
-from ptq4vm.inference.backgrounds import cover_crop, parse_colour
+from ptq4vm.video import open_background, open_frames
+from ptq4vm.video.backgrounds import cover_crop, parse_colour
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
+from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 

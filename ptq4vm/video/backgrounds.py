@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.inference.frames import Frame, FrameReader
-from ptq4vm.inference.image_io import IMAGE_SUFFIXES
-from ptq4vm.inference.video_io import open_frames
+from ptq4vm.video.frames import Frame, FrameReader
+from ptq4vm.video.images import IMAGE_SUFFIXES
+from ptq4vm.video.videos import open_frames
 
 COLOURS = {
     "green": (120, 255, 155),  # the green of matting papers' figures, not CSS's dark one

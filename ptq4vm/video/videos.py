@@ -10,8 +10,8 @@ import av
 import numpy as np
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.inference.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
-from ptq4vm.inference.image_io import IMAGE_SUFFIXES, FolderWriter, ImageReader, ImageWriter
+from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
+from ptq4vm.video.images import IMAGE_SUFFIXES, FolderWriter, ImageReader, ImageWriter
 
 _CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm", ".mov": "mov"}
 _WITH_ALPHA = (".mov", ".webm")

@@ -1,0 +1,55 @@
+"""`ptq4vm benchmark`."""
+
+import platform
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.progress import Progress
+
+from ptq4vm.cli.common import COLUMNS, console, parse_size
+from ptq4vm.inference import Speed, measure_speed
+from ptq4vm.reporting import ResultRow, render_table, write_metrics
+
+
+def run_benchmark(args: list[str]) -> None:
+    """Time networks side by side."""
+    parser = ArgumentParser(
+        prog="ptq4vm benchmark",
+        description="Time networks in alternation, each in a process of its own, on the CPU: ratios hold also where "
+        "the machine is noisy. Frames are noise; the time does not depend on them.",
+    )
+    parser.add_argument(
+        "models", nargs="+",
+        help="names, weights files, quantized checkpoints (simulated in torch), run folders or exported graphs; "
+        "graph.onnx@openvino names the runtime. Ratios are to the first.",
+    )  # fmt: skip
+    parser.add_argument("--size", type=str, required=True, help="height x width of the frames, e.g. 288x512")
+    parser.add_argument(
+        "--downsample_ratio", type=float | None, default=None, help="of networks in torch; graphs have theirs baked in"
+    )
+    parser.add_argument("--rounds", type=int, default=30, help="how often each is timed")
+    parser.add_argument("--threads", type=int | None, default=None, help="of each; by default all cores")
+    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument("--json", type=Path | None, default=None, help="write the figures here")
+    config = parser.parse_args(args)
+    with Progress(*COLUMNS, console=console) as progress:
+        task = progress.add_task("loading", total=None)
+        speeds = measure_speed(
+            config.models, *parse_size(config.size), config.downsample_ratio, config.rounds, config.threads,
+            config.network,
+            progress=lambda done, all: progress.update(task, completed=done, total=all, description="timing"),
+        )  # fmt: skip
+    rows = [_speed_row(speed, speeds[0]) for speed in speeds]
+    render_table(rows, console)
+    if config.json is not None:
+        settings = {name: config[name] for name in ("size", "downsample_ratio", "rounds", "threads")}
+        write_metrics(config.json, rows, {**settings, "machine": platform.processor() or platform.machine()})
+
+
+def _speed_row(speed: Speed, first: Speed) -> ResultRow:
+    figures = {
+        "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
+        "fps to the first": speed.fps / first.fps, "peak MB": speed.memory_mb,
+    }  # fmt: skip
+    executed = f"{speed.runtime} ({speed.layers})" if speed.layers else speed.runtime
+    return ResultRow(speed.model, speed.bits, executed, {}, speed.size_mb, extra=figures)

@@ -1,0 +1,58 @@
+"""Pieces that several commands share."""
+
+import re
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.inference import Runtime, open_network
+from ptq4vm.models.base import MattingModel
+
+console = Console()
+
+
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
+    """Parse, and instantiate classes; raises PTQ4VMError on settings of another kind."""
+    try:
+        return parser.instantiate_classes(parser.parse_args(args))
+    except (TypeError, ValueError) as error:
+        if isinstance(error.__cause__, PTQ4VMError):
+            raise
+        # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later.
+        raise PTQ4VMError(f"Expected settings of their own kinds, got: {error}. Look for empty ones.") from error
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``288x512`` -> (288, 512). Raises PTQ4VMError on anything else."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise PTQ4VMError(f"Expected a size as HEIGHTxWIDTH, e.g. 288x512, got {text!r}.")
+    return int(match[1]), int(match[2])
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of this name, or by default what there is."""
+    default = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        return torch.empty(0, device=name or default).device
+    except RuntimeError as error:
+        raise PTQ4VMError(f"Expected a device that is there, got {name!r}: {error}") from error
+
+
+def add_runtime_options(parser: ArgumentParser) -> None:
+    """Add ``--runtime`` and ``--threads``."""
+    parser.add_argument(
+        "--runtime", type=Runtime | None, default=None, help="of an exported graph; by default the one it is for"
+    )
+    parser.add_argument("--threads", type=int | None, default=None, help="of an exported graph; by default all cores")
+
+
+def open_model(config: Namespace) -> MattingModel:
+    """Open the network that ``--model`` names."""
+    return open_network(config.model, config.network, config.runtime, config.threads)

@@ -1,0 +1,50 @@
+"""Lightning's own subcommands: fit, validate, test and predict."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.cli import LightningCLI
+
+from ptq4vm.callbacks import LoggedConfig
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.phases import PTQPhase
+from ptq4vm.phases.checkpoints import WholeCheckpoints
+
+
+class _CLI(LightningCLI):
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
+        super().parse_arguments(parser, args)
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path is not None and Path(path).is_file():
+            WholeCheckpoints().load_checkpoint(path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's Trainer; what it refuses is a user's mistake."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:
+            raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
+
+    def before_predict(self) -> None:
+        """Mattes go to files as they come (add ptq4vm.callbacks.AlphaWriter); kept, they would fill the memory."""
+        self.config_init["predict"]["return_predictions"] = False
+
+
+def run_lightning(args: list[str]) -> None:
+    """Hand the command line to Lightning's CLI."""
+    _CLI(
+        PTQPhase,
+        VideoMattingDataModule,
+        subclass_mode_model=True,
+        seed_everything_default=0,
+        trainer_defaults={"num_sanity_val_steps": 0, "devices": 1},
+        save_config_callback=LoggedConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"parser_mode": "yaml"},
+        # Lightning warns where arguments are given twice.
+        args=None if args == sys.argv[1:] else args,
+    )

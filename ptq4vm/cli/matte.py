@@ -1,0 +1,54 @@
+"""`ptq4vm matte`."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
+
+from ptq4vm.cli.common import COLUMNS, add_runtime_options, console, open_model, pick_device
+from ptq4vm.inference import ExportedNetwork, matte_video
+
+
+class _FramesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Over the last seconds; over all once it is done."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} fps")
+
+
+def run_matte(args: list[str]) -> None:
+    """Matte a video."""
+    parser = ArgumentParser(prog="ptq4vm matte", description="Turn a video or a folder of frames into mattes.")
+    parser.add_argument("input", type=Path, help="a video file, a folder of frames or an image")
+    parser.add_argument("--model", type=str, default="rvm_mobilenetv3", help="name, weights, checkpoint or run folder")
+    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument("--alpha", type=Path | None, default=None, help="alpha: .mp4, .mkv, .webm, or a folder of PNG")
+    parser.add_argument("--foreground", type=Path | None, default=None, help="foreground, likewise")
+    parser.add_argument("--composite", type=Path | None, default=None, help="over the background, likewise")
+    parser.add_argument(
+        "--cutout", type=Path | None, default=None,
+        help="foreground and alpha in one: .mov (ProRes 4444), .webm (VP9), or a folder of PNG",
+    )  # fmt: skip
+    parser.add_argument("--sound", type=bool, default=True, help="copy a video's sound to composite and cutout")
+    parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
+    parser.add_argument(
+        "--downsample_ratio", type=float | None, default=None,
+        help="the network works at this fraction of the frame's size; by default its longer side becomes 512, or it is "
+        "what an exported graph has",
+    )  # fmt: skip
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
+    add_runtime_options(parser)
+    config = parser.parse_args(args)
+    background = Path(config.background) if Path(config.background).exists() else config.background
+    network = open_model(config)
+    if not isinstance(network, ExportedNetwork):
+        network.to(pick_device(config.device))
+    with Progress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
+        task = progress.add_task("matting", total=None)
+        frames = matte_video(
+            network, config.input, config.alpha, config.composite, background, config.foreground,
+            config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
+            config.cutout, config.sound,
+        )  # fmt: skip
+    console.print(f"{frames} frames", highlight=False)

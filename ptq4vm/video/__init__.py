@@ -1,0 +1,16 @@
+"""Frames in and out: readers and writers of videos and images, and backgrounds for composites."""
+
+from ptq4vm.video.backgrounds import COLOURS, open_background
+from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
+from ptq4vm.video.videos import open_frames, open_writer
+
+__all__ = [
+    "COLOURS",
+    "DEFAULT_RATE",
+    "Frame",
+    "FrameReader",
+    "FrameWriter",
+    "open_background",
+    "open_frames",
+    "open_writer",
+]
