@@ -96,7 +96,3 @@ def main(args: list[str] | None = None) -> int:
         Console(stderr=True).print("ptq4vm: interrupted; the same command goes on from here.", highlight=False)
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
