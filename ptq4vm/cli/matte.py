@@ -8,6 +8,8 @@ from rich.text import Text
 
 from ptq4vm.cli.common import COLUMNS, add_runtime_options, console, open_model, pick_device
 from ptq4vm.inference import ExportedNetwork, matte_video
+from ptq4vm.inference.runner import check_paths
+from ptq4vm.video import open_frames
 
 
 class _FramesPerSecond(ProgressColumn):
@@ -37,18 +39,27 @@ def run_matte(args: list[str]) -> None:
         help="the network works at this fraction of the frame's size; by default its longer side becomes 512, or it is "
         "what an exported graph has",
     )  # fmt: skip
+    parser.add_argument(
+        "--strict", type=bool, default=False, help="stop at a damaged frame, instead of repeating the one before"
+    )
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
     add_runtime_options(parser)
     config = parser.parse_args(args)
     background = Path(config.background) if Path(config.background).exists() else config.background
+    targets = {name: config[name] for name in ("alpha", "composite", "foreground", "cutout")}
+    check_paths(config.input, targets, background)
+    open_frames(config.input)
     network = open_model(config)
     if not isinstance(network, ExportedNetwork):
         network.to(pick_device(config.device))
+    notes: list[str] = []
     with Progress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
         task = progress.add_task("matting", total=None)
         frames = matte_video(
             network, config.input, config.alpha, config.composite, background, config.foreground,
             config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
-            config.cutout, config.sound,
+            config.cutout, config.sound, config.strict, notes.append,
         )  # fmt: skip
     console.print(f"{frames} frames", highlight=False)
+    for note in notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)

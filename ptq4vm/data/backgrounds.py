@@ -10,13 +10,13 @@ from ptq4vm.data.files import (
     cover_crop,
     files_fingerprint,
     list_folders,
-    list_frames,
     matches,
     ping_pong,
     read_frames,
     require_folder,
 )
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.video.images import list_frames
 
 LAYOUT = "train/<clip>/<frame>.jpg|png"
 

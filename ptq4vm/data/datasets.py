@@ -11,7 +11,6 @@ from ptq4vm.data.files import (
     cover_crop,
     files_fingerprint,
     list_folders,
-    list_frames,
     matches,
     read_frames,
     require_folder,
@@ -20,6 +19,7 @@ from ptq4vm.data.files import (
 from ptq4vm.data.sources import ClipSource, LayeredSource, Layers
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingClip
+from ptq4vm.video.images import list_frames
 
 FOREGROUND_LAYOUT = "train/{fgr,pha}/<clip>/<frame>.jpg|png"
 EVALUATION_LAYOUT = "<set>/<clip>/{com,pha,fgr}/<frame>.jpg|png"

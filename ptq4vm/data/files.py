@@ -1,38 +1,21 @@
 """Frames in folders: finding, reading and resizing them."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ptq4vm.errors import PTQ4VMError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-
-
-def natural_key(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key that puts frame 2 before frame 10, padded with zeros or not."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.as_posix()) if part]
+from ptq4vm.video import images
 
 
 def list_folders(folder: Path) -> list[Path]:
     """The folders within a folder, in natural order; hidden ones are left out."""
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
-
-
-def list_frames(folder: Path) -> list[Path]:
-    """The image files within a folder, in natural order; empty where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    frames = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted(frames, key=natural_key)
+    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=images.natural_key)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -58,32 +41,9 @@ def require_folder(folder: Path, what: str, layout: str) -> Path:
 
 
 def read_image(path: Path, gray: bool = False) -> Tensor:
-    """Read one image.
-
-    Args:
-        path: an image file.
-        gray: read one channel (alpha) rather than RGB.
-
-    Returns:
-        (1 or 3, H, W), uint8.
-
-    Raises:
-        PTQ4VMError: the file can't be read as an image.
-    """
-    # imdecode rather than imread: imread writes its own complaints to stderr and can't open some non-ASCII paths.
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise PTQ4VMError(f"Expected a readable image at {path}, got: {error}.") from error
-    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise PTQ4VMError(
-            f"Expected an image at {path}, got {data.size} bytes that can't be decoded. Replace the file or remove it "
-            "along with the same frame in the neighbouring folders."
-        )
-    if gray:
-        return torch.from_numpy(image)[None]
-    return torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
+    """Read one image as (1 or 3, H, W) uint8; arguments and errors as :func:`ptq4vm.video.images.read_image`."""
+    image = torch.from_numpy(images.read_image(path, gray))
+    return image[None] if gray else image.permute(2, 0, 1).contiguous()
 
 
 def read_frames(paths: Sequence[Path], gray: bool = False) -> Tensor:

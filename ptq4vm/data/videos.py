@@ -1,33 +1,35 @@
 """A source of clips without alpha: video files and folders of frames."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ptq4vm.data.files import (
     cover_crop,
     files_fingerprint,
     list_folders,
-    list_frames,
     matches,
-    natural_key,
     read_frames,
     require_folder,
 )
 from ptq4vm.data.sources import ClipSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingClip
+from ptq4vm.video.images import list_frames, natural_key
+from ptq4vm.video.reader import VIDEO_SUFFIXES, VideoReader
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
 LAYOUT = "<clip>.mp4|mkv|mov|avi|webm and <clip>/<frame>.jpg|png"
 
 
 class VideoSource(ClipSource):
     """Video files and folders of frames; each is a clip. Memory holds the frames asked for and no others.
+
+    Videos are decoded as they are for matting, and their pixels made square.
 
     Args:
         root: the folder that holds them.
@@ -60,23 +62,23 @@ class VideoSource(ClipSource):
             )
         self.names = [f"{root.resolve().name}/{path.name}" for path in self._clips]
         self._counts: dict[int, int] = {}
-        for path in set(videos) & set(self._clips):
-            with _opened(path) as capture:
-                if not capture.grab():
-                    raise PTQ4VMError(f"Expected a video with frames in {path}, got none. Replace or remove it.")
+        self._readers = {path: VideoReader(path) for path in videos if path in self._clips}
+        for reader in self._readers.values():
+            for note in reader.notes:
+                warnings.warn(note, stacklevel=2)
 
     def num_frames(self, index: int) -> int:
-        """The number of frames that can really be decoded, whatever the container claims. Counted once."""
+        """Count the frames, whatever the container's header says; once."""
         if index not in self._counts:
             path = self._clips[index]
-            self._counts[index] = len(list_frames(path)) if path.is_dir() else _count_frames(path)
+            self._counts[index] = len(list_frames(path)) if path.is_dir() else self._readers[path].count()
         return self._counts[index]
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
-        """Frames [start, stop) of a clip. A video is decoded from its beginning: seeking isn't exact in all formats."""
+        """Frames [start, stop) of a clip."""
         self.check_range(index, start, stop)
         path = self._clips[index]
-        src = read_frames(list_frames(path)[start:stop]) if path.is_dir() else _decode(path, start, stop)
+        src = read_frames(list_frames(path)[start:stop]) if path.is_dir() else self._decode(path, start, stop)
         if self.size is not None:
             src = cover_crop(src, self.size)
         return MattingClip(src, name=self.names[index], start=start)
@@ -86,33 +88,16 @@ class VideoSource(ClipSource):
         paths = [path for clip in self._clips for path in (list_frames(clip) if clip.is_dir() else [clip])]
         return files_fingerprint(self.root, paths)
 
-
-@contextmanager
-def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        if not capture.isOpened():
-            raise PTQ4VMError(f"Expected a video that can be decoded in {path}, got something else. Remove it.")
-        yield capture
-    finally:
-        capture.release()
-
-
-def _count_frames(path: Path) -> int:
-    with _opened(path) as capture:
-        count = 0
-        while capture.grab():
-            count += 1
-    return count
-
-
-def _decode(path: Path, start: int, stop: int) -> Tensor:
-    frames = []
-    with _opened(path) as capture:
-        for index in range(stop):
-            if not capture.grab():
-                raise PTQ4VMError(f"Expected {stop} frames in {path}, got {index}. The file has changed: run again.")
-            if index >= start:
-                _, image = capture.retrieve()
-                frames.append(torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1))
-    return torch.stack(frames).float() / 255
+    def _decode(self, path: Path, start: int, stop: int) -> Tensor:
+        reader = self._readers[path]
+        frames = reader.read(start, stop)
+        if len(frames) < stop - start:
+            got = start + len(frames)
+            raise PTQ4VMError(f"Expected {stop} frames in {path}, got {got}. The file has changed: run again.")
+        if reader.concealed:
+            warnings.warn(reader.notes[0], stacklevel=2)
+        src = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+        if reader.pixel_aspect == 1:
+            return src
+        size = (reader.height, max(1, round(reader.width * reader.pixel_aspect)))
+        return functional.interpolate(src, size, mode="bilinear", antialias=True).clamp(0, 1)

@@ -1,7 +1,9 @@
 """Runs a matting network over frames as they come, and over whole videos."""
 
+import os
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
 from itertools import chain
@@ -20,7 +22,8 @@ from ptq4vm.models.base import MattingModel
 from ptq4vm.types import MattingOutput
 from ptq4vm.video.backgrounds import open_background, parse_colour
 from ptq4vm.video.frames import Frame, FrameReader
-from ptq4vm.video.videos import VideoReader, open_frames, open_writer
+from ptq4vm.video.reader import VideoReader
+from ptq4vm.video.videos import open_frames, open_writer, require_output
 
 _LONG_SIDE = 512
 
@@ -93,8 +96,10 @@ def matte_video(
     progress: Callable[[int, int | None], None] | None = None,
     cutout: Path | None = None,
     sound: bool = True,
+    strict: bool = False,
+    notify: Callable[[str], None] = warnings.warn,
 ) -> int:
-    """Matte a video, or a folder of images, from file to file.
+    """Matte a video, or a folder of images, from file to file: one matte for each frame of the source.
 
     Args:
         model: runs where its parameters are.
@@ -111,6 +116,8 @@ def matte_video(
         cutout: where the foreground goes with alpha as its fourth channel: .mov (ProRes 4444) or .webm (VP9) a video;
             no suffix a folder of PNGs; .png one image.
         sound: whether a video's sound is copied, as it is, to composite and cutout where they are videos.
+        strict: raise where a frame of the source can't be decoded, instead of repeating the one before.
+        notify: called at the end with each line of the source's ``notes``: damaged frames, HDR, interlacing.
 
     Returns:
         How many frames were matted.
@@ -119,10 +126,8 @@ def matte_video(
         PTQ4VMError: no output was asked for, or something can't be read or written. No output is left behind then.
     """
     targets = {"alpha": alpha, "composite": composite, "foreground": foreground, "cutout": cutout}
-    outputs = {name: Path(path) for name, path in targets.items() if path is not None}
-    is_colour = isinstance(background, str) and parse_colour(background) is not None
-    _check_paths(outputs, [Path(source)] if is_colour else [Path(source), Path(background)])
-    reader = open_frames(source)
+    outputs = check_paths(source, targets, background)
+    reader = open_frames(source, strict)
     size = (reader.height, reader.width)
     fixed = model.downsample_ratio if isinstance(model, ExportedNetwork) else auto_downsample_ratio(*size)
     ratio = fixed if downsample_ratio is None else downsample_ratio
@@ -135,7 +140,13 @@ def matte_video(
         writers = {
             name: stack.enter_context(
                 open_writer(
-                    path, size, reader.rate, name == "cutout", heard if name in ("composite", "cutout") else None
+                    path,
+                    size,
+                    reader.rate,
+                    alpha=name == "cutout",
+                    sound=heard if name in ("composite", "cutout") else None,
+                    pixel_aspect=reader.pixel_aspect,
+                    names=reader.names,
                 )
             )
             for name, path in outputs.items()
@@ -150,6 +161,8 @@ def matte_video(
                 writer.write(_picture(name, frame, backgrounds), time)
             if progress is not None:
                 progress(done, reader.num_frames)
+    for line in reader.notes:
+        notify(line)
     return done
 
 
@@ -187,15 +200,34 @@ def _picture(name: str, frame: MatteFrame, backgrounds: Iterator[Frame]) -> Fram
     return to_frame(composite_over(frame.fgr, frame.pha, bgr))
 
 
-def _check_paths(outputs: dict[str, Path], inputs: list[Path]) -> None:
+def check_paths(source: Path, targets: Mapping[str, Path | None], background: str | Path = "green") -> dict[str, Path]:
+    """Find mistakes in the paths of a job before any work is done for it.
+
+    Args:
+        source: as of :func:`matte_video`.
+        targets: ``alpha``, ``composite``, ``foreground`` and ``cutout``; None where one isn't wanted.
+        background: as of :func:`matte_video`.
+
+    Returns:
+        The outputs that are wanted.
+
+    Raises:
+        PTQ4VMError: there is none, one can't be written, two are the same, or an input can't be read.
+    """
+    outputs = {name: Path(path) for name, path in targets.items() if path is not None}
     if not outputs:
         raise PTQ4VMError("Expected an output, got none; name a place for alpha, composite, foreground or cutout")
-    taken = {path.resolve(): f"the input {path}" for path in inputs}
+    is_colour = isinstance(background, str) and parse_colour(background) is not None
+    inputs = [Path(source)] if is_colour else [Path(source), Path(background)]
+    taken = {os.path.realpath(path): f"the input {path}" for path in inputs}
     for name, path in outputs.items():
+        require_output(path, alpha=name == "cutout")
         # An output replaces what has its name, and that may be what is being read.
-        if path.resolve() in taken:
-            raise PTQ4VMError(f"Expected {name} to have a place of its own, got {path}: {taken[path.resolve()]}")
-        taken[path.resolve()] = f"already the place for {name}"
+        place = os.path.realpath(path)
+        if place in taken:
+            raise PTQ4VMError(f"Expected {name} to have a place of its own, got {path}: {taken[place]}")
+        taken[place] = f"already the place for {name}"
+    return outputs
 
 
 def _check_output(output: MattingOutput, src: Tensor, number: int) -> None:

@@ -1,7 +1,8 @@
 """What every source and sink of frames has in common, whatever it is stored as."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,12 @@ class FrameReader(ABC):
     """Frames per second."""
     num_frames: int | None
     """How many frames there are as far as the source tells; an estimate for a video, None where it says nothing."""
+    names: Sequence[str] = ()
+    """Names of the frames without suffix, where each has a file of its own in a folder."""
+    pixel_aspect = Fraction(1)
+    """Width of a pixel as a multiple of its height."""
+    notes: Sequence[str] = ()
+    """What a user should know of the source, a line each; complete after the last frame."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -58,7 +65,7 @@ class FrameWriter(ABC):
     """
 
     def __init__(self, path: Path, size: tuple[int, int]) -> None:
-        self.path, self.size = Path(path).resolve(), size
+        self.path, self.size = Path(os.path.realpath(path)), size  # unlike resolve, takes loops of links
         self.num_frames = 0
         self._closed = False
         self._part = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.part")

@@ -2,44 +2,120 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+"""Images that are read, alone and as the frames of a folder."""
+MAX_PIXELS = 2**27
+"""Larger frames are refused before they are decoded: 134 million pixels, 16384 x 8192 for one."""
+_UNSUPPORTED = (".avif", ".jxl", ".heic", ".heif")
 
 
-def read_image(path: Path) -> Frame:
-    """Read an image upright as (H, W, 3) uint8 RGB; grey is spread over the channels, transparency dropped.
+def read_image(path: Path, gray: bool = False) -> Frame:
+    """Read an image upright; transparency is dropped.
+
+    Args:
+        path: an image file with one frame.
+        gray: give one channel.
+
+    Returns:
+        (H, W, 3) RGB or, with ``gray``, (H, W), uint8.
 
     Raises:
-        PTQ4VMError: there is no such file, or it is not an image.
+        PTQ4VMError: there is no such file, it is not an image, it is animated or too large.
     """
     try:
+        if not path.is_file():
+            raise OSError("no such file")
         # Not cv2.imread: it neither says why a file can't be read nor takes every file name on every system.
         data = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise PTQ4VMError(f"Can't read the image {path}: {error}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        raise PTQ4VMError(f"Can't read the image {path}: {error}. Correct the path.") from error
+    _check_header(path, data)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error as error:
+        raise PTQ4VMError(f"Expected an image at {path}, got a damaged one ({error.err}). Replace it.") from error
     if image is None:
-        raise PTQ4VMError(f"Expected an image at {path}, got a file that can't be decoded as one")
-    return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
+        raise PTQ4VMError(
+            f"Expected an image at {path}, got {data.size} bytes that can't be decoded. Replace the file or remove it "
+            "along with the same frame in the neighbouring folders."
+        )
+    image = image.astype(np.uint8, copy=False)
+    return image if gray else np.ascontiguousarray(image[..., ::-1])
+
+
+def _check_header(path: Path, data: NDArray[np.uint8]) -> None:
+    """Refuse an image that is too large, or animated, before it is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(data.tobytes())) as image:
+                (width, height), frames = image.size, getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError as error:
+        raise PTQ4VMError(f"Expected an image of at most {MAX_PIXELS} pixels at {path}, got: {error}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error):
+        return  # whether it can be read the decoder finds out
+    if width * height > MAX_PIXELS:
+        raise PTQ4VMError(
+            f"Expected an image of at most {MAX_PIXELS} pixels at {path}, got {width}x{height}. Scale it down."
+        )
+    if frames > 1:
+        raise PTQ4VMError(
+            f"Expected an image with one frame at {path}, got {frames}. Convert it to a video or to a folder of "
+            "images with ffmpeg or ImageMagick."
+        )
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sorts 2.png before 10.png."""
     parts = re.split(r"([0-9]+)", path.name)
-    return [(0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part.lower()) for part in parts]
+    return [(0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part.lower()) for part in parts if part]
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """List the images of a folder in natural order, without hidden files; empty where there is no such folder.
+
+    Raises:
+        PTQ4VMError: the folder can't be read.
+    """
+    if not folder.is_dir():
+        return []
+    try:
+        # Hidden files are left out: some systems put a ._0001.png beside 0001.png that is no image.
+        files = [
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        ]
+    except OSError as error:
+        raise PTQ4VMError(f"Can't read the folder {folder}: {error}") from error
+    return sorted(files, key=natural_key)
+
+
+def require_supported(path: Path) -> None:
+    """Raise PTQ4VMError for a kind of image that is known and not supported."""
+    if path.suffix.lower() in _UNSUPPORTED:
+        raise PTQ4VMError(
+            f"Expected an image as {', '.join(IMAGE_SUFFIXES)}, got {path}. Convert it, to .png for one."
+        )
 
 
 class ImageReader(FrameReader):
-    """A folder of .png and .jpg images in natural order, or one image. All must be of the first one's size.
+    """A folder of images in natural order, or one image. All must be of the first one's size.
 
     Raises:
         PTQ4VMError: the folder holds no image, or the first can't be read.
@@ -47,9 +123,13 @@ class ImageReader(FrameReader):
 
     def __init__(self, path: Path, rate: Fraction = DEFAULT_RATE) -> None:
         self.path, self.rate = path, rate
-        self._files = self._list(path) if path.is_dir() else [path]
+        require_supported(path)
+        self._files = list_frames(path) if path.is_dir() else [path]
+        if not self._files:
+            raise PTQ4VMError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}, got none")
         self.height, self.width = read_image(self._files[0]).shape[:2]
         self.num_frames = len(self._files)
+        self.names = tuple(file.stem for file in self._files) if path.is_dir() else ()
 
     def __iter__(self) -> Iterator[Frame]:
         for file in self._files:
@@ -60,21 +140,6 @@ class ImageReader(FrameReader):
                     f"got {image.shape[1]}x{image.shape[0]} in {file.name}"
                 )
             yield image
-
-    @staticmethod
-    def _list(folder: Path) -> list[Path]:
-        try:
-            # Hidden files are left out: some systems put a ._0001.png beside 0001.png that is no image.
-            files = [
-                file
-                for file in folder.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-            ]
-        except OSError as error:
-            raise PTQ4VMError(f"Can't read the folder {folder}: {error}") from error
-        if not files:
-            raise PTQ4VMError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder {folder}, got none")
-        return sorted(files, key=natural_key)
 
 
 def _save_png(path: Path, frame: Frame) -> None:
@@ -97,13 +162,26 @@ class ImageWriter(FrameWriter):
 
 
 class FolderWriter(FrameWriter):
-    """A folder of 0000.png, 0001.png, …, grey, RGB or RGBA with 8 bits.
+    """A folder of PNGs, grey, RGB or RGBA with 8 bits: 0000.png, 0001.png, … or of the names given.
 
-    A folder that is already there is replaced, but only where nothing else than such frames would be lost.
+    A folder that is there already is replaced, but only where nothing else than such numbered
+    frames would be lost.
+
+    Args:
+        path: the folder.
+        size: (height, width) of the frames.
+        names: of the frames, without suffix; those of a source that is a folder of images.
+
+    Raises:
+        PTQ4VMError: the folder holds other files, or two frames have one name.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+    def __init__(self, path: Path, size: tuple[int, int], names: Sequence[str] = ()) -> None:
         super().__init__(path, size)
+        self._names = names
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise PTQ4VMError(f"Expected images of different names, got two named {twice}: rename or remove one")
         self._refuse_to_overwrite()
         try:
             self._part.mkdir()
@@ -115,14 +193,15 @@ class FolderWriter(FrameWriter):
             other = next((file for file in self.path.iterdir() if not re.fullmatch(r"\d{4,}\.png", file.name)), None)
             if other is not None:
                 raise PTQ4VMError(
-                    f"Expected the folder {self.path} to be new or to hold earlier frames only, "
-                    f"got {other.name} in it; name another folder"
+                    f"Expected the folder {self.path} to be new or to hold numbered frames only, "
+                    f"got {other.name} in it; name another folder, or empty it"
                 )
         elif self.path.exists():
             raise PTQ4VMError(f"Expected a folder to write frames to, got the file {self.path}; name another")
 
     def _write(self, frame: Frame, time: Fraction | None) -> None:
-        _save_png(self._part / f"{self.num_frames:04d}.png", frame)
+        name = self._names[self.num_frames] if self._names else f"{self.num_frames:04d}"
+        _save_png(self._part / f"{name}.png", frame)
 
     def _finish(self) -> None:
         # Again, since the run may have been long.

@@ -1,34 +1,38 @@
-"""Frames as videos, and the choice between videos and images. The only file that imports PyAV."""
+"""Frames as videos, and the choice between videos and images."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
-from ptq4vm.video.images import IMAGE_SUFFIXES, FolderWriter, ImageReader, ImageWriter
+from ptq4vm.video.images import IMAGE_SUFFIXES, FolderWriter, ImageReader, ImageWriter, require_supported
+from ptq4vm.video.pictures import BT709
+from ptq4vm.video.reader import VideoReader
 
 _CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm", ".mov": "mov"}
 _WITH_ALPHA = (".mov", ".webm")
-_BT709, _UNSPECIFIED, _LIMITED_RANGE = 1, 2, 1  # as in ISO/IEC 23091-2, which FFmpeg's numbers follow
-_HD_LINES = 720
+_LIMITED_RANGE = 1  # as FFmpeg numbers it
 _TICKS = 120_000
 """In a second, of a video's clock: whole steps at 24, 25, 30, 50, 60 frames per second and 1000/1001 of those."""
 _JITTER = Fraction(1, 1000)
 """Clocks of containers are rounded to milliseconds: a frame so near to its place at a constant rate has that place."""
-_ENDS_WITHIN = Fraction(1, 10)
-"""Seconds by which a whole file may end before what it says."""
 _LUMA = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)
 """Grey of 0 to 255 in BT.709's limited range."""
 
 
-def open_frames(path: Path) -> FrameReader:
-    """Open a video, a folder of images (.png, .jpg; natural order) or one image for reading.
+def open_frames(path: Path, strict: bool = False) -> FrameReader:
+    """Open a video, a folder of images (natural order) or one image for reading.
+
+    Args:
+        path: of the source.
+        strict: raise at a frame of a video that can't be decoded, instead of repeating the one before.
 
     Raises:
         PTQ4VMError: there is nothing at ``path``, or nothing in it that can be read as frames.
@@ -36,9 +40,31 @@ def open_frames(path: Path) -> FrameReader:
     path = Path(path)
     if not path.exists():
         raise PTQ4VMError(f"Expected a video, an image or a folder of images, got {path}, which does not exist")
+    require_supported(path)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageReader(path)
-    return VideoReader(path)
+    return VideoReader(path, strict)
+
+
+def require_output(path: Path, alpha: bool = False) -> None:
+    """Raise PTQ4VMError for an output of a kind that can't be written.
+
+    Args:
+        path: .mp4, .mkv, .webm, .mov a video; no suffix a folder of PNGs; .png one image.
+        alpha: frames have four channels. Of videos .mov (ProRes 4444) and .webm (VP9) hold the fourth.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir() or not suffix or suffix == ".png":
+        return
+    if suffix not in _CONTAINERS:
+        raise PTQ4VMError(
+            f"Expected an output ending in {', '.join(_CONTAINERS)} (video), .png (one image) or nothing (folder of "
+            f"PNGs), got {path}"
+        )
+    if alpha and suffix not in _WITH_ALPHA:
+        raise PTQ4VMError(
+            f"Expected an output that holds alpha: {', '.join(_WITH_ALPHA)}, .png or a folder, got {path}"
+        )
 
 
 def open_writer(
@@ -47,6 +73,8 @@ def open_writer(
     rate: Fraction = DEFAULT_RATE,
     alpha: bool = False,
     sound: Path | None = None,
+    pixel_aspect: Fraction = Fraction(1),
+    names: Sequence[str] = (),
 ) -> FrameWriter:
     """Open an output, chosen by its suffix: .mp4, .mkv, .webm, .mov a video; none a folder of PNGs; .png one image.
 
@@ -56,118 +84,19 @@ def open_writer(
         rate: frames per second of a video.
         alpha: frames have four channels. Of videos .mov (ProRes 4444) and .webm (VP9) hold the fourth.
         sound: a video whose sound an output that is a video gets too, as it is.
+        pixel_aspect: width of a pixel as a multiple of its height, which a video says.
+        names: of the frames in a folder, without suffix; numbers if not given.
 
     Raises:
         PTQ4VMError: unknown suffix, one that can't hold alpha or that sound, or nothing can be written there.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if path.is_dir() or not suffix:
-        return FolderWriter(path, size)
-    if suffix == ".png":
+    require_output(path, alpha)
+    if path.is_dir() or not path.suffix:
+        return FolderWriter(path, size, names)
+    if path.suffix.lower() == ".png":
         return ImageWriter(path, size)
-    if alpha and suffix in _CONTAINERS and suffix not in _WITH_ALPHA:
-        raise PTQ4VMError(
-            f"Expected an output that holds alpha: {', '.join(_WITH_ALPHA)}, .png or a folder, got {path}"
-        )
-    if suffix in _CONTAINERS:
-        return VideoWriter(path, size, rate, alpha, sound)
-    raise PTQ4VMError(
-        f"Expected an output ending in {', '.join(_CONTAINERS)} (video), .png (one image) or nothing (folder of PNGs), "
-        f"got {path}"
-    )
-
-
-class VideoReader(FrameReader):
-    """The first video stream of a file, turned upright as its display matrix says.
-
-    Raises:
-        PTQ4VMError: the file is not a video, or there is no frame in it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with self._stream() as (container, stream):
-            first = next(container.decode(stream), None)
-            if first is None:
-                raise PTQ4VMError(f"Expected a video with frames, got {path}, which holds none")
-            rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
-            self.rate = Fraction(rate)
-            self.height, self.width = self._upright(first).shape[:2]
-            self.num_frames = stream.frames or self._estimate(container, stream)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return (frame for _, frame in self.timed())
-
-    def timed(self) -> Iterator[tuple[Fraction, Frame]]:
-        """As the file says; a frame without a time, or with one that has passed, comes one step of the rate later."""
-        start: Fraction | None = None
-        time: Fraction | None = None
-        with self._stream() as (container, stream):
-            for number, frame in enumerate(self._decode(container, stream)):
-                image = self._upright(frame)
-                if image.shape[:2] != (self.height, self.width):
-                    raise PTQ4VMError(
-                        f"Expected {self.width}x{self.height} throughout {self.path}, "
-                        f"got {image.shape[1]}x{image.shape[0]} at frame {number}; re-encode it at one size"
-                    )
-                shown = None if frame.pts is None else frame.pts * frame.time_base
-                start = (shown or Fraction(0)) if start is None else start
-                if shown is not None and (time is None or shown - start > time):
-                    time = shown - start
-                else:
-                    time = Fraction(0) if time is None else time + 1 / self.rate
-                yield time, image
-
-    def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
-        """Its frames. FFmpeg takes the end of a file that was cut off for the end of the video; this does not."""
-        # Sound is looked at because it may go on behind the picture.
-        reached = Fraction(0)
-        for packet in container.demux(stream, *container.streams.audio):
-            if packet.pts is not None:
-                reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
-            if packet.stream is stream:
-                yield from packet.decode()
-        if not container.duration:
-            return
-        end = Fraction(container.duration + max(container.start_time or 0, 0), av.time_base)
-        if reached < end - max(3 / self.rate, _ENDS_WITHIN):
-            raise PTQ4VMError(
-                f"Expected {float(end):.1f} s in {self.path}, as it says of itself, got {float(reached):.1f} s: it was "
-                "cut off. Copy or download it again, or cut it to what is there with ffmpeg"
-            )
-
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[tuple[Any, Any]]:
-        try:
-            # "file:" keeps FFmpeg from taking a name like "a:b.mkv" for a protocol.
-            with av.open(f"file:{self.path}") as container:
-                # FFmpeg renders plain text as ANSI art with its "tty" format.
-                if not container.streams.video or container.format.name == "tty":
-                    raise PTQ4VMError(f"Expected a video, got {self.path}, which has no picture in it")
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                yield container, stream
-        except (av.error.FFmpegError, OSError) as error:
-            raise PTQ4VMError(f"Can't read {self.path} as a video: {error}") from error
-
-    @staticmethod
-    def _upright(frame: Any) -> Frame:
-        # Videos that don't name their YUV matrix are taken as players take them, by size; FFmpeg assumes BT.601.
-        guess = frame.colorspace == _UNSPECIFIED and frame.height >= _HD_LINES and not frame.format.is_rgb
-        image = frame.to_ndarray(format="rgb24", src_colorspace=_BT709 if guess else None)
-        # Both PyAV and numpy count quarter turns counterclockwise. Old releases of PyAV don't tell.
-        turns = round(getattr(frame, "rotation", 0) / 90)
-        return np.ascontiguousarray(np.rot90(image, turns))
-
-    def _estimate(self, container: Any, stream: Any) -> int | None:
-        if stream.duration:
-            seconds = stream.duration * stream.time_base
-        elif container.duration:
-            seconds = Fraction(container.duration, av.time_base)
-        else:
-            return None
-        return max(round(seconds * self.rate), 1)
+    return VideoWriter(path, size, rate, alpha, sound, pixel_aspect)
 
 
 class VideoWriter(FrameWriter):
@@ -175,7 +104,8 @@ class VideoWriter(FrameWriter):
 
     With alpha it is ProRes 4444 in .mov, 10-bit 4:4:4, and VP9 in .webm. 4:2:0 needs even sides: an odd one is made
     even by repeating the last column or row, so that no pixel is lost and none moves. Grey frames have no colour there
-    either. The colours are BT.709 and say so.
+    either. The colours are BT.709 and say so. Pixels keep their shape; .webm can't say it, so frames are resized there
+    to square ones.
     """
 
     def __init__(
@@ -185,6 +115,7 @@ class VideoWriter(FrameWriter):
         rate: Fraction = DEFAULT_RATE,
         alpha: bool = False,
         sound: Path | None = None,
+        pixel_aspect: Fraction = Fraction(1),
     ) -> None:
         super().__init__(path, size)
         container_format = _CONTAINERS[self.path.suffix.lower()]
@@ -193,7 +124,11 @@ class VideoWriter(FrameWriter):
         # MPEG-4 wants numerator and denominator in 16 bits; no camera needs more.
         self._rate = rate.limit_denominator(1001 if rate < 60 else 100)
         self._time = Fraction(-1)
-        self._pad = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+        height, width = size
+        if codec == "libvpx-vp9":
+            width, pixel_aspect = round(width * pixel_aspect), Fraction(1)
+        self._shown = (height, width)
+        self._pad = [(0, height % 2), (0, width % 2), (0, 0)]
         try:
             # FFmpeg opens the file with the first packet; find out before the first frame is computed.
             self._part.touch(exist_ok=False)
@@ -205,12 +140,13 @@ class VideoWriter(FrameWriter):
         except ValueError as error:  # PyAV's UnknownCodecError is one, and no FFmpegError
             self._discard()
             raise PTQ4VMError(f"Can't write {self.path}: this PyAV has no {codec}; name an .mp4 instead") from error
-        stream.height, stream.width = size[0] + size[0] % 2, size[1] + size[1] % 2
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = self._format
         context: Any = stream.codec_context
+        context.sample_aspect_ratio = pixel_aspect
         # MPEG-4 has a clock of its own, too coarse for any but its rate.
         self._tick = context.time_base = 1 / self._rate if codec == "mpeg4" else Fraction(1, _TICKS)
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = _LIMITED_RANGE
         self._stream = stream
         try:
@@ -223,7 +159,9 @@ class VideoWriter(FrameWriter):
         steady = self.num_frames / self._rate
         time = steady if time is None or abs(time - steady) <= _JITTER else time
         self._time = max(time, self._time + self._tick)  # codecs want each frame after the one before
-        if any(side % 2 for side in self.size):
+        if self._shown != self.size:
+            frame = cv2.resize(frame, self._shown[::-1])
+        if any(side % 2 for side in self._shown):
             frame = np.pad(frame, self._pad[: frame.ndim], mode="edge")
         if frame.ndim == 2:
             planes = np.full((len(frame) * 3 // 2, frame.shape[1]), 128, np.uint8)
@@ -232,8 +170,8 @@ class VideoWriter(FrameWriter):
         else:
             layout = "rgb24" if frame.shape[2] == 3 else "rgba"
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=layout)
-            picture = picture.reformat(format=self._format, dst_colorspace=_BT709)
-        picture.colorspace, picture.color_range = _BT709, _LIMITED_RANGE
+            picture = picture.reformat(format=self._format, dst_colorspace=BT709)
+        picture.colorspace, picture.color_range = BT709, _LIMITED_RANGE
         picture.pts, picture.time_base = round(self._time / self._tick), self._tick
         self._encode(picture)
         self._copy_sound()

@@ -17,8 +17,9 @@ from layouts import (
 
 from ptq4vm.data import EvaluationSource, VideoMatteSource, VideoSource
 from ptq4vm.data.backgrounds import Backgrounds
-from ptq4vm.data.files import cover_crop, natural_key, ping_pong
+from ptq4vm.data.files import cover_crop, ping_pong
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.video.images import natural_key
 
 SIZE = (HEIGHT, WIDTH)
 

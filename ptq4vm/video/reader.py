@@ -1,0 +1,286 @@
+"""Frames of a video file, each at its time, whatever is wrong with single packets."""
+
+import contextlib
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader
+from ptq4vm.video.images import MAX_PIXELS
+from ptq4vm.video.pictures import HLG, PQ, display_matrix, swaps_sides, to_rgb
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv",
+    ".3gp", ".mxf", ".gif",
+)  # fmt: skip
+"""Files of a folder that count as videos. One that is named itself may end as it likes."""
+_DEMUXERS = (
+    "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,mxf,gif,nut,ivf,dv,h264,hevc,m4v,mpegvideo,mjpeg,yuv4mpegpipe"
+)
+"""Of FFmpeg's formats those that hold a video themselves: playlists, such as HLS, open other files."""
+_ENDS_WITHIN = Fraction(1, 10)
+"""Seconds by which a whole file may end before its container's duration."""
+
+_DAMAGED = (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWelcomeError)
+"""Raised by decoders for packets with nonsense in them."""
+
+
+class VideoReader(FrameReader):
+    """The first video stream of a file, upright, deinterlaced and in SDR.
+
+    Each frame that the container holds comes once, at its time. One that can't be decoded is
+    concealed: the frame before is repeated (at the beginning, the first one that can).
+
+    Args:
+        path: a regular file.
+        strict: raise at a frame that can't be decoded.
+
+    Raises:
+        PTQ4VMError: the file is not a video, there is no frame in it, or frames are too large.
+    """
+
+    def __init__(self, path: Path, strict: bool = False) -> None:
+        self.path, self.strict = path, strict
+        self.concealed = 0
+        if not path.is_file():
+            raise PTQ4VMError(f"Expected a file, got {path}, which is a pipe, a device or the like. Save it as a file.")
+        with self._stream() as (container, stream):
+            first = next(self._decode(container, stream), None)
+            if first is None:
+                raise PTQ4VMError(f"Expected a video with frames, got {path}, which holds none")
+            rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+            self.rate = Fraction(rate)
+            matrix = display_matrix(first)
+            self.interlaced = bool(first.interlaced_frame)
+            self.transfer = int(stream.codec_context.color_trc or 0)
+            self.height, self.width = first.height, first.width
+            self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
+            if swaps_sides(matrix):
+                self.height, self.width, self.pixel_aspect = self.width, self.height, 1 / self.pixel_aspect
+            self.num_frames = stream.frames or self._estimate(container, stream)
+        self.concealed = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Properties of the video, and damage met so far, that a user should know of; one line each."""
+        found = []
+        if self.concealed:
+            found.append(f"{self.concealed} frames could not be decoded: the frame before each was repeated")
+        if self.interlaced:
+            found.append("interlaced: deinterlaced to one frame for each pair of fields (FFmpeg's bwdif)")
+        if self.transfer in (PQ, HLG):
+            name = "PQ" if self.transfer == PQ else "HLG"
+            found.append(f"HDR ({name}): tone-mapped to SDR, BT.709, reference white 203 cd/m²")
+        return [f"{self.path}: {line}" for line in found]
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (frame for _, frame in self.timed())
+
+    def timed(self) -> Iterator[tuple[Fraction, Frame]]:
+        """Yield (seconds from the first frame, frame).
+
+        A missing time, or one that doesn't increase, becomes that of the frame before plus one
+        step of the rate.
+        """
+        for time, frame in self._timed():
+            yield time, self._convert(frame)
+
+    def read(self, start: int, stop: int) -> list[Frame]:
+        """Frames [start, stop), decoded from the beginning, since seeking isn't exact in all formats."""
+        frames = []
+        with contextlib.closing(self._timed()) as timed:
+            for number, (_, frame) in enumerate(timed):
+                if number >= start:
+                    frames.append(self._convert(frame))
+                if number + 1 == stop:
+                    break
+        return frames
+
+    def count(self) -> int:
+        """Count the frames; without decoding them where the container gives each its time."""
+        with self._stream() as (container, stream):
+            times = [packet.pts for packet in container.demux(stream) if _is_shown(packet)]
+        if None in times:
+            return sum(1 for _ in self._timed())
+        return len(set(times))
+
+    def _convert(self, frame: Any) -> Frame:
+        return to_rgb(frame, self.transfer)
+
+    def _timed(self) -> Iterator[tuple[Fraction, Any]]:
+        start: Fraction | None = None
+        time: Fraction | None = None
+        self.concealed = 0
+        with self._stream() as (container, stream):
+            shown = self._conceal(container, stream)
+            for number, (frame, pts) in enumerate(_deinterlace(shown)):
+                self._check_size(frame, number)
+                seconds = None if pts is None else pts * stream.time_base
+                start = (seconds or Fraction(0)) if start is None else start
+                if seconds is not None and (time is None or seconds - start > time):
+                    time = seconds - start
+                else:
+                    time = Fraction(0) if time is None else time + 1 / self.rate
+                yield time, frame
+
+    def _check_size(self, frame: Any, number: int) -> None:
+        size = (frame.height, frame.width)
+        if swaps_sides(display_matrix(frame)):
+            size = size[::-1]
+        if size != (self.height, self.width):
+            raise PTQ4VMError(
+                f"Expected {self.width}x{self.height} throughout {self.path}, got {size[1]}x{size[0]} at frame "
+                f"{number}; re-encode it at one size"
+            )
+
+    def _conceal(self, container: Any, stream: Any) -> Iterator[tuple[Any, int | None]]:
+        """Yield (frame, presentation time) for each time that a packet of the stream has.
+
+        Packets come in decoding order, frames in order of presentation: a time that is still
+        waiting when a later frame comes has no frame.
+        """
+        waiting: list[int] = []
+        seen: set[int] = set()
+        last: Any = None
+
+        def note(packet: Any) -> None:
+            if packet.pts is not None and packet.pts not in seen and _is_shown(packet):
+                seen.add(packet.pts)
+                heapq.heappush(waiting, packet.pts)
+
+        for frame in self._decode(container, stream, note):
+            while waiting and frame.pts is not None and waiting[0] < frame.pts:
+                yield self._repeat(last or frame, heapq.heappop(waiting), stream)
+            if waiting and waiting[0] == frame.pts:
+                heapq.heappop(waiting)
+            last = frame
+            yield frame, frame.pts
+        while waiting and last is not None:
+            yield self._repeat(last, heapq.heappop(waiting), stream)
+
+    def _repeat(self, frame: Any, pts: int, stream: Any) -> tuple[Any, int]:
+        if self.strict:
+            seconds = float((pts - (stream.start_time or 0)) * stream.time_base)
+            raise PTQ4VMError(
+                f"Expected every frame of {self.path} to be decoded, got a damaged one at {seconds:.2f} s. Replace the "
+                "file, or leave --strict out: damaged frames are then replaced by the one before"
+            )
+        self.concealed += 1
+        return frame, pts
+
+    def _decode(self, container: Any, stream: Any, note: Any = None) -> Iterator[Any]:
+        """Decode what can be decoded. FFmpeg takes the end of a file that was cut off for the end of the video."""
+        # Sound is looked at because it may go on behind the picture.
+        reached, packets = Fraction(0), 0
+        for packet in container.demux(stream, *container.streams.audio):
+            if packet.pts is not None:
+                reached = max(reached, (packet.pts + (packet.duration or 0)) * packet.time_base)
+            if packet.stream is stream:
+                packets += packet.size > 0
+                if note is not None:
+                    note(packet)
+                # The frames of a damaged packet show up missing: their times are known.
+                with contextlib.suppress(*_DAMAGED):
+                    yield from packet.decode()
+        self._require_end(container, stream, reached, packets)
+
+    def _require_end(self, container: Any, stream: Any, reached: Fraction, packets: int) -> None:
+        missing = "mov" in container.format.name and packets < stream.frames
+        end = Fraction(0)
+        if container.duration:
+            end = Fraction(container.duration + max(container.start_time or 0, 0), av.time_base)
+        rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
+        if missing or reached < end - max(3 / Fraction(rate), _ENDS_WITHIN):
+            raise PTQ4VMError(
+                f"Expected {float(end):.1f} s in {self.path}, as its header says, got {float(reached):.1f} s: it was "
+                "cut off. Copy or download it again, or cut it to what is there with ffmpeg"
+            )
+
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[tuple[Any, Any]]:
+        # "file:" keeps FFmpeg from taking a name like "a:b.mkv" for a protocol.
+        options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
+        try:
+            with av.open(f"file:{self.path}", options=options) as container:
+                if not container.streams.video:
+                    raise PTQ4VMError(f"Expected a video, got {self.path}, which has no picture in it")
+                stream = container.streams.video[0]
+                context = stream.codec_context
+                if context.width * context.height > MAX_PIXELS:
+                    raise PTQ4VMError(
+                        f"Expected frames of at most {MAX_PIXELS} pixels, got {context.width}x{context.height} in "
+                        f"{self.path}. Scale it down"
+                    )
+                # Where each frame is on its own, an error in one thread must not cost the frames of others.
+                stream.thread_type = "SLICE" if context.codec.intra_only else "AUTO"
+                yield container, stream
+        except (av.error.FFmpegError, OSError) as error:
+            raise PTQ4VMError(
+                f"Can't read {self.path} as a video: {error}. Convert it to .mp4 or .mkv with ffmpeg"
+            ) from error
+
+    def _estimate(self, container: Any, stream: Any) -> int | None:
+        if stream.duration:
+            seconds = stream.duration * stream.time_base
+        elif container.duration:
+            seconds = Fraction(container.duration, av.time_base)
+        else:
+            return None
+        return max(round(seconds * self.rate), 1)
+
+
+def _is_shown(packet: Any) -> bool:
+    """Whether a packet holds a picture to be shown."""
+    if packet.size == 0 or packet.is_discard:
+        return False
+    # VP8's alternative reference frames come in packets of their own; a bit of the header says so (RFC 6386, 9.1).
+    hidden = packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
+    return not hidden
+
+
+def _deinterlace(frames: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int | None]]:
+    """Deinterlace the frames that are interlaced, one for one; the others pass as they are.
+
+    FFmpeg's filter holds one frame back, since it looks at the next one, too. It is set up when
+    the first interlaced frame comes.
+    """
+    graph: Any = None
+    times: deque[int | None] = deque()
+    for frame, pts in frames:
+        if graph is None:
+            if not frame.interlaced_frame:
+                yield frame, pts
+                continue
+            graph = _bwdif(frame)
+        times.append(pts)
+        graph.push(frame)
+        for done in _pull(graph):
+            yield done, times.popleft()
+    if graph is not None:
+        graph.push(None)
+        for done in _pull(graph):
+            yield done, times.popleft()
+
+
+def _bwdif(frame: Any) -> Any:
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
+    )
+    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
+    graph.configure()
+    return graph
+
+
+def _pull(graph: Any) -> Iterator[Any]:
+    while True:
+        try:
+            yield graph.pull()
+        except (av.error.BlockingIOError, av.error.EOFError):
+            return
