@@ -26,7 +26,7 @@ from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25

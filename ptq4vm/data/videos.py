@@ -29,7 +29,7 @@ LAYOUT = "<clip>.mp4|mkv|mov|avi|webm and <clip>/<frame>.jpg|png"
 class VideoSource(ClipSource):
     """Video files and folders of frames; each is a clip. Memory holds the frames asked for and no others.
 
-    Videos are decoded as they are for matting, and their pixels made square.
+    Videos are decoded as they are for matting; pixels more than 1 % from square are made square.
 
     Args:
         root: the folder that holds them.
@@ -62,7 +62,7 @@ class VideoSource(ClipSource):
             )
         self.names = [f"{root.resolve().name}/{path.name}" for path in self._clips]
         self._counts: dict[int, int] = {}
-        self._readers = {path: VideoReader(path) for path in videos if path in self._clips}
+        self._readers = {path: VideoReader(path, whole=False) for path in videos if path in self._clips}
         for reader in self._readers.values():
             for note in reader.notes:
                 warnings.warn(note, stacklevel=2)
@@ -92,12 +92,12 @@ class VideoSource(ClipSource):
         reader = self._readers[path]
         frames = reader.read(start, stop)
         if len(frames) < stop - start:
-            got = start + len(frames)
+            got = reader.count()
             raise PTQ4VMError(f"Expected {stop} frames in {path}, got {got}. The file has changed: run again.")
         if reader.concealed:
             warnings.warn(reader.notes[0], stacklevel=2)
         src = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
-        if reader.pixel_aspect == 1:
+        if abs(reader.pixel_aspect - 1) <= 0.01:
             return src
         size = (reader.height, max(1, round(reader.width * reader.pixel_aspect)))
         return functional.interpolate(src, size, mode="bilinear", antialias=True).clamp(0, 1)

@@ -37,8 +37,11 @@ class FrameReader(ABC):
     """Names of the frames without suffix, where each has a file of its own in a folder."""
     pixel_aspect = Fraction(1)
     """Width of a pixel as a multiple of its height."""
-    notes: Sequence[str] = ()
-    """What a user should know of the source, a line each; complete after the last frame."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Facts of the source that a user should know, a line each; complete after the last frame."""
+        return ()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:

@@ -43,7 +43,7 @@ def read_image(path: Path, gray: bool = False) -> Frame:
         # Not cv2.imread: it neither says why a file can't be read nor takes every file name on every system.
         data = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise PTQ4VMError(f"Can't read the image {path}: {error}. Correct the path.") from error
+        raise PTQ4VMError(f"Expected a readable image at {path}, got: {error}. Correct the path.") from error
     _check_header(path, data)
     try:
         image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR) if data.size else None
@@ -54,8 +54,7 @@ def read_image(path: Path, gray: bool = False) -> Frame:
             f"Expected an image at {path}, got {data.size} bytes that can't be decoded. Replace the file or remove it "
             "along with the same frame in the neighbouring folders."
         )
-    image = image.astype(np.uint8, copy=False)
-    return image if gray else np.ascontiguousarray(image[..., ::-1])
+    return np.ascontiguousarray(image if gray else image[..., ::-1]).astype(np.uint8, copy=False)
 
 
 def _check_header(path: Path, data: NDArray[np.uint8]) -> None:

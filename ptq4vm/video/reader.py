@@ -3,7 +3,7 @@
 import contextlib
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,15 @@ class VideoReader(FrameReader):
     Args:
         path: a regular file.
         strict: raise at a frame that can't be decoded.
+        whole: raise at the end of a file that was cut off; else it ends there, which a note says.
 
     Raises:
         PTQ4VMError: the file is not a video, there is no frame in it, or frames are too large.
     """
 
-    def __init__(self, path: Path, strict: bool = False) -> None:
-        self.path, self.strict = path, strict
-        self.concealed = 0
+    def __init__(self, path: Path, strict: bool = False, whole: bool = True) -> None:
+        self.path, self.strict, self.whole = path, strict, whole
+        self.concealed, self.cut_off = 0, False
         if not path.is_file():
             raise PTQ4VMError(f"Expected a file, got {path}, which is a pipe, a device or the like. Save it as a file.")
         with self._stream() as (container, stream):
@@ -68,10 +69,12 @@ class VideoReader(FrameReader):
 
     @property
     def notes(self) -> list[str]:
-        """Properties of the video, and damage met so far, that a user should know of; one line each."""
+        """Damage met so far, and properties of the video that a user should know, a line each."""
         found = []
         if self.concealed:
             found.append(f"{self.concealed} frames could not be decoded: the frame before each was repeated")
+        if self.cut_off:
+            found.append("the file was cut off: the frames that are there are used")
         if self.interlaced:
             found.append("interlaced: deinterlaced to one frame for each pair of fields (FFmpeg's bwdif)")
         if self.transfer in (PQ, HLG):
@@ -105,15 +108,15 @@ class VideoReader(FrameReader):
     def count(self) -> int:
         """Count the frames; without decoding them where the container gives each its time."""
         with self._stream() as (container, stream):
-            times = [packet.pts for packet in container.demux(stream) if _is_shown(packet)]
+            times = {packet.pts for packet in container.demux(stream) if _is_shown(packet)}
         if None in times:
             return sum(1 for _ in self._timed())
-        return len(set(times))
+        return len(times)
 
     def _convert(self, frame: Any) -> Frame:
         return to_rgb(frame, self.transfer)
 
-    def _timed(self) -> Iterator[tuple[Fraction, Any]]:
+    def _timed(self) -> Generator[tuple[Fraction, Any], None, None]:
         start: Fraction | None = None
         time: Fraction | None = None
         self.concealed = 0
@@ -196,7 +199,8 @@ class VideoReader(FrameReader):
         if container.duration:
             end = Fraction(container.duration + max(container.start_time or 0, 0), av.time_base)
         rate = stream.average_rate or stream.guessed_rate or DEFAULT_RATE
-        if missing or reached < end - max(3 / Fraction(rate), _ENDS_WITHIN):
+        self.cut_off = missing or reached < end - max(3 / Fraction(rate), _ENDS_WITHIN)
+        if self.cut_off and self.whole:
             raise PTQ4VMError(
                 f"Expected {float(end):.1f} s in {self.path}, as its header says, got {float(reached):.1f} s: it was "
                 "cut off. Copy or download it again, or cut it to what is there with ffmpeg"
@@ -222,7 +226,8 @@ class VideoReader(FrameReader):
                 yield container, stream
         except (av.error.FFmpegError, OSError) as error:
             raise PTQ4VMError(
-                f"Can't read {self.path} as a video: {error}. Convert it to .mp4 or .mkv with ffmpeg"
+                f"Expected a video that can be decoded in {self.path}, got: {error}. Convert it to .mp4 or .mkv with "
+                "ffmpeg"
             ) from error
 
     def _estimate(self, container: Any, stream: Any) -> int | None:

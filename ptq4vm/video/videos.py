@@ -160,7 +160,7 @@ class VideoWriter(FrameWriter):
         time = steady if time is None or abs(time - steady) <= _JITTER else time
         self._time = max(time, self._time + self._tick)  # codecs want each frame after the one before
         if self._shown != self.size:
-            frame = cv2.resize(frame, self._shown[::-1])
+            frame = cv2.resize(frame, self._shown[::-1]).astype(np.uint8, copy=False)
         if any(side % 2 for side in self._shown):
             frame = np.pad(frame, self._pad[: frame.ndim], mode="edge")
         if frame.ndim == 2:

@@ -97,7 +97,7 @@ def test_a_damaged_packet_costs_no_other_frame_its_place(tmp_path, name, place, 
     assert reader.count() == COUNT
     if reader.concealed:
         assert f"{reader.concealed} frames could not be decoded" in reader.notes[0]
-        with pytest.raises(PTQ4VMError, match="damaged one at .* s"):
+        with pytest.raises(PTQ4VMError, match=r"damaged one at .* s"):
             list(VideoReader(path, strict=True))
     if keep == 0 and name in ("vp9.webm", "mjpeg.mkv", "prores.mov"):
         assert reader.concealed
