@@ -16,19 +16,26 @@ _OURS = frozenset(inspect.signature(create_model).parameters) - {"kwargs"}
 def create_described(name: str, arguments: Mapping[str, Any], where: Path) -> MattingModel:
     """Make the network that a file names, with random weights.
 
-    Only arguments of the network's own constructor pass, none that could name a file.
-
     Args:
         name: the network's.
         arguments: from the file.
         where: the file, for the error.
 
     Raises:
-        PTQ4VMError: an argument that isn't the network's own, one that names a place, or an unknown network.
+        PTQ4VMError: as :func:`require_own`, or an unknown network or argument.
+    """
+    require_own(arguments, where)
+    return create_model(name, **arguments)
+
+
+def require_own(arguments: Mapping[str, Any], where: Path) -> None:
+    """See that a file's arguments are for a network's own constructor, and that none could name a file.
+
+    Raises:
+        PTQ4VMError: one is :func:`create_model`'s own, or names a place.
     """
     for key, value in arguments.items():
         if key in _OURS:
-            raise PTQ4VMError(f"Expected arguments of {name} in {where}, got {key!r}, which is none. Make the file anew.")
+            raise PTQ4VMError(f"Expected a network's own arguments in {where}, got {key!r}. Make the file anew.")
         if isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts or "://" in value):
-            raise PTQ4VMError(f"Expected no path in {where}, got {value!r} for {key}. Make the file anew.")
-    return create_model(name, **arguments)
+            raise PTQ4VMError(f"Expected no path among the arguments in {where}, got {key}={value!r}. Make it anew.")
