@@ -172,6 +172,18 @@ def _below(key: str, name: str | int) -> str:
     return f"{key}.{name}" if key else name
 
 
+def parse_number(text: str) -> float:
+    """A number that a log holds as text, maybe infinite or NaN.
+
+    Raises:
+        ValueError: it is something else, or beyond what was ever measured.
+    """
+    value = float(text)
+    if math.isfinite(value) and abs(value) > _LARGEST:
+        raise ValueError(f"a number of at most {_LARGEST:g}, got {value:g}")
+    return value
+
+
 def load_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file's bytes.
 

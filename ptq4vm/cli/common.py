@@ -4,17 +4,17 @@ import re
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.inference import Runtime, open_network
 from ptq4vm.models.base import MattingModel
+from ptq4vm.terminal import plain_console, text_column
 
-console = Console()
+console = plain_console()
 
 
-COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+COLUMNS = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
