@@ -21,10 +21,11 @@ def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
     """Parse, and instantiate classes; raises PTQ4VMError on settings of another kind."""
     try:
         return parser.instantiate_classes(parser.parse_args(args))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error.__cause__, PTQ4VMError):
             raise
-        # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later.
+        # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later; so it
+        # does over numbers of hundreds of digits and very deep nesting.
         raise PTQ4VMError(f"Expected settings of their own kinds, got: {error}. Look for empty ones.") from error
 
 
