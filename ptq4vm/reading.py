@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -19,7 +28,13 @@ _DEEPEST = 32
 """Levels of nesting; what is written here has at most six."""
 _LARGEST = 1e100
 """No measured number has more than this magnitude, unless it is infinite; charts can then compute with it."""
-_NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
+_NAMES = {
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 class _Mismatch(NamedTuple):

@@ -216,7 +216,10 @@ def _require_signature(graph: onnx.GraphProto, description: Description, path: P
     """See that the graph takes and gives what its description says: frames, mattes and states, from no other file."""
     inputs, outputs = list(graph.input), list(graph.output)
     states = len(inputs) - 1
-    names = ["src", *(f"r{i}i" for i in range(1, states + 1))], ["fgr", "pha", *(f"r{i}o" for i in range(1, states + 1))]
+    names = (
+        ["src", *(f"r{i}i" for i in range(1, states + 1))],
+        ["fgr", "pha", *(f"r{i}o" for i in range(1, states + 1))],
+    )
     for kind, found, wanted in (("inputs", inputs, names[0]), ("outputs", outputs, names[1])):
         got = [value.name for value in found]
         if got != wanted:

@@ -123,7 +123,5 @@ def read_sensitivity(run: RunFolder) -> dict[str, dict[str, float]]:
     for path in (run.folder / "sensitivity.json", run.folder / "auto" / "sensitivity.json"):
         if path.is_file():
             layers = read_json(path, _Sensitivity, "a sensitivity file", "Remove it.")["layers"]
-            return {
-                layer["name"]: {bits: error["mad"] for bits, error in layer["errors"].items()} for layer in layers
-            }
+            return {layer["name"]: {bits: error["mad"] for bits, error in layer["errors"].items()} for layer in layers}
     return {}

@@ -78,11 +78,15 @@ def render_table(rows: Sequence[ResultRow], console: Console | None = None, titl
 
 def _print(console: Console, title: str | None, headings: list[str], body: list[list[str]]) -> None:
     """One table: numbers stand over two lines and stay whole, names fold."""
-    table = Table(title=None if title is None else Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=None if title is None else Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for heading in headings:
         name = heading in _NAMES
         justify: JustifyMethod = "left" if name else "right"
-        table.add_column(Text(heading if name else _two_lines(heading)), justify=justify, overflow="fold", no_wrap=not name)
+        table.add_column(
+            Text(heading if name else _two_lines(heading)), justify=justify, overflow="fold", no_wrap=not name
+        )
     for cells in body:
         table.add_row(*(Text(c if h in _NAMES else _two_lines(c)) for h, c in zip(headings, cells, strict=True)))
     console.print(table)

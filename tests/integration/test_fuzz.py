@@ -3,12 +3,7 @@
 import copy
 import io
 import json
-import random
 import shutil
-import signal
-import warnings
-from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -16,15 +11,21 @@ import pytest
 import tiny
 import torch
 import yaml
+from fuzzing import fuzz, mutate_bytes, mutate_proto, mutate_safetensors, mutate_text
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
 
 from ptq4vm import cli
 from ptq4vm.cli import quantize as quantize_command
 from ptq4vm.data.storage import is_whole, read_tensors, write_tensors
-from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export import export_onnx
-from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized, quantize_network, quantized_layers, save_quantized
+from ptq4vm.graph import (
+    FINAL_CHECKPOINT,
+    load_quantized,
+    quantize_network,
+    quantized_layers,
+    save_quantized,
+)
 from ptq4vm.inference import ExportedNetwork
 from ptq4vm.models.weights import load_weights
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
@@ -33,154 +34,6 @@ from ptq4vm.reporting import ResultRow, write_metrics
 CHECKPOINTS, CONFIGS, WEIGHTS, GRAPHS, RUNS, CACHES = 1000, 1000, 200, 400, 350, 300
 """Of weights for each kind of file: 3,650 in all."""
 RECIPES = Path(__file__).parents[2] / "lightning_configs" / "quantize"
-VALUES = [
-    None, True, -1, 0, 1, 3, 2**70, 1e308, 5e-324, -0.5, float("nan"), float("inf"), "", "../../../etc/passwd", "W9A9",
-    "é\0", "[/b]", "/etc/passwd", "x" * 10_000, [], {}, [1], {"a": 1}, [[[[]]]], "official", "mse", "F64", "F4", "cuda",
-]  # fmt: skip
-RAW = ["[" * 10_000 + "]" * 10_000, "[" * 500 + "]" * 500, "1" * 400, "1" * 5000, '"\\ud800"', "1e999", "{", ""]
-"""What JSON can hold and Python's own values can't."""
-
-
-@contextmanager
-def at_most(seconds):
-    def late(*_):
-        raise TimeoutError(f"no answer within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def places(tree):
-    """Every (container, key) of nested dictionaries and lists."""
-    keys = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
-    for key in keys:
-        yield tree, key
-        yield from places(tree[key])
-
-
-def mutate_tree(tree, draw):
-    """Values replaced, removed, renamed or moved."""
-    tree = copy.deepcopy(tree)
-    for _ in range(draw.randint(1, 2)):
-        container, key = draw.choice(list(places(tree)) or [({}, None)])
-        kind = draw.randrange(4)
-        if kind == 0 and key is not None:
-            del container[key]
-        elif kind == 1 and isinstance(container, dict) and key is not None:
-            container[draw.choice(["", "../x", "weights", "report", "a.b", f"{key}x"])] = container.pop(key)
-        elif key is not None:
-            container[key] = draw.choice(VALUES)
-    return tree
-
-
-def mutate_text(tree, draw, dump=json.dumps):
-    """The same, or one value replaced by text that no tree gives."""
-    if draw.random() < 0.75:
-        return dump(mutate_tree(tree, draw))
-    tree = copy.deepcopy(tree)
-    container, key = draw.choice(list(places(tree)))
-    container[key] = "RAW"
-    return dump(tree).replace('"RAW"', "RAW").replace("RAW", draw.choice(RAW))
-
-
-def mutate_bytes(data, draw):
-    data, at = bytearray(data), draw.randrange(len(data))
-    kind = draw.randrange(4)
-    if kind == 0:
-        del data[at:]
-    elif kind == 1:
-        data[at:at] = draw.randbytes(draw.randint(1, 20))
-    elif kind == 2:
-        data[:8] = draw.choice([2**63 - 1, 2**40, 10**8, 0, len(data)]).to_bytes(8, "little")
-    else:
-        for _ in range(draw.choice([1, 1, 8, 64])):
-            data[draw.randrange(min(len(data), draw.choice([100, 4000, len(data)])))] = draw.randrange(256)
-    return bytes(data)
-
-
-def mutate_safetensors(data, draw):
-    """Bytes changed anywhere, or the header's tree, or that of ours inside it."""
-    if draw.random() < 0.4:
-        return mutate_bytes(data, draw)
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    if "ptq4vm" in header.get("__metadata__", {}) and draw.random() < 0.5:
-        header["__metadata__"]["ptq4vm"] = mutate_text(json.loads(header["__metadata__"]["ptq4vm"]), draw)
-    else:
-        header = mutate_tree(header, draw)
-    changed = json.dumps(header).encode()
-    return len(changed).to_bytes(8, "little") + changed + data[8 + size :]
-
-
-def mutate_proto(model, draw):
-    """Nodes, tensors, inputs and outputs of an ONNX graph changed, or its bytes."""
-    if draw.random() < 0.3:
-        return mutate_bytes(model.SerializeToString(), draw)
-    model = copy.deepcopy(model)
-    graph = model.graph
-    for _ in range(draw.randint(1, 2)):
-        kind = draw.randrange(6)
-        part = draw.choice([graph.node, graph.initializer, graph.input, graph.output])
-        if kind == 0 and len(part):
-            del part[draw.randrange(len(part))]
-        elif kind == 1 and len(graph.node):
-            draw.choice(graph.node).op_type = draw.choice(["Add", "Relu", "Concat", "Conv", "Nothing", ""])
-        elif kind == 2 and len(graph.node):
-            node = draw.choice(graph.node)
-            names = draw.choice([node.input, node.output])
-            names[:] = [draw.choice(["x", "", "src", *names]) for _ in range(draw.randint(0, 4))]
-        elif kind == 3 and len(part):
-            draw.choice(part).name = draw.choice(["", "src", "pha", "x"])
-        elif len(graph.initializer):
-            mutate_tensor(draw.choice(graph.initializer), draw)
-    return model.SerializeToString()
-
-
-def mutate_tensor(tensor, draw):
-    kind = draw.randrange(5)
-    if kind == 0:
-        tensor.data_type = draw.choice([0, 1, 7, 8, 16, 22, 99])
-    elif kind == 1:
-        tensor.dims[:] = draw.choice([[], [0], [-1], [2**40, 2**40], [3]])
-    elif kind == 2:
-        tensor.raw_data = draw.randbytes(draw.choice([0, 3, len(tensor.raw_data)]))
-    elif kind == 3:
-        tensor.data_location = TensorProto.EXTERNAL
-        where = draw.choice(["/etc/passwd", "../../etc/passwd", "none", ""])
-        tensor.external_data.add(key="location", value=where)
-    else:
-        tensor.ClearField("raw_data")
-        tensor.string_data.append(b"text")
-
-
-def fuzz(count, mutate, attempt):
-    """Try mutations; each works, attempt says True, or is refused, False. Anything else is a failure.
-
-    Returns how many worked.
-    """
-    draw, worked, failures = random.Random(0), 0, []
-    for number in range(count):
-        changed = mutate(draw)
-        try:
-            with at_most(20), warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                worked += attempt(changed)
-        except PTQ4VMError:
-            continue
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (counted)
-            failures.append(f"mutation {number}: {type(error).__name__}: {str(error)[:200]}")
-    kinds = Counter(failure.split(": ")[1] for failure in failures)
-    assert not failures, f"{len(failures)} of {count} ended in a traceback: {dict(kinds)}\n" + "\n".join(failures[:20])
-    assert 0 < worked < count
-    return worked
-
-
-# ---- the files, and what reads them ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -296,10 +149,22 @@ def test_changed_exported_graphs(tmp_path):
 def write_run(folder, checkpoint):
     """A finished run of the tiny network, its evaluation clips moved away."""
     rows = {"biq": {"title": "BIQ", "start": None, "options": {}, "qconfig": {}}}
-    data = {"seed": 0, "root": str(folder), "size": [32, 32], "evaluation": "moved", "eval_clips": 1, "eval_frames": 5}
+    data = {
+        "seed": 0,
+        "root": str(folder),
+        "size": [32, 32],
+        "evaluation": "moved",
+        "eval_clips": 1,
+        "eval_frames": 5,
+    }
     weights = folder / "tiny.pth"
     settings = {"network": "tiny", "weights": str(weights), "downsample_ratio": 1.0, "target": None}
-    start = {"time": "2026-01-02T03:04:05+00:00", "git": None, "machine": "a machine", "versions": {"torch": "2.7"}}
+    start = {
+        "time": "2026-01-02T03:04:05+00:00",
+        "git": None,
+        "machine": "a machine",
+        "versions": {"torch": "2.7"},
+    }
     curves = {"clip": {name: [1.0, 2.0, 3.0] for name in ("mad", "dtssd", "mad_to_float", "dtssd_to_float")}}
     layer = {"name": "head", "macs_share": 0.5, "macs": 9, "weights": 9, "fixed": None}
     contents = {
@@ -307,7 +172,10 @@ def write_run(folder, checkpoint):
         "run.json": {"starts": [start], "seed": 0, "weights_checksum": "0123456789abcdef"},
         "float.frames.json": curves,
         "w4a8/biq.frames.json": curves,
-        "sensitivity.json": {"settings": {}, "layers": [{**layer, "errors": {"W4A4": {"mad": 0.5, "dtssd": 0.25}}}]},
+        "sensitivity.json": {
+            "settings": {},
+            "layers": [{**layer, "errors": {"W4A4": {"mad": 0.5, "dtssd": 0.25}}}],
+        },
     }
     log = folder / "w4a8" / "biq" / "version_0" / "metrics.csv"
     log.parent.mkdir(parents=True)
@@ -315,7 +183,10 @@ def write_run(folder, checkpoint):
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content))
     metrics = {"mad": 1.0, "dtssd": 0.5}
-    table = [ResultRow("float", "W32A32", "", metrics), ResultRow("BIQ", "W4A8", "deploy", metrics, 1.0, 1e9, {"x": 1.0})]
+    table = [
+        ResultRow("float", "W32A32", "", metrics),
+        ResultRow("BIQ", "W4A8", "deploy", metrics, 1.0, 1e9, {"x": 1.0}),
+    ]
     write_metrics(folder / "metrics.json", table, {})
     timed = [ResultRow("a", "W4A8", "torch", {}, extra={"median ms": 1.0, "fps": 2.0})]
     write_metrics(folder / "speed.json", timed, {"size": "32x32"})
@@ -329,7 +200,12 @@ def test_changed_run_folders(tmp_path, checkpoint, capsys):
     whole, folder = tmp_path / "whole", tmp_path / "runs" / "changed"
     write_run(whole, checkpoint)
     assert cli.main(["report", str(whole), "--out", str(tmp_path / "report.html")]) == 0
-    names = [*map(str, sorted(p.relative_to(whole) for p in whole.rglob("*") if p.suffix in (".json", ".csv")))]
+    names = [
+        *map(
+            str,
+            sorted(p.relative_to(whole) for p in whole.rglob("*") if p.suffix in (".json", ".csv")),
+        )
+    ]
 
     def mutate(draw):
         name = draw.choice(names)
@@ -337,7 +213,9 @@ def test_changed_run_folders(tmp_path, checkpoint, capsys):
         if name.endswith(".csv"):
             cells = [line.split(",") for line in data.decode().split("\n")]
             row = draw.choice(cells)
-            row[draw.randrange(len(row))] = draw.choice(["", "x", "inf", "nan", "1e308", "-1", "1" * 5000, '"', "\0", ",,"])
+            row[draw.randrange(len(row))] = draw.choice(
+                ["", "x", "inf", "nan", "1e308", "-1", "1" * 5000, '"', "\0", ",,"]
+            )
             structured = "\n".join(map(",".join, cells)).encode()
         else:
             structured = mutate_text(json.loads(data), draw).encode()
@@ -347,7 +225,10 @@ def test_changed_run_folders(tmp_path, checkpoint, capsys):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(whole, folder)
         (folder / changed[0]).write_bytes(changed[1])
-        codes = [cli.main(["runs", str(folder.parent)]), cli.main(["compare", str(folder), str(whole)])]
+        codes = [
+            cli.main(["runs", str(folder.parent)]),
+            cli.main(["compare", str(folder), str(whole)]),
+        ]
         codes.append(cli.main(["report", str(folder), "--out", str(tmp_path / "report.html")]))
         assert set(codes) <= {0, 2}
         assert "Traceback" not in capsys.readouterr().err
@@ -360,7 +241,14 @@ def test_changed_run_folders(tmp_path, checkpoint, capsys):
 def test_changed_caches_are_remade(tmp_path):
     path = tmp_path / "set" / "teacher" / "00000.safetensors"
     path.parent.mkdir(parents=True)
-    write_tensors(path, {"pha": torch.rand(2, 1, 4, 4), "flow": torch.zeros(0, 2, 4, 4), "src": torch.ones(3).byte()})
+    write_tensors(
+        path,
+        {
+            "pha": torch.rand(2, 1, 4, 4),
+            "flow": torch.zeros(0, 2, 4, 4),
+            "src": torch.ones(3).byte(),
+        },
+    )
     data = path.read_bytes()
 
     def attempt(changed):
@@ -370,7 +258,11 @@ def test_changed_caches_are_remade(tmp_path):
             read_tensors(path)
         return whole
 
-    fuzz(CACHES, lambda draw: data if draw.random() < 0.02 else mutate_safetensors(data, draw), attempt)
+    fuzz(
+        CACHES,
+        lambda draw: data if draw.random() < 0.02 else mutate_safetensors(data, draw),
+        attempt,
+    )
 
 
 @pytest.mark.slow

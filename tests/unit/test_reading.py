@@ -64,7 +64,11 @@ def test_values_of_the_kind_pass(value, kind):
         (3, str | None, "3, not text,"),
         ([1, 2, 3], tuple[int, int], "not a list of 2,"),
         ([1, None], list[int], "None, not an integer, for 1"),
-        ([[{"name": "x", "metrics": {"mad": "low"}}]], list[list[Row]], "'low', not a number, for 0.0.metrics.mad"),
+        (
+            [[{"name": "x", "metrics": {"mad": "low"}}]],
+            list[list[Row]],
+            "'low', not a number, for 0.0.metrics.mad",
+        ),
         ([{"name": "x"}], list[Row], "nothing for 0.metrics"),
         ({}, Config, "nothing for bits"),
         ({"bits": "x", "kind": "c"}, Config, "'c', not one of 'a', 'b', for kind"),
@@ -80,11 +84,17 @@ def test_values_of_another_kind_are_refused_by_their_key(value, kind, got):
 def test_the_numbers_of_a_log():
     assert [parse_number(text) for text in ("1", "-2e3", "inf")] == [1.0, -2000.0, float("inf")]
     for text in ("", "many", "1e308"):
-        with pytest.raises(ValueError, match="number|float"):
+        with pytest.raises(ValueError, match=r"number|float"):
             parse_number(text)
 
 
 def test_an_error_shows_little_of_a_large_value():
     with pytest.raises(PTQ4VMError) as caught:
-        typed(json.loads(json.dumps({"x" * 5000: ["y" * 5000]})), dict[str, float], "numbers", "file", "")
+        typed(
+            json.loads(json.dumps({"x" * 5000: ["y" * 5000]})),
+            dict[str, float],
+            "numbers",
+            "file",
+            "",
+        )
     assert len(str(caught.value)) < 300

@@ -113,7 +113,9 @@ def forged(graph, path, change=lambda description: None, rewire=lambda graph: No
 def test_a_description_of_other_kinds_is_refused_by_its_key(graph, tmp_path, key, values):
     named = "format" if key == "format_version" else key
     for value in values:
-        path = forged(graph, tmp_path / "forged.onnx", lambda description, value=value: description.update({key: value}))
+        path = forged(
+            graph, tmp_path / "forged.onnx", lambda description, value=value: description.update({key: value})
+        )
         with pytest.raises(PTQ4VMError, match=named):
             open_network(str(path))
     if key not in ("format_version", "state_scale", "exact_sums"):
@@ -136,7 +138,7 @@ def test_a_description_of_other_kinds_is_refused_by_its_key(graph, tmp_path, key
 )
 def test_foreign_nodes_under_our_description_are_refused(graph, tmp_path, rewire):
     path = forged(graph, tmp_path / "forged.onnx", rewire=rewire)
-    with pytest.raises(PTQ4VMError, match="graph|weights inside"):
+    with pytest.raises(PTQ4VMError, match=r"graph|weights inside"):
         ExportedNetwork(path, "onnxruntime", threads=1)
 
 
