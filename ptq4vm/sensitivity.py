@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.phases.base import teacher_key
 from ptq4vm.quantizers import QConfig, activation_quantizers, canonical_bits, left_float, observing
+from ptq4vm.reading import read_json
 from ptq4vm.writing import write_json
 
 BASE_BITS = "W4A4"
@@ -265,19 +266,31 @@ def write_sensitivity(path: Path, found: Sensitivity, settings: Mapping[str, Any
     write_json(path, {"settings": settings, "layers": layers})
 
 
+class _FileError(TypedDict):
+    mad: float
+    dtssd: float
+
+
+class _FileLayer(TypedDict):
+    name: str
+    errors: dict[str, _FileError]
+
+
+class _File(TypedDict):
+    settings: dict[str, Any]
+    layers: list[_FileLayer]
+
+
 def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> None:
     """Take over what was measured before, if it was measured so."""
     if not path.is_file():
         return
-    try:
-        content = json.loads(path.read_text())
-        before = content["settings"]
-        errors = {
-            layer["name"]: {bits: LayerError(**error) for bits, error in layer["errors"].items()}
-            for layer in content["layers"]
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PTQ4VMError(f"Expected a sensitivity file in {path}, got {error!r}. Remove it.") from error
+    content: _File = read_json(path, _File, "a sensitivity file", "Remove it.")
+    before = content["settings"]
+    errors = {
+        layer["name"]: {bits: LayerError(error["mad"], error["dtssd"]) for bits, error in layer["errors"].items()}
+        for layer in content["layers"]
+    }
     changed = differences(before, json.loads(json.dumps(settings)))
     if changed:
         raise PTQ4VMError(

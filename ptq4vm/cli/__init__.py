@@ -6,10 +6,10 @@ import warnings
 from importlib import import_module
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
 
 from ptq4vm.cli.common import console
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.terminal import plain_console
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
     """Run a command; returns the exit status. A user's mistake is told in a line, without a traceback."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
-        console.print(_HELP, highlight=False, markup=False)
+        console.print(_HELP)
         return 0 if args else 2
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}")
@@ -84,15 +84,15 @@ def main(args: list[str] | None = None) -> int:
         mistake = error.__cause__ if isinstance(error, ValueError) else error
         if not isinstance(mistake, PTQ4VMError | MisconfigurationException):
             raise
-        Console(stderr=True).print(f"ptq4vm: {mistake}", style="bold red", highlight=False, markup=False)
+        plain_console(stderr=True).print(f"ptq4vm: {mistake}", style="bold red")
         return 2
     except OSError as error:
-        Console(stderr=True).print(f"ptq4vm: {error}. Correct the path.", style="bold red", highlight=False)
+        plain_console(stderr=True).print(f"ptq4vm: {error}. Correct the path.", style="bold red")
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning ends a fit that was interrupted with SystemExit.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        Console(stderr=True).print("ptq4vm: interrupted; the same command goes on from here.", highlight=False)
+        plain_console(stderr=True).print("ptq4vm: interrupted; the same command goes on from here.")
         return 130
     return 0

@@ -4,27 +4,28 @@ import re
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.inference import Runtime, open_network
 from ptq4vm.models.base import MattingModel
+from ptq4vm.terminal import plain_console, text_column
 
-console = Console()
+console = plain_console()
 
 
-COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+COLUMNS = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
     """Parse, and instantiate classes; raises PTQ4VMError on settings of another kind."""
     try:
         return parser.instantiate_classes(parser.parse_args(args))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error.__cause__, PTQ4VMError):
             raise
-        # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later.
+        # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later; so it
+        # does over numbers of hundreds of digits and very deep nesting.
         raise PTQ4VMError(f"Expected settings of their own kinds, got: {error}. Look for empty ones.") from error
 
 

@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 from rich import box
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from ptq4vm.cli.common import COLUMNS, console, parse_settings, pick_device
 from ptq4vm.data import VideoMattingDataModule
@@ -66,5 +67,5 @@ def _print_most_sensitive(found: Sensitivity, bits: str, count: int = 10) -> Non
     shares = found.shares()
     for layer in found.ranked(bits)[:count]:
         mad, dtssd = (f"{value:.2f}" for value in layer.errors[bits])
-        table.add_row(layer.name, f"{layer.weights}", f"{shares[layer.name]:.1%}", mad, dtssd)
+        table.add_row(Text(layer.name), f"{layer.weights}", f"{shares[layer.name]:.1%}", mad, dtssd)
     console.print(table)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reading import load_safetensors
 from ptq4vm.writing import written_whole
 
 
@@ -57,14 +57,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         PTQ4VMError: it is missing, damaged or stale.
     """
     try:
-        # Not load_file: its tensors look into the file, and a file that is cut short meanwhile would kill the process.
         data = path.read_bytes()
-        tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        tensors, header = load_safetensors(data)
         problem = "" if header.get("sha256") == _checksum(tensors) else "its checksum is another"
         if header.get("key") != _key(path):
             problem = f"it was made as {header.get('key')}"
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         problem = str(error)
     if problem:
         raise PTQ4VMError(

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reading import load_safetensors
 
 RaftArch = Literal["auto", "large", "small"]
 
@@ -61,9 +60,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise PTQ4VMError(f"Expected RAFT's weights at {path}, got no such file. {_REMEDY}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_safetensors(path.read_bytes())[0]
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise PTQ4VMError(f"Expected RAFT's weights in {path}, got an unreadable file: {error} {_REMEDY}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise PTQ4VMError(f"Expected a plain dictionary of tensors in {path}, got {type(state).__name__}. {_REMEDY}")

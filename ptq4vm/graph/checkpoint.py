@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,13 +14,27 @@ from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph.convert import quantize_network, quantized_layers
-from ptq4vm.models import create_model
+from ptq4vm.graph.described import create_described
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QConfig, QuantSpec
+from ptq4vm.quantizers import QConfig, QuantizedLayer, QuantSpec
+from ptq4vm.reading import load_safetensors, parse_json, typed
 from ptq4vm.writing import written_whole
 
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"
+_OPTIONAL: tuple[str, ...] = ()
+"""Ends of the names of tensors that a file may lack; the network's own stay then."""
+_SCALES = (1e-15, 1e8)
+"""Sane scales: calibration gives 1e-8 and more, times γ; the product of two is still a normal float32."""
+_DRIFT = 0.5
+"""So far beyond its codes, as a share of them, a learned zero point can lie; it is clamped when it is used."""
+
+
+class _Header(TypedDict):
+    network: str
+    arguments: dict[str, Any]
+    qconfig: QConfig
+    layers: dict[str, str]
 
 
 def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: dict[str, Any]) -> None:
@@ -78,7 +93,7 @@ def is_quantized_checkpoint(path: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a quantized checkpoint.
+    """The JSON header of a quantized checkpoint, of the kinds that :func:`save_quantized` writes.
 
     Raises:
         PTQ4VMError: not a file of ours, or of another format version.
@@ -86,39 +101,74 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        header = json.loads(metadata[_HEADER])
+        header = parse_json(metadata[_HEADER])
         if not isinstance(header, dict):
             raise ValueError("a header that is no object")
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise PTQ4VMError(
             f"Expected a quantized checkpoint as ptq4vm writes it, got {path} ({type(error).__name__}: {error}). "
             "Make one with `ptq4vm quantize`."
         ) from error
-    if header.get("format_version") != FORMAT_VERSION:
+    version = header.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise PTQ4VMError(
-            f"Expected a checkpoint of format {FORMAT_VERSION}, got {header.get('format_version')} in {path}. "
+            f"Expected a checkpoint of format {FORMAT_VERSION}, got {version!r} in {path}. "
             "Use the version of ptq4vm that wrote it, or quantize again."
         )
-    return header
+    return typed(header, _Header, "the header of a quantized checkpoint", path, "Quantize again.")  # type: ignore[no-any-return]
 
 
 def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
     """A quantized network ready to run, and what it was converted with.
 
     Raises:
-        PTQ4VMError: not a file of ours, or tensors that do not fit the network it names.
+        PTQ4VMError: not a file of ours, tensors that do not fit the network it names, or values that their grids
+            can't have.
     """
+    path = Path(path)
     header = read_header(path)
     try:
-        network, qconfig = _build(header)
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network, qconfig = _build(header, path)
+        tensors, _ = load_safetensors(path.read_bytes())
     except PTQ4VMError:
         raise
     # What a damaged or foreign header says may stumble anywhere on its way to becoming a network.
     except Exception as error:
         raise PTQ4VMError(f"Expected a complete quantized checkpoint, got {path}: {error}. Quantize again.") from error
+    layers = quantized_layers(network)
+    bits = {name: layer_bits(layer) for name, layer in layers.items()}
+    if header["layers"] != bits:
+        name = min(name for name in bits.keys() | header["layers"] if bits.get(name) != header["layers"].get(name))
+        raise PTQ4VMError(
+            f"Expected {bits.get(name, 'no such layer')} for {name} in {path}, as its qconfig has it, got "
+            f"{header['layers'].get(name, 'nothing')} in its table of layers. Quantize again."
+        )
+    _check_fit(network, tensors, path)
+    for name, layer in layers.items():
+        tensors[f"{name}.weight"] = _dequantized(name, layer, tensors, path)
+        layer.weight_quantizer.mode = "fixed"
+    network.load_state_dict(tensors)
+    network.qconfig = qconfig  # type: ignore[assignment]
+    return network.eval().requires_grad_(False), qconfig
+
+
+def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
+    """The network that a header describes, with weights that are still to be loaded."""
+    qconfig = QConfig(**header["qconfig"])
+    # The scales come from the file: the cheapest way to find them is enough here.
+    quick = dataclasses.replace(qconfig, range_method="minmax")
+    return quantize_network(create_described(header["network"], header["arguments"], path), quick), qconfig
+
+
+# ---- what tensors can be ---------------------------------------------------------------------------------------
+
+
+def _check_fit(network: MattingModel, tensors: dict[str, Tensor], path: Path) -> None:
+    """See that these are the network's tensors, each within its range; optional ones that lack are filled in."""
     expected = network.state_dict()
+    for name in expected.keys() - tensors.keys():
+        if name.endswith(_OPTIONAL):
+            tensors[name] = expected[name]
     wrong = sorted(set(expected) ^ set(tensors))
     if wrong:
         raise PTQ4VMError(
@@ -133,25 +183,72 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
                 f"Expected finite values, {tuple(value.shape)} of {value.dtype}, for {name} in {path}, got "
                 f"{tuple(got.shape)} of {got.dtype}. Quantize again."
             )
-    for name, layer in quantized_layers(network).items():
-        quantizer = layer.weight_quantizer
-        codes = _unpack(tensors[f"{name}.weight"], quantizer.spec, layer.weight.shape, f"{path}: {name}.weight")
-        scale, zero_point = (tensors[f"{name}.weight_quantizer.{key}"] for key in ("scale", "zero_point"))
-        tensors[f"{name}.weight"] = (codes - zero_point) * scale
-        quantizer.mode = "fixed"
-    network.load_state_dict(tensors)
-    network.qconfig = qconfig  # type: ignore[assignment]
-    return network.eval().requires_grad_(False), qconfig
+        owner, _, key = name.rpartition(".")
+        rule = _RANGES.get(key)
+        spec = getattr(network.get_submodule(owner), "spec", None)
+        wanted = None if rule is None else rule(got, spec if isinstance(spec, QuantSpec) else None)
+        if wanted is not None:
+            raise PTQ4VMError(
+                f"Expected {wanted} for {name} in {path}, got values from {got.min().item():g} to "
+                f"{got.max().item():g}. Quantize again."
+            )
 
 
-def _build(header: dict[str, Any]) -> tuple[MattingModel, QConfig]:
-    """The network that a header describes, with weights that are still to be loaded."""
-    qconfig, arguments = QConfig(**header["qconfig"]), dict(header["arguments"])
-    if {"weights", "report"} & set(arguments):
-        raise ValueError("a header that names files")
-    # The scales come from the file: the cheapest way to find them is enough here.
-    quick = dataclasses.replace(qconfig, range_method="minmax")
-    return quantize_network(create_model(header["network"], **arguments), quick), qconfig
+def _wrong_scale(scale: Tensor, spec: QuantSpec | None) -> str | None:
+    low, high = _SCALES
+    inside = spec is None or bool(((scale >= low) & (scale <= high)).all())
+    return None if inside else f"scales from {low:g} to {high:g}"
+
+
+def _wrong_log_scale(log_scale: Tensor, spec: QuantSpec | None) -> str | None:
+    return None if _wrong_scale(log_scale.exp(), spec) is None else "logarithms of scales from 1e-15 to 1e8"
+
+
+def _wrong_zero_point(zero_point: Tensor, spec: QuantSpec | None) -> str | None:
+    if spec is None:
+        return None
+    low, high = (spec.quant_min, spec.quant_max) if spec.grid == "affine" else (0, 0)
+    inside = ((zero_point >= low) & (zero_point <= high) & (zero_point == zero_point.round())).all()
+    return None if inside else f"integers from {low} to {high}"
+
+
+def _wrong_offset(offset: Tensor, spec: QuantSpec | None) -> str | None:
+    """A zero point as a share of the codes, learned, which is rounded and clamped when it is used."""
+    if spec is None:
+        return None
+    codes = spec.quant_max - spec.quant_min
+    low, high = spec.quant_min / codes - _DRIFT, spec.quant_max / codes + _DRIFT
+    low, high = (low, high) if spec.grid == "affine" else (0, 0)
+    return None if ((offset >= low) & (offset <= high)).all() else f"zero points from {low:g} to {high:g} of the codes"
+
+
+def _not_ready(ready: Tensor, spec: QuantSpec | None) -> str | None:
+    return None if spec is None or bool(ready) else "a range that was found, true,"
+
+
+def _negative(variance: Tensor, spec: QuantSpec | None) -> str | None:
+    return None if (variance >= 0).all() else "no negative variance"
+
+
+_RANGES: dict[str, Callable[[Tensor, QuantSpec | None], str | None]] = {
+    "scale": _wrong_scale,
+    "zero_point": _wrong_zero_point,
+    "log_scale": _wrong_log_scale,
+    "offset": _wrong_offset,
+    "ready": _not_ready,
+    "running_var": _negative,
+}
+"""By the last part of a tensor's name, a function of it and its owner's grid: what was wanted, None where it is."""
+
+
+# ---- codes -----------------------------------------------------------------------------------------------------
+
+
+def _dequantized(name: str, layer: QuantizedLayer, tensors: dict[str, Tensor], path: Path) -> Tensor:
+    spec = layer.weight_quantizer.spec
+    codes = _unpack(tensors[f"{name}.weight"], spec, layer.weight.shape, f"{path}: {name}.weight")
+    scale, zero_point = (tensors[f"{name}.weight_quantizer.{key}"] for key in ("scale", "zero_point"))
+    return (codes - zero_point) * scale
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
@@ -175,4 +272,11 @@ def _unpack(packed: Tensor, spec: QuantSpec, shape: torch.Size, where: str) -> T
         packed = torch.stack([packed & 15, packed >> 4], -1).flatten()[: shape.numel()]
     codes = packed.to(torch.float32).reshape(shape)
     modulus = 16 if spec.bits <= 4 else 256
-    return torch.where(codes > spec.quant_max, codes - modulus, codes)
+    if spec.grid == "symmetric":
+        codes = torch.where(codes >= modulus // 2, codes - modulus, codes)
+    if codes.min() < spec.quant_min or codes.max() > spec.quant_max:
+        raise PTQ4VMError(
+            f"Expected codes of {spec.bits} bits, from {spec.quant_min} to {spec.quant_max}, in {where}, got some from "
+            f"{codes.min():g} to {codes.max():g}. Quantize again."
+        )
+    return codes

@@ -1,24 +1,25 @@
 """Exported networks in their own runtimes, behind the contract that the rest knows a network by."""
 
 import importlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
+from onnx.external_data_helper import uses_external_data
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.models import create_model
+from ptq4vm.graph.described import create_described, require_own
 from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.reading import parse_json, typed
 from ptq4vm.types import MattingOutput, RecurrentState
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -30,6 +31,27 @@ _ONNX_RUNTIME_LAYERS = {
     "float32": ("Conv", "FusedConv", "Gemm", "FusedGemm"),
 }
 _OPENVINO_LAYERS = ("Convolution", "FullyConnected")
+_REMEDY = "Export it again."
+
+
+class _OptionalDescription(TypedDict, total=False):
+    state_scale: float | None
+    exact_sums: bool
+
+
+class Description(_OptionalDescription):
+    """What an exported graph says of itself, as :func:`ptq4vm.export.export_onnx` writes it."""
+
+    network: str
+    arguments: dict[str, Any]
+    downsample_ratio: float
+    target: str
+    size: tuple[int, int] | None
+    """A list of height and width; None where they are open."""
+    bits: str
+    placement: str
+    bit_operations: float
+
 
 Array = NDArray[np.float32 | np.int8]
 Session = Callable[[dict[str, Array]], list[Array]]
@@ -53,8 +75,8 @@ class ExportedNetwork(MattingModel):
         self.path = Path(path)
         self.description = read_description(self.path)
         """What the file says of itself: network, bits, target, size, ..."""
-        self.name = str(self.description["network"])
-        target = str(self.description["target"])
+        self.name = self.description["network"]
+        target = self.description["target"]
         self.runtime = runtime or (target if target in RUNTIMES else "onnxruntime")
         self._ratio = float(self.description["downsample_ratio"])
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -102,14 +124,26 @@ class ExportedNetwork(MattingModel):
             return tuple(torch.zeros(shape, dtype=kind) for name, shape in self._shapes.items() if name != "src")
         if self._shaper is None:
             arguments = {**self.description["arguments"], "downsample_ratio": self._ratio}
-            self._shaper = create_model(self.name, **arguments)
+            self._shaper = create_described(self.name, arguments, self.path)
         return tuple(state.to(kind) for state in self._shaper.initial_state(src))
 
     def forward_frame(self, src: Tensor, state: RecurrentState) -> MattingOutput:
         """One frame (1, 3, H, W), RGB in [0, 1], and the state before it."""
         self._require_size(src)
         arrays = [np.ascontiguousarray(value.numpy(force=True)) for value in (src, *state)]
+        if len(arrays) != len(self._shapes):
+            raise PTQ4VMError(
+                f"Expected the {len(self._shapes) - 1} states of the graph {self.path}, got {len(state)} of "
+                f"{self.name}. {_REMEDY}"
+            )
         fgr, pha, *after = self._session(dict(zip(self._shapes, arrays, strict=True)))
+        wanted = [src.shape, (1, 1, *src.shape[2:]), *(value.shape for value in state)]
+        got = [value.shape for value in (fgr, pha, *after)]
+        if list(map(tuple, wanted)) != got:
+            raise PTQ4VMError(
+                f"Expected outputs of {', '.join(str(tuple(shape)) for shape in wanted)} from {self.path}, got "
+                f"{', '.join(map(str, got))}. {_REMEDY}"
+            )
         return MattingOutput(_tensor(fgr), _tensor(pha), tuple(_tensor(value) for value in after))
 
     def _require_size(self, src: Tensor) -> None:
@@ -123,38 +157,93 @@ class ExportedNetwork(MattingModel):
 
 
 def is_exported(path: Path) -> bool:
-    """Whether this is an ONNX file that :func:`ptq4vm.export.export_onnx` wrote."""
+    """Whether this is an ONNX file with ptq4vm's description, which may be damaged (float weights have none)."""
     if path.suffix.lower() != ".onnx" or not path.is_file():
         return False
     try:
-        read_description(path)
+        return _METADATA in _metadata(_load(path))
     except PTQ4VMError:
         return False
-    return True
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """What an exported graph says of itself.
+def read_description(path: Path) -> Description:
+    """What an exported graph says of itself, seen to agree with its inputs and outputs.
 
     Raises:
-        PTQ4VMError: no ONNX file, or none of ours.
+        PTQ4VMError: no ONNX file, none of ours, or a description or a graph that :func:`ptq4vm.export.export_onnx`
+            doesn't write.
     """
+    model = _load(path)
     try:
-        model = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise PTQ4VMError(f"Expected an ONNX file, got {path} ({error}). Make one with `ptq4vm export`.") from error
-    found = {entry.key: entry.value for entry in model.metadata_props}.get(_METADATA)
-    try:
-        description: dict[str, Any] = json.loads(found or "")
-        version = description["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        content = parse_json(_metadata(model)[_METADATA])
+        version = content["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
         raise PTQ4VMError(
             f"Expected an ONNX file that ptq4vm wrote, got {path}, which doesn't say how its states are shaped. "
             "Make one with `ptq4vm export`."
         ) from error
-    if version != _FORMAT_VERSION:
-        raise PTQ4VMError(f"Expected an export of format {_FORMAT_VERSION}, got {version} in {path}. Export it again.")
+    if type(version) is not int or version != _FORMAT_VERSION:
+        raise PTQ4VMError(f"Expected an export of format {_FORMAT_VERSION}, got {version!r} in {path}. {_REMEDY}")
+    description: Description = typed(content, Description, "the description of an exported graph", path, _REMEDY)
+    size, scale = description["size"], description.get("state_scale")
+    for key, fits, wanted in (
+        ("downsample_ratio", 0 < description["downsample_ratio"] <= 1, "a number in (0, 1]"),
+        ("size", size is None or min(size) > 0, "positive sizes"),
+        ("state_scale", scale is None or 0 < scale < float("inf"), "a positive number or null"),
+        ("bit_operations", 0 <= description["bit_operations"] < float("inf"), "a number of operations"),
+    ):
+        if not fits:
+            raise PTQ4VMError(
+                f"Expected {wanted} for {key} in {path}, got {description[key]!r}. {_REMEDY}"  # type: ignore[literal-required]
+            )
+    require_own(description["arguments"], path)
+    _require_signature(model.graph, description, path)
     return description
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise PTQ4VMError(f"Expected an ONNX file, got {path} ({error}). Make one with `ptq4vm export`.") from error
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _require_signature(graph: onnx.GraphProto, description: Description, path: Path) -> None:
+    """See that the graph takes and gives what its description says: frames, mattes and states, from no other file."""
+    inputs, outputs = list(graph.input), list(graph.output)
+    states = len(inputs) - 1
+    names = (
+        ["src", *(f"r{i}i" for i in range(1, states + 1))],
+        ["fgr", "pha", *(f"r{i}o" for i in range(1, states + 1))],
+    )
+    for kind, found, wanted in (("inputs", inputs, names[0]), ("outputs", outputs, names[1])):
+        got = [value.name for value in found]
+        if got != wanted:
+            raise PTQ4VMError(
+                f"Expected {kind} {', '.join(wanted)} of the graph {path}, got {', '.join(got) or 'none'}. {_REMEDY}"
+            )
+    size, scale = description["size"], description.get("state_scale")
+    sides = (None, None) if size is None else tuple(size)
+    state_type = onnx.TensorProto.FLOAT if scale is None else onnx.TensorProto.INT8
+    for value in (*inputs, *outputs):
+        tensor = value.type.tensor_type
+        shape = [side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim]
+        fits = tensor.elem_type == (state_type if value.name.startswith("r") else onnx.TensorProto.FLOAT)
+        if value.name == "src":
+            fits = fits and shape == [1, 3, *sides]
+        elif value in inputs and size is not None:
+            fits = fits and None not in shape
+        if not fits:
+            raise PTQ4VMError(
+                f"Expected {value.name} of the graph {path} as its size {size} and state_scale {scale} say, got shape "
+                f"{shape} of ONNX's type {tensor.elem_type}. {_REMEDY}"
+            )
+    if any(uses_external_data(tensor) for tensor in graph.initializer):
+        raise PTQ4VMError(f"Expected all weights inside {path}, got some in other files. {_REMEDY}")
 
 
 class _Opened(NamedTuple):
@@ -176,10 +265,19 @@ def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
         ) from error
     try:
         if runtime == "onnxruntime":
-            return _onnx_runtime(package, path, threads, exact_sums)
-        return _openvino(package, path, threads)
+            opened = _onnx_runtime(package, path, threads, exact_sums)
+        else:
+            opened = _openvino(package, path, threads)
     except Exception as error:  # each runtime has exceptions of its own
-        raise PTQ4VMError(f"Expected a graph that {runtime} loads, got {path}: {error}") from error
+        raise PTQ4VMError(f"Expected a graph that {runtime} loads, got {path}: {error}. {_REMEDY}") from error
+
+    def run(feed: dict[str, Array]) -> list[Array]:
+        try:
+            return opened.session(feed)
+        except Exception as error:  # as above
+            raise PTQ4VMError(f"Expected a graph that {runtime} runs, got {path}: {error}. {_REMEDY}") from error
+
+    return opened._replace(session=run)
 
 
 def _onnx_runtime(package: Any, path: Path, threads: int, exact_sums: bool) -> _Opened:

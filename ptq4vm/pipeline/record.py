@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptq4vm import __version__
-from ptq4vm.reporting.runs import RECORD, read_json
+from ptq4vm.reporting.runs import RECORD, read_record
 from ptq4vm.writing import write_json
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "opencv-python-headless", "scikit-image")
@@ -21,25 +21,20 @@ def record_start(folder: Path, facts: dict[str, Any]) -> None:
         folder: the run folder.
         facts: the same for every start, plain JSON: seed, checksum of the weights, what settings.json leaves out.
     """
-    record = {"starts": [], **_read(folder), **facts}
+    record = {"starts": [], **read_record(folder), **facts}
     record["starts"].append({"time": now(), "git": _git(), "machine": platform.platform(), "versions": _versions()})
     write_json(folder / RECORD, record)
 
 
 def record_end(folder: Path) -> None:
     """Say in the record when the run was finished first."""
-    record = _read(folder)
+    record = read_record(folder)
     write_json(folder / RECORD, {**record, "finished": record.get("finished") or now()})
 
 
 def now() -> str:
     """ISO 8601, to the second, in UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    return read_json(path) if path.is_file() else {}
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import make_teacher
 from ptq4vm.phases.base import make_float_network
-from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row
+from ptq4vm.pipeline.rows import DEFAULT_ROWS
 from ptq4vm.reporting.layers import Signal, describe_layers, learned_blocks, measure_signal
 from ptq4vm.reporting.page import REPORT, Inside, Shot, write_page
 from ptq4vm.reporting.runs import RunFolder, read_run, require_finished
@@ -79,8 +79,9 @@ def write_report(
     Raises:
         PTQ4VMError: a file in the run folder is damaged, or nothing can be written there.
     """
-    rows = {name: Row(**row) for name, row in (run.settings.get("rows") or {}).items()} or DEFAULT_ROWS
-    names = {row.title: name for name, row in rows.items()}
+    titles = {name: row["title"] for name, row in (run.settings.get("rows") or {}).items()}
+    titles = titles or {name: row.title for name, row in DEFAULT_ROWS.items()}
+    names = {title: name for name, title in titles.items()}
     write_page(run, names, shots, look_inside(networks, teacher, src), path, problem)
 
 

@@ -11,7 +11,7 @@ import lightning.pytorch as L
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ptq4vm import processes
 from ptq4vm.callbacks import ResultLog, WorkProgress
@@ -27,9 +27,11 @@ from ptq4vm.phases.base import FloatMattes, Scoring
 from ptq4vm.pipeline.record import now, record_start
 from ptq4vm.pipeline.rows import Row
 from ptq4vm.quantizers import QConfig
+from ptq4vm.reading import read_json
 from ptq4vm.reporting import ResultRow, measured
-from ptq4vm.reporting.runs import FRAMES, LOG, RECORD, SETTINGS, read_json
+from ptq4vm.reporting.runs import FRAMES, LOG, RECORD, SETTINGS
 from ptq4vm.reporting.tables import table_cells
+from ptq4vm.terminal import plain_console, text_column
 from ptq4vm.writing import write_json
 
 
@@ -93,13 +95,13 @@ class Run:
     def progress(self) -> Iterator[None]:
         """A bar for the whole run: what it is doing and how long is left."""
         columns = (
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(),
+            SpinnerColumn(), text_column("{task.description}"), BarColumn(), text_column("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(), text_column("left:"), TimeRemainingColumn(),
         )  # fmt: skip
         if processes.rank() > 0:
             yield
             return
-        with Progress(*columns, speed_estimate_period=120.0) as self._bar:
+        with Progress(*columns, console=plain_console(), speed_estimate_period=120.0) as self._bar:
             self._task = self._bar.add_task("starting", total=None)
             yield
 
@@ -112,7 +114,7 @@ class Run:
         if self._bar is not None:
             self._bar.update(self._task, description=text)
             if not self._bar.console.is_terminal:
-                self._bar.console.print(text, highlight=False)
+                self._bar.console.print(text)
 
     def _advance(self, work: float) -> None:
         if self._bar is not None:
@@ -243,7 +245,7 @@ class Run:
             processes.once(_write_json, path, values)
         else:
             self._advance(self._scoring_work)
-        values = read_json(path)
+        values = read_json(path, dict[str, float], "metrics by name", "Remove it: it is measured again.")
         for logger in self._loggers():
             logger.log_metrics({f"{path.parent.name}/{path.stem}/{key}": value for key, value in values.items()})
         cost = network_cost(network, *self._size)
@@ -252,7 +254,7 @@ class Run:
         extra = {
             key: values.pop(key) for key in list(values) if key.endswith("_to_float") or key.startswith("held_out")
         }
-        extra |= read_json(usage) if usage.is_file() else {}
+        extra |= read_json(usage, dict[str, float], "minutes and memory", "Remove it.") if usage.is_file() else {}
         return ResultRow(title, label, placement, values, cost.size_mb, cost.bit_operations * 1e9, extra)
 
     def _test(

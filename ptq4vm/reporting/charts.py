@@ -110,8 +110,8 @@ def line_chart(title: str, series: Mapping[int, tuple[str, Sequence[float]]]) ->
 
 
 def round_up(value: float) -> float:
-    """The next number whose quarters are easy to read; 1 for 0. The page's script does the same."""
-    if value <= 0:
+    """The next number whose quarters are easy to read; 1 for (nearly) 0. The page's script does the same."""
+    if value <= 1e-300:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return power * next(step for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if value <= step * power * (1 + 1e-9))

@@ -5,14 +5,29 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.reporting.runs import FRAMES, RunFolder, read_json, read_rows
+from ptq4vm.reading import parse_number, read_json
+from ptq4vm.reporting.runs import FRAMES, RunFolder, read_rows
 from ptq4vm.reporting.tables import FLOAT, ResultRow
 
 _TIMED = "median ms"
 """By which `ptq4vm benchmark`'s JSON is told from others."""
+_BLOCK_LOSSES = ("block", "nearest", "hard")
+
+
+class _LayerError(TypedDict):
+    mad: float
+
+
+class _Layer(TypedDict):
+    name: str
+    errors: dict[str, _LayerError]
+
+
+class _Sensitivity(TypedDict):
+    layers: list[_Layer]
 
 
 class RowFiles(NamedTuple):
@@ -55,13 +70,8 @@ def values_by_frame(row: RowFiles) -> dict[str, dict[str, list[float]]]:
     path = row.stem.with_suffix(FRAMES)
     if not path.is_file():
         return {}
-    try:
-        return {
-            clip: {name: [float(value) for value in values] for name, values in metrics.items()}
-            for clip, metrics in read_json(path).items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise PTQ4VMError(f"Expected numbers by clip and metric in {path}, got {error!r}. Remove it.") from error
+    kind = dict[str, dict[str, list[float]]]
+    return read_json(path, kind, "numbers by clip and metric", "Remove it.")  # type: ignore[no-any-return]
 
 
 def read_losses(row: RowFiles) -> Losses | None:
@@ -72,11 +82,11 @@ def read_losses(row: RowFiles) -> Losses | None:
             with path.open(newline="") as file:
                 for line in csv.DictReader(file):
                     if line.get("biq/block"):
-                        block = int(float(line["biq/block"]))
-                        found.nearest[block], found.hard[block] = float(line["biq/nearest"]), float(line["biq/hard"])
-                    if line.get("gac/loss") and math.isfinite(loss := float(line["gac/loss"])):
+                        block, nearest, hard = (parse_number(line[f"biq/{key}"]) for key in _BLOCK_LOSSES)
+                        found.nearest[int(block)], found.hard[int(block)] = nearest, hard
+                    if line.get("gac/loss") and math.isfinite(loss := parse_number(line["gac/loss"])):
                         found.loss.append(loss)
-        except (KeyError, TypeError, ValueError) as error:
+        except (OSError, csv.Error, KeyError, OverflowError, TypeError, ValueError) as error:
             raise PTQ4VMError(
                 f"Expected the log of a fit in {path}, got something else ({error!r}). Remove it."
             ) from error
@@ -93,23 +103,25 @@ def read_timings(run: RunFolder) -> dict[str, tuple[ResultRow, ...]]:
     found = {}
     for path in sorted(run.folder.glob("*.json")):
         content = read_json(path)
-        rows = content.get("rows")
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict) and _TIMED in (rows[0].get("extra") or {}):
-            size = content.get("meta", {}).get("size", "")
+        first = next(iter(_list(content.get("rows"))), None)
+        if _TIMED in _dict(_dict(first).get("extra")):
+            size = _dict(content.get("meta")).get("size", "")
             found[f"{path.name}, frames of {size}"] = read_rows(path)
     return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def read_sensitivity(run: RunFolder) -> dict[str, dict[str, float]]:
     """MAD x 1e3 that each layer alone costs, by layer and bits, where it was measured in this run; else empty."""
     for path in (run.folder / "sensitivity.json", run.folder / "auto" / "sensitivity.json"):
         if path.is_file():
-            layers = read_json(path).get("layers", [])
-            try:
-                return {
-                    layer["name"]: {bits: float(error["mad"]) for bits, error in layer["errors"].items()}
-                    for layer in layers
-                }
-            except (KeyError, TypeError, AttributeError) as error:
-                raise PTQ4VMError(f"Expected a sensitivity file in {path}, got {error!r}. Remove it.") from error
+            layers = read_json(path, _Sensitivity, "a sensitivity file", "Remove it.")["layers"]
+            return {layer["name"]: {bits: error["mad"] for bits, error in layer["errors"].items()} for layer in layers}
     return {}

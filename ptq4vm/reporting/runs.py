@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reading import read_json
 from ptq4vm.reporting.tables import NOTHING, ResultRow, format_number, table_cells
+from ptq4vm.terminal import plain_console
 from ptq4vm.writing import write_json
 
 SETTINGS = "settings.json"
@@ -25,9 +27,75 @@ METRICS = "metrics.json"
 LOG = "log.txt"
 FRAMES = ".frames.json"
 """End of the names of files with MAD and dtSSD of each frame of each clip, ``{clip: {metric: [...]}}``."""
-_NEEDED = {"network", "weights", "downsample_ratio", "bits", "data"}
-_NEEDED_OF_DATA = {"root", "size", "evaluation", "eval_clips", "eval_frames"}
+_LONGEST = 100
+"""Letters of a name that files and folders are named after."""
 _LISTED = ("mad", "dtssd", "mad_to_float")
+
+
+class _Data(TypedDict):
+    root: str
+    size: tuple[int, int]
+    evaluation: str | None
+    eval_clips: int | None
+    eval_frames: int | None
+
+
+class _Titled(TypedDict):
+    title: str
+
+
+class _OptionalSettings(TypedDict, total=False):
+    rows: dict[str, _Titled] | None
+    target: str | None
+
+
+class _Settings(_OptionalSettings):
+    network: str
+    weights: str | None
+    downsample_ratio: float
+    bits: list[str]
+    data: _Data
+
+
+class _Git(TypedDict):
+    revision: str
+    changed: bool
+
+
+class _OptionalStart(TypedDict, total=False):
+    git: _Git | None
+    machine: str
+    versions: dict[str, str]
+
+
+class _Start(_OptionalStart):
+    time: str
+
+
+class Record(TypedDict, total=False):
+    """How a run was made, as far as it is read again."""
+
+    starts: list[_Start]
+    finished: str | None
+    seed: int
+    weights_checksum: str
+
+
+class _OptionalRow(TypedDict, total=False):
+    size_mb: float | None
+    bit_operations: float | None
+    extra: dict[str, float | None] | None
+
+
+class _Row(_OptionalRow):
+    name: str
+    bits: str
+    placement: str
+    metrics: dict[str, float | None]
+
+
+class _Table(TypedDict):
+    rows: list[_Row]
 
 
 @dataclass(frozen=True)
@@ -71,19 +139,32 @@ def read_run(folder: Path) -> RunFolder:
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise PTQ4VMError(f"Expected a run folder of `ptq4vm quantize`, got {folder} without {SETTINGS}.")
-    settings = read_json(folder / SETTINGS)
-    data, bits, rows = (settings.get(key) for key in ("data", "bits", "rows"))
-    whole = settings.keys() >= _NEEDED and isinstance(data, dict) and data.keys() >= _NEEDED_OF_DATA
-    if not (whole and bits and isinstance(bits, list) and all(isinstance(row, dict) for row in (rows or {}).values())):
-        raise PTQ4VMError(f"Expected the settings of a run in {folder / SETTINGS}, got other keys. Quantize anew.")
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    settings = read_json(folder / SETTINGS, _Settings, "the settings of a run", "Quantize anew.")
+    # Folders and files are named after both.
+    foreign = [one for one in settings["bits"] if not one.isalnum() or len(one) > _LONGEST]
+    foreign += [name for name in settings.get("rows") or {} if not name.isidentifier() or len(name) > _LONGEST]
+    if foreign or not settings["bits"]:
+        got = f"{foreign[0]!r} among them" if foreign else "no bits"
+        raise PTQ4VMError(f"Expected the settings of a run, bits and rows, in {folder / SETTINGS}, got {got}.")
+    record = read_record(folder)
     table = read_rows(folder / METRICS) if (folder / METRICS).is_file() else ()
     run = RunFolder(folder, settings, record, table)
     try:
         run.when  # noqa: B018  (a damaged record shows itself here)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise PTQ4VMError(f"Expected times in {folder / RECORD}, got something else ({error}). Remove it.") from error
     return run
+
+
+def read_record(folder: Path) -> Record:
+    """How a run was made; empty where nothing says so.
+
+    Raises:
+        PTQ4VMError: the record is damaged.
+    """
+    path = folder / RECORD
+    record: Record = {}
+    return read_json(path, Record, "the record of a run", "Remove it.") if path.is_file() else record
 
 
 def read_rows(path: Path) -> tuple[ResultRow, ...]:
@@ -92,26 +173,8 @@ def read_rows(path: Path) -> tuple[ResultRow, ...]:
     Raises:
         PTQ4VMError: it holds something else.
     """
-    try:
-        rows = tuple(ResultRow(**row) for row in read_json(path)["rows"])
-        for row in rows:
-            numbers = [row.size_mb, row.bit_operations, *row.metrics.values(), *(row.extra or {}).values()]
-            if not all(number is None or isinstance(number, int | float) for number in numbers):
-                raise TypeError(f"no number in row {row.name}")
-        return rows
-    except (AttributeError, KeyError, TypeError) as error:
-        raise PTQ4VMError(f"Expected rows of results in {path}, got something else ({error}). Remove it.") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises PTQ4VMError where there is something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise PTQ4VMError(f"Expected JSON in {path}, got something else ({error}). Remove the file.") from error
-    if not isinstance(content, dict):
-        raise PTQ4VMError(f"Expected a JSON object in {path}, got {type(content).__name__}. Remove the file.")
-    return content
+    rows = read_json(path, _Table, "rows of results", "Remove it.")["rows"]
+    return tuple(ResultRow(**{key: row[key] for key in ResultRow._fields if key in row}) for row in rows)
 
 
 def list_runs(folder: Path, console: Console | None = None) -> None:
@@ -134,14 +197,14 @@ def list_runs(folder: Path, console: Console | None = None) -> None:
     for path in found:
         try:
             for cells in _list_run(read_run(path), str(path.relative_to(folder))):
-                table.add_row(*map(escape, cells))
+                table.add_row(*map(Text, cells))
         except PTQ4VMError as error:
             damaged.append(f"{path}: {error}")
-    console = console or Console()
+    console = console or plain_console()
     if table.row_count:
         console.print(table)
     for line in damaged:
-        console.print(f"damaged  {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"damaged  {line}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _list_run(run: RunFolder, name: str) -> list[list[str]]:
@@ -169,7 +232,7 @@ def compare_runs(runs: Sequence[RunFolder], console: Console | None = None, path
     """
     for run in runs:
         require_finished(run)
-    console = console or Console()
+    console = console or plain_console()
     names = _names(runs)
     finals = [row._replace(name=f"{name}: {row.name}") for name, run in names for row in run.final.values()]
     headings, body = table_cells(finals)
@@ -212,9 +275,9 @@ def _print_across(title: str, headings: Sequence[str], rows: Sequence[Sequence[s
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", overflow="fold")
     for row in rows:
-        table.add_column(escape(row[0]), overflow="fold")
+        table.add_column(Text(row[0]), overflow="fold")
     for number, heading in enumerate(headings[1:], 1):
-        table.add_row(escape(heading), *(escape(row[number]) for row in rows))
+        table.add_row(Text(heading), *(Text(row[number]) for row in rows))
     console.print(table)
 
 

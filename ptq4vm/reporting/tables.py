@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console, JustifyMethod
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.terminal import plain_console
 from ptq4vm.writing import write_json
 
 FLOAT = "float"
@@ -66,7 +67,7 @@ def render_table(rows: Sequence[ResultRow], console: Console | None = None, titl
     Raises:
         PTQ4VMError: no rows, or two of them named ``float``.
     """
-    console = console or Console()
+    console = console or plain_console()
     headings, body = table_cells([row._replace(extra=None) for row in rows])
     _print(console, title, headings, body)
     # All in one would be wider than a terminal: what is beside the point stands in a second table.
@@ -77,13 +78,17 @@ def render_table(rows: Sequence[ResultRow], console: Console | None = None, titl
 
 def _print(console: Console, title: str | None, headings: list[str], body: list[list[str]]) -> None:
     """One table: numbers stand over two lines and stay whole, names fold."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=None if title is None else Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for heading in headings:
         name = heading in _NAMES
         justify: JustifyMethod = "left" if name else "right"
-        table.add_column(heading if name else _two_lines(heading), justify=justify, overflow="fold", no_wrap=not name)
+        table.add_column(
+            Text(heading if name else _two_lines(heading)), justify=justify, overflow="fold", no_wrap=not name
+        )
     for cells in body:
-        table.add_row(*(escape(c) if h in _NAMES else _two_lines(c) for h, c in zip(headings, cells, strict=True)))
+        table.add_row(*(Text(c if h in _NAMES else _two_lines(c)) for h, c in zip(headings, cells, strict=True)))
     console.print(table)
 
 

@@ -1,96 +1,39 @@
-"""A changed file either works or is refused in words: no traceback, no hang."""
+"""A changed file either works or is refused in words: no traceback, no hang, whatever reads it."""
 
 import copy
+import io
 import json
-import random
-import signal
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 import tiny
 import torch
 import yaml
+from fuzzing import fuzz, mutate_bytes, mutate_proto, mutate_safetensors, mutate_text
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save
 
 from ptq4vm import cli
 from ptq4vm.cli import quantize as quantize_command
-from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import load_quantized, quantize_network, quantized_layers, save_quantized
+from ptq4vm.data.storage import is_whole, read_tensors, write_tensors
+from ptq4vm.export import export_onnx
+from ptq4vm.graph import (
+    FINAL_CHECKPOINT,
+    load_quantized,
+    quantize_network,
+    quantized_layers,
+    save_quantized,
+)
+from ptq4vm.inference import ExportedNetwork
+from ptq4vm.models.weights import load_weights
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
+from ptq4vm.reporting import ResultRow, write_metrics
 
-CHECKPOINTS, CONFIGS = 1000, 1000
+CHECKPOINTS, CONFIGS, WEIGHTS, GRAPHS, RUNS, CACHES = 1000, 1000, 200, 400, 350, 300
+"""Of weights for each kind of file: 3,650 in all."""
 RECIPES = Path(__file__).parents[2] / "lightning_configs" / "quantize"
-VALUES = [
-    None, True, -1, 0, 1, 3, 2**70, 1e308, -0.5, float("nan"), float("inf"), "", "../../../etc/passwd", "W9A9", "é\0",
-    "x" * 10_000, [], {}, [1], {"a": 1}, [[[[]]]], "official", "mse", "F64", "cuda",
-]  # fmt: skip
-
-
-@contextmanager
-def at_most(seconds):
-    def late(*_):
-        raise TimeoutError(f"no answer within {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def places(tree):
-    """Every (container, key) of nested dictionaries and lists."""
-    keys = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
-    for key in keys:
-        yield tree, key
-        yield from places(tree[key])
-
-
-def mutate_tree(tree, draw):
-    """Values replaced, removed, renamed or moved."""
-    tree = copy.deepcopy(tree)
-    for _ in range(draw.randint(1, 2)):
-        container, key = draw.choice(list(places(tree)) or [({}, None)])
-        kind = draw.randrange(4)
-        if kind == 0 and key is not None:
-            del container[key]
-        elif kind == 1 and isinstance(container, dict) and key is not None:
-            container[draw.choice(["", "../x", "weights", "report", "a.b", f"{key}x"])] = container.pop(key)
-        elif key is not None:
-            container[key] = draw.choice(VALUES)
-    return tree
-
-
-def mutate_bytes(data, draw):
-    data, at = bytearray(data), draw.randrange(len(data))
-    kind = draw.randrange(4)
-    if kind == 0:
-        del data[at:]
-    elif kind == 1:
-        data[at:at] = draw.randbytes(draw.randint(1, 20))
-    elif kind == 2:
-        data[:8] = draw.choice([2**63 - 1, 2**40, 10**8, 0, len(data)]).to_bytes(8, "little")
-    else:
-        for _ in range(draw.choice([1, 1, 8, 64])):
-            data[draw.randrange(min(len(data), draw.choice([100, 4000, len(data)])))] = draw.randrange(256)
-    return bytes(data)
-
-
-def mutate_checkpoint(data, draw):
-    """Bytes changed anywhere, or the header's tree, or that of ours inside it."""
-    if draw.random() < 0.4:
-        return mutate_bytes(data, draw)
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    if draw.random() < 0.5:
-        ours = mutate_tree(json.loads(header["__metadata__"]["ptq4vm"]), draw)
-        header["__metadata__"]["ptq4vm"] = json.dumps(ours)
-    else:
-        header = mutate_tree(header, draw)
-    changed = json.dumps(header).encode()
-    return len(changed).to_bytes(8, "little") + changed + data[8 + size :]
 
 
 @pytest.fixture(scope="module")
@@ -107,34 +50,224 @@ def checkpoint(tmp_path_factory):
     return path.read_bytes()
 
 
-def try_checkpoint(path):
-    """Whether it works; refused otherwise."""
-    with at_most(20):
-        try:
-            network, _ = load_quantized(path)
-        except PTQ4VMError:
-            return False
-        with torch.no_grad():
-            network.unroll(torch.rand(1, 2, 3, 32, 32))
+@pytest.mark.slow
+def test_changed_checkpoints(checkpoint, tmp_path):
+    path = tmp_path / "changed.safetensors"
+
+    def attempt(data):
+        path.write_bytes(data)
+        network, _ = load_quantized(path)
+        network.unroll(torch.rand(1, 2, 3, 32, 32))
         return True
 
+    assert fuzz(CHECKPOINTS, lambda draw: mutate_safetensors(checkpoint, draw), attempt) < CHECKPOINTS / 2
+
+
+def weights_graph(network):
+    """The network's convolutions as an ONNX file of weights, batch norm folded."""
+    nodes, tensors, last = [], [], "src"
+    convolutions = [(name, one) for name, one in network.named_modules() if isinstance(one, torch.nn.Conv2d)]
+    for number, (_, conv) in enumerate(convolutions):
+        bias = torch.zeros(len(conv.weight)) if conv.bias is None else conv.bias
+        for kind, value in (("weight", conv.weight), ("bias", bias)):
+            tensors.append(numpy_helper.from_array(value.detach().numpy(), f"onnx::Conv_{kind}{number}"))
+        inputs = [last, f"onnx::Conv_weight{number}", f"onnx::Conv_bias{number}"]
+        nodes.append(helper.make_node("Conv", inputs, [f"y{number}"], name=f"Conv_{number}"))
+        last = f"y{number}"
+    src = helper.make_tensor_value_info("src", TensorProto.FLOAT, [1, 3, 32, 32])
+    out = helper.make_tensor_value_info(last, TensorProto.FLOAT, None)
+    return helper.make_model(helper.make_graph(nodes, "weights", [src], [out], tensors))
+
+
+def mutate_state(state, draw):
+    """A state dict with tensors and values that none has."""
+    name = draw.choice(list(state))
+    value = state[name]
+    odd = [
+        value.to_sparse(), value.to("meta"), value.double(), value.long(), value.to(torch.complex64), value[None],
+        value * float("nan"), value.numpy().tolist(), None, "text", 3, [value], {"a": value}, value.to(torch.bool),
+        value.to(torch.float8_e4m3fn), torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),
+    ]  # fmt: skip
+    changed = {**state, draw.choice([name, name, "x", 3]): draw.choice(odd)}
+    prefixed = {f"module.{key}": one for key, one in changed.items()}
+    kept = draw.choice([changed, {"state_dict": changed}, list(changed.values()), prefixed])
+    buffer = io.BytesIO()
+    torch.save(kept, buffer)
+    return buffer.getvalue()
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_changed_checkpoints_work_or_are_refused(checkpoint, tmp_path):
-    draw, path, worked = random.Random(0), tmp_path / "changed.safetensors", 0
-    for number in range(CHECKPOINTS):
-        path.write_bytes(mutate_checkpoint(checkpoint, draw))
-        try:
-            worked += try_checkpoint(path)
-        except BaseException as error:
-            raise AssertionError(f"mutation {number}: {error!r}") from error
-    assert 0 < worked < CHECKPOINTS / 2
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".onnx"])
+def test_changed_weights(tmp_path, suffix):
+    network = tiny.TinyMatting().eval()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    path = tmp_path / f"changed{suffix}"
+    if suffix == ".onnx":
+        graph = weights_graph(network)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+
+    def mutate(draw):
+        if suffix == ".onnx":
+            return mutate_proto(graph, draw)
+        if suffix == ".safetensors":
+            return mutate_safetensors(save(state), draw)
+        return mutate_bytes(buffer.getvalue(), draw) if draw.random() < 0.5 else mutate_state(state, draw)
+
+    def attempt(data):
+        path.write_bytes(data)
+        load_weights(tiny.TinyMatting().eval(), path)
+        return True
+
+    fuzz(WEIGHTS, mutate, attempt)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_changed_configurations_work_or_are_refused(tmp_path, monkeypatch, capsys):
+def test_changed_exported_graphs(tmp_path):
+    path = export_onnx(tiny.TinyMatting().eval(), 32, 32, tmp_path / "graph.onnx", target="onnxruntime")
+    model = onnx.load(path)
+    description = json.loads(model.metadata_props[0].value)
+
+    def mutate(draw):
+        if draw.random() < 0.5:
+            return mutate_proto(model, draw)
+        changed = copy.deepcopy(model)
+        changed.metadata_props[0].value = mutate_text(description, draw)
+        return changed.SerializeToString()
+
+    def attempt(data):
+        path.write_bytes(data)
+        network = ExportedNetwork(path, threads=1)
+        network.unroll(torch.rand(1, 2, 3, 32, 32))
+        return True
+
+    fuzz(GRAPHS, mutate, attempt)
+
+
+def write_run(folder, checkpoint):
+    """A finished run of the tiny network, its evaluation clips moved away."""
+    rows = {"biq": {"title": "BIQ", "start": None, "options": {}, "qconfig": {}}}
+    data = {
+        "seed": 0,
+        "root": str(folder),
+        "size": [32, 32],
+        "evaluation": "moved",
+        "eval_clips": 1,
+        "eval_frames": 5,
+    }
+    weights = folder / "tiny.pth"
+    settings = {"network": "tiny", "weights": str(weights), "downsample_ratio": 1.0, "target": None}
+    start = {
+        "time": "2026-01-02T03:04:05+00:00",
+        "git": None,
+        "machine": "a machine",
+        "versions": {"torch": "2.7"},
+    }
+    curves = {"clip": {name: [1.0, 2.0, 3.0] for name in ("mad", "dtssd", "mad_to_float", "dtssd_to_float")}}
+    layer = {"name": "head", "macs_share": 0.5, "macs": 9, "weights": 9, "fixed": None}
+    contents = {
+        "settings.json": {**settings, "bits": ["W4A8"], "rows": rows, "data": data},
+        "run.json": {"starts": [start], "seed": 0, "weights_checksum": "0123456789abcdef"},
+        "float.frames.json": curves,
+        "w4a8/biq.frames.json": curves,
+        "sensitivity.json": {
+            "settings": {},
+            "layers": [{**layer, "errors": {"W4A4": {"mad": 0.5, "dtssd": 0.25}}}],
+        },
+    }
+    log = folder / "w4a8" / "biq" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("biq/block,biq/hard,biq/nearest,gac/loss,step\n,,,0.5,9\n0.0,0.1,0.4,,10\n1.0,2.0,30.0,,20\n")
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    metrics = {"mad": 1.0, "dtssd": 0.5}
+    table = [
+        ResultRow("float", "W32A32", "", metrics),
+        ResultRow("BIQ", "W4A8", "deploy", metrics, 1.0, 1e9, {"x": 1.0}),
+    ]
+    write_metrics(folder / "metrics.json", table, {})
+    timed = [ResultRow("a", "W4A8", "torch", {}, extra={"median ms": 1.0, "fps": 2.0})]
+    write_metrics(folder / "speed.json", timed, {"size": "32x32"})
+    (folder / "w4a8" / FINAL_CHECKPOINT).write_bytes(checkpoint)
+    torch.save(tiny.TinyMatting().state_dict(), weights)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_changed_run_folders(tmp_path, checkpoint, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "runs" / "changed"
+    write_run(whole, checkpoint)
+    assert cli.main(["report", str(whole), "--out", str(tmp_path / "report.html")]) == 0
+    names = [
+        *map(
+            str,
+            sorted(p.relative_to(whole) for p in whole.rglob("*") if p.suffix in (".json", ".csv")),
+        )
+    ]
+
+    def mutate(draw):
+        name = draw.choice(names)
+        data = (whole / name).read_bytes()
+        if name.endswith(".csv"):
+            cells = [line.split(",") for line in data.decode().split("\n")]
+            row = draw.choice(cells)
+            row[draw.randrange(len(row))] = draw.choice(
+                ["", "x", "inf", "nan", "1e308", "-1", "1" * 5000, '"', "\0", ",,"]
+            )
+            structured = "\n".join(map(",".join, cells)).encode()
+        else:
+            structured = mutate_text(json.loads(data), draw).encode()
+        return name, structured if draw.random() < 0.75 else mutate_bytes(data, draw)
+
+    def attempt(changed):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(whole, folder)
+        (folder / changed[0]).write_bytes(changed[1])
+        codes = [
+            cli.main(["runs", str(folder.parent)]),
+            cli.main(["compare", str(folder), str(whole)]),
+        ]
+        codes.append(cli.main(["report", str(folder), "--out", str(tmp_path / "report.html")]))
+        assert set(codes) <= {0, 2}
+        assert "Traceback" not in capsys.readouterr().err
+        return codes == [0, 0, 0]
+
+    fuzz(RUNS, mutate, attempt)
+
+
+@pytest.mark.slow
+def test_changed_caches_are_remade(tmp_path):
+    path = tmp_path / "set" / "teacher" / "00000.safetensors"
+    path.parent.mkdir(parents=True)
+    write_tensors(
+        path,
+        {
+            "pha": torch.rand(2, 1, 4, 4),
+            "flow": torch.zeros(0, 2, 4, 4),
+            "src": torch.ones(3).byte(),
+        },
+    )
+    data = path.read_bytes()
+
+    def attempt(changed):
+        path.write_bytes(changed)
+        whole = is_whole(path, ["pha"])
+        if whole:
+            read_tensors(path)
+        return whole
+
+    fuzz(
+        CACHES,
+        lambda draw: data if draw.random() < 0.02 else mutate_safetensors(data, draw),
+        attempt,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_changed_configurations(tmp_path, monkeypatch, capsys):
     class Reached(Exception):
         pass
 
@@ -144,22 +277,24 @@ def test_changed_configurations_work_or_are_refused(tmp_path, monkeypatch, capsy
     real = quantize_command.quantize
     stop.__doc__, stop.__signature__ = real.__doc__, __import__("inspect").signature(real)
     monkeypatch.setattr(quantize_command, "quantize", stop)
-    draw, path, recipes = random.Random(0), tmp_path / "changed.yaml", sorted(RECIPES.glob("*.yaml"))
-    for number in range(CONFIGS):
+    path, recipes = tmp_path / "changed.yaml", sorted(RECIPES.glob("*.yaml"))
+
+    def mutate(draw):
         text = draw.choice(recipes).read_text()
         if draw.random() < 0.6:
-            text = yaml.safe_dump(mutate_tree(yaml.safe_load(text), draw), allow_unicode=True)
-        else:
-            text = mutate_bytes(text.encode(), draw).decode("latin-1")
+            return mutate_text(yaml.safe_load(text), draw, lambda tree: yaml.safe_dump(tree, allow_unicode=True))
+        return mutate_bytes(text.encode(), draw).decode("latin-1")
+
+    def attempt(text):
         path.write_text(text)
         try:
-            with at_most(20):
-                assert cli.main(["quantize", "--config", str(path)]) == 2
+            assert cli.main(["quantize", "--config", str(path)]) == 2
         except Reached:
-            pass
+            return True
         except SystemExit as end:
             if end.code != 2:
                 raise
-        except BaseException as error:
-            raise AssertionError(f"mutation {number}: {error!r}\n{text}") from error
         assert "Traceback" not in capsys.readouterr().err
+        return False
+
+    fuzz(CONFIGS, mutate, attempt)

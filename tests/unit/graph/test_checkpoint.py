@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, network_cost, quantize_network, quantized_layers, save_quantized
@@ -136,6 +137,14 @@ def too_large(header):
         lambda data: rewritten(data, ours(qconfig={"bits": "W99A4"})),
         lambda data: rewritten(data, ours(qconfig="W4A4")),
         lambda data: rewritten(data, lambda header: header["__metadata__"].update(ptq4vm=[])),
+        lambda data: rewritten(data, ours(format_version=True)),
+        lambda data: rewritten(data, ours(arguments={"report": "print"})),
+        lambda data: rewritten(data, ours(arguments={"refiner": "/etc/passwd"})),
+        lambda data: rewritten(data, ours(qconfig={"bits": "W4A4", "edge_bits": 8.0})),
+        lambda data: rewritten(data, ours(qconfig={"bits": "W4A4", "further": 1})),
+        lambda data: rewritten(data, ours(layers={})),
+        lambda data: rewritten(data, ours(layers={"project_mat.conv": "W9A9"})),
+        lambda data: rewritten(data, lambda header: header["project_mat.conv.bias"].update(dtype="F4")),
     ],
 )
 def test_a_forged_checkpoint_is_refused(forge, tmp_path, saved, monkeypatch):
@@ -145,3 +154,64 @@ def test_a_forged_checkpoint_is_refused(forge, tmp_path, saved, monkeypatch):
     with pytest.raises(PTQ4VMError):
         load_quantized(path)
     assert [one.name for one in tmp_path.iterdir()] == ["q.safetensors"]
+
+
+def changed(data, name, value):
+    """A checkpoint with one value of a tensor changed."""
+    size = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+    tensors = load(data)
+    tensors[name].view(-1)[0] = value
+    return save(tensors, metadata)
+
+
+WEIGHTS, INPUTS = "decoder.decode1.conv.0.weight_quantizer", "decoder.decode1.conv.0.input_quantizer"
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        (f"{WEIGHTS}.scale", [0.0, -1.0, 1e-40, 1e38, float("nan")]),
+        (f"{WEIGHTS}.zero_point", [0.5, 300.0, -1e9, 1.0]),
+        (f"{INPUTS}.log_scale", [-90.0, 90.0]),
+        (f"{INPUTS}.offset", [-1.0, 2.0, -1e9]),
+        (f"{INPUTS}.ready", [False]),
+    ],
+)
+def test_values_that_a_grid_cannot_have_are_refused_by_name(name, values, tmp_path, saved):
+    path = tmp_path / "q.safetensors"
+    for value in values:
+        path.write_bytes(changed(saved.read_bytes(), name, value))
+        with pytest.raises(PTQ4VMError, match=name):
+            load_quantized(path)
+
+
+def calibrated(qconfig):
+    torch.manual_seed(0)
+    network = quantize_network(create_model("rvm_mobilenetv3"), qconfig)
+    with torch.no_grad(), observing(activation_quantizers(network)):
+        network.unroll(torch.rand(1, 2, 3, 64, 64))
+    for layer in quantized_layers(network).values():
+        layer.fix_()
+    return network
+
+
+def test_affine_weights_and_grids_of_channels_load_as_they_were_saved(tmp_path):
+    grids = {"weight_grid": "affine", "depthwise_granularity": "per_channel"}
+    qconfig = QConfig("W3A6", range_method="minmax", **grids)
+    network, path = calibrated(qconfig), tmp_path / "q.safetensors"
+    save_quantized(network, qconfig, path, {})
+    loaded, wanted = load_quantized(path)[0].state_dict(), network.state_dict()
+    assert loaded.keys() == wanted.keys()
+    for name, value in loaded.items():
+        torch.testing.assert_close(value, wanted[name], msg=name)
+    name, spec = "decoder.decode1.conv.0", quantized_layers(network)["decoder.decode1.conv.0"].weight_quantizer.spec
+    assert (spec.bits, spec.grid) == (3, "affine")
+    for part, value in (("zero_point", 8.0), ("zero_point", 2.5)):
+        path.write_bytes(changed(path.read_bytes(), f"{name}.weight_quantizer.{part}", value))
+        with pytest.raises(PTQ4VMError, match="integers from 0 to 7"):
+            load_quantized(path)
+    save_quantized(network, qconfig, path, {})
+    path.write_bytes(changed(path.read_bytes(), f"{name}.weight", 0xFF))
+    with pytest.raises(PTQ4VMError, match=r"codes of 3 bits, from 0 to 7, .*got some from 0 to 15"):
+        load_quantized(path)

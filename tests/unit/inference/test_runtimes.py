@@ -1,6 +1,7 @@
 """Exported graphs behind the contract of a matting network, and what is no such graph."""
 
 import importlib
+import json
 
 import onnx
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export import export_onnx
-from ptq4vm.inference import ExportedNetwork, is_exported, matte, measure_parity
+from ptq4vm.inference import ExportedNetwork, is_exported, matte, measure_parity, open_network
 from ptq4vm.models import create_model
 
 SIZE = (48, 64)
@@ -83,3 +84,79 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(graph, monkeypa
     monkeypatch.setattr(importlib, "import_module", no_module)
     with pytest.raises(PTQ4VMError, match=r'package openvino .* pip install "ptq4vm\[openvino\]"'):
         ExportedNetwork(graph, "openvino")
+
+
+def forged(graph, path, change=lambda description: None, rewire=lambda graph: None):
+    """The graph with another description or other nodes."""
+    model = onnx.load(graph)
+    description = json.loads(model.metadata_props[0].value)
+    change(description)
+    model.metadata_props[0].value = json.dumps(description)
+    rewire(model.graph)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(("key", "values"), [
+    ("network", [None, 3]),
+    ("arguments", ["refiner", None]),
+    ("downsample_ratio", ["0.5", 0, 2, True, None]),
+    ("target", [None, []]),
+    ("size", ["48x64", [48], ["48", "64"], [0, 64], [48.0, 64], [48, 65], {}]),
+    ("bits", [None, 8]),
+    ("placement", [None]),
+    ("bit_operations", ["many", -1]),
+    ("state_scale", ["0.1", 0, -1, 0.1]),
+    ("exact_sums", ["yes"]),
+    ("format_version", [True, 2, "1"]),
+])  # fmt: skip
+def test_a_description_of_other_kinds_is_refused_by_its_key(graph, tmp_path, key, values):
+    named = "format" if key == "format_version" else key
+    for value in values:
+        path = forged(
+            graph, tmp_path / "forged.onnx", lambda description, value=value: description.update({key: value})
+        )
+        with pytest.raises(PTQ4VMError, match=named):
+            open_network(str(path))
+    if key not in ("format_version", "state_scale", "exact_sums"):
+        path = forged(graph, tmp_path / "forged.onnx", lambda description: description.pop(key))
+        with pytest.raises(PTQ4VMError, match=f"nothing for {key}"):
+            open_network(str(path))
+
+
+@pytest.mark.parametrize(
+    "rewire",
+    [
+        lambda graph: graph.input.pop(),
+        lambda graph: graph.output.pop(),
+        lambda graph: setattr(graph.input[0], "name", "frame"),
+        lambda graph: setattr(graph.input[1].type.tensor_type.shape.dim[1], "dim_param", "channels"),
+        lambda graph: setattr(graph.output[1].type.tensor_type, "elem_type", 10),
+        lambda graph: graph.ClearField("node"),
+        lambda graph: setattr(graph.initializer[0], "data_location", onnx.TensorProto.EXTERNAL),
+    ],
+)
+def test_foreign_nodes_under_our_description_are_refused(graph, tmp_path, rewire):
+    path = forged(graph, tmp_path / "forged.onnx", rewire=rewire)
+    with pytest.raises(PTQ4VMError, match=r"graph|weights inside"):
+        ExportedNetwork(path, "onnxruntime", threads=1)
+
+
+def test_outputs_of_other_shapes_are_refused(graph, tmp_path):
+    def turn(found):
+        # The last node that makes alpha makes something else; the description of the outputs stays.
+        (last,) = [node for node in found.node if "pha" in node.output]
+        last.output[:] = ["whole"]
+        found.node.append(onnx.helper.make_node("Concat", ["whole", "whole"], ["pha"], axis=1))
+
+    path = forged(graph, tmp_path / "forged.onnx", rewire=turn)
+    with pytest.raises(PTQ4VMError, match=r"Expected .*forged\.onnx"):
+        ExportedNetwork(path, "onnxruntime", threads=1).unroll(torch.rand(1, 1, 3, *SIZE))
+
+
+@pytest.mark.parametrize("arguments", [{"weights": "/etc/passwd"}, {"report": "x"}, {"refiner": "../x"}, {"wide": 3}])
+def test_a_description_cannot_name_files(random_rvm, tmp_path, arguments):
+    graph = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
+    path = forged(graph, tmp_path / "forged.onnx", lambda description: description.update(arguments=arguments))
+    with pytest.raises(PTQ4VMError, match=next(iter(arguments))):
+        ExportedNetwork(path, "onnxruntime", threads=1).initial_state(torch.rand(1, 3, *SIZE))

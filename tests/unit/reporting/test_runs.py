@@ -78,6 +78,16 @@ def test_comparison_as_a_user_calls_it(tmp_path, capsys):
     assert "finished" in capsys.readouterr().out
 
 
+def change(name, **values):
+    """A function of a run folder that gives one of its files other values."""
+
+    def write(run):
+        path = run / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return write
+
+
 @pytest.mark.parametrize(("command", "damage", "message"), [
     ("compare", lambda run: (run / "metrics.json").unlink(), "Expected a finished run"),
     ("compare", lambda run: (run / "settings.json").unlink(), "Expected a run folder"),
@@ -87,6 +97,22 @@ def test_comparison_as_a_user_calls_it(tmp_path, capsys):
     ("compare", lambda run: (run / "run.json").write_text('{"starts": [{"time": "soon"}]}'), "Expected times in"),
     ("compare", lambda run: (run / "metrics.json").write_text(
         '{"rows": [{"name": "float", "bits": "", "placement": "", "metrics": {"mad": "low"}}]}'), "Expected rows"),
+    *((command, damage, message) for command in ("compare", "report") for damage, message in (
+        (change("settings.json", bits=None), "Expected the settings of a run in"),
+        (change("settings.json", bits=[]), "Expected the settings of a run, bits and rows, in"),
+        (change("settings.json", bits=["../../W4A4"]), "Expected the settings of a run, bits and rows, in"),
+        (change("settings.json", rows=[]), "[], not an object, for rows"),
+        (change("settings.json", rows={"../x": {"title": "BIQ"}}), "Expected the settings of a run, bits and rows, in"),
+        (change("settings.json", rows={"biq": {}}), "nothing for rows.biq.title"),
+        (change("settings.json", data={"root": []}), "for data."),
+        (change("settings.json", network=10**400), "an integer of more than 64 bits"),
+        (lambda run: (run / "settings.json").write_text("[" * 10_000 + "]" * 10_000), "nest"),
+        (change("run.json", starts="soon"), "'soon', not a list, for starts"),
+        (change("run.json", starts=[[]]), "for starts.0"),
+        (change("run.json", starts=[{"time": "2026-01-02", "versions": []}]), "for starts.0.versions"),
+        (change("metrics.json", rows={}), "{}, not a list, for rows"),
+        (change("metrics.json", rows=[[]]), "for rows.0"),
+    )),
     ("report", lambda run: (run / "metrics.json").unlink(), "Expected a finished run"),
     ("report", lambda run: None, "Expected a quantized checkpoint"),
 ])  # fmt: skip
@@ -95,10 +121,27 @@ def test_a_damaged_folder_is_told_in_a_line(tmp_path, capsys, command, damage, m
     damage(run)
     assert cli.main([command, str(run)]) == 2
     said = capsys.readouterr().err
-    assert message in said
+    assert message in " ".join(said.split())
     assert "Traceback" not in said
 
 
 def test_nothing_to_list_is_told(tmp_path):
     with pytest.raises(PTQ4VMError, match="found none"):
         list_runs(tmp_path)
+
+
+def test_names_are_shown_as_they_are(tmp_path, capsys):
+    names = ("a[/b]c", "[red]x[/red] :warning:")
+    runs = [str(write_run(tmp_path / name.replace("/", "∕"), ["W8A8"])) for name in names]
+    strange = tmp_path / "a[" / "b]c"
+    write_run(strange, ["W8A8"])
+    content = json.loads((strange / "metrics.json").read_text())
+    content["rows"][1] |= {"name": "[/x]", "bits": "[/y]", "extra": {"[/z]": 1.0, ":warning:": 2.0}}
+    (strange / "metrics.json").write_text(json.dumps(content))
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert cli.main(["compare", *runs, str(strange)]) == 0
+    said = capsys.readouterr().out
+    for name in ("a[∕b]c", ":warning:", "[/x]"):
+        assert name in said, name
+    assert cli.main(["report", str(tmp_path / "a[" / "no[/b]c")]) == 2
+    assert "no[/b]c" in "".join(capsys.readouterr().err.split())
