@@ -40,7 +40,7 @@ def run_matte(args: list[str]) -> None:
         "what an exported graph has",
     )  # fmt: skip
     parser.add_argument(
-        "--strict", type=bool, default=False, help="stop at a damaged frame, instead of repeating the one before"
+        "--strict", action="store_true", help="stop at a damaged frame, instead of repeating the one before"
     )
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
     add_runtime_options(parser)
