@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ptq4vm.data import BuiltinSource
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import TargetName, ask_for_exact_sums, export_onnx
+from ptq4vm.export import TargetName, ask_for_exact_sums, export_onnx, require_exportable, require_options
 from ptq4vm.inference import ExportedNetwork, Frame, Parity, measure_parity, open_frames
 from ptq4vm.inference.runner import to_tensor
+from ptq4vm.inference.runtimes import checking_runtime, import_runtime
 from ptq4vm.models.base import MattingModel
-from ptq4vm.writing import written_whole
+from ptq4vm.writing import require_writable, written_whole
 
 MIN_FRAMES = 30
 """A recurrent network drifts, if it does, after its state has settled."""
@@ -72,12 +73,12 @@ def export_checked(
     Raises:
         PTQ4VMError: as :func:`ptq4vm.export.export_onnx`; the runtime isn't installed; or the mattes differ.
     """
-    if frames < MIN_FRAMES:
-        raise PTQ4VMError(f"Expected at least {MIN_FRAMES} frames to compare on, got {frames}. Give more.")
-    src = _frames(network, clip, height, width, frames)
+    require_job(height, width, path, target, opset, clip, frames)
+    require_exportable(network, height, width, target, opset, simulate, state_bits)
     with written_whole(Path(path)) as part:
         export_onnx(network, height, width, part, target, opset, dynamic_size, pack, simulate, state_bits)
         exported = ExportedNetwork(part)
+        src = _frames(network, clip, height, width, frames)
 
         def report(done: int) -> None:
             if progress is not None:
@@ -98,6 +99,29 @@ def export_checked(
         storage = _storage(part, exported)
         size_mb = part.stat().st_size / 1e6
     return Exported(Path(path), size_mb, storage, exported.runtime, parity)
+
+
+def require_job(
+    height: int,
+    width: int,
+    path: Path,
+    target: TargetName,
+    opset: int,
+    clip: Path | None,
+    frames: int,
+) -> None:
+    """Find mistakes in the arguments of :func:`export_checked`, which has the same, before a network is loaded.
+
+    Raises:
+        PTQ4VMError: as :func:`export_checked`, but for what the network decides.
+    """
+    require_options(height, width, target, opset)
+    if frames < MIN_FRAMES:
+        raise PTQ4VMError(f"Expected at least {MIN_FRAMES} frames to compare on, got {frames}. Give more.")
+    import_runtime(checking_runtime(target))
+    if clip is not None:
+        open_frames(clip)
+    require_writable(path)
 
 
 def _frames(network: MattingModel, clip: Path | None, height: int, width: int, count: int) -> Tensor:

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         PTQ4VMError: nothing can be written there.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))  # unlike resolve, takes loops of links
     # The suffix stays last: writers choose their format by it.
     part = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
     try:
@@ -32,6 +34,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         # Suppressed for what stands in the way of the folder itself, where there is no file to remove.
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Find out, before work is done for it, that :func:`written_whole` couldn't write there.
+
+    Raises:
+        PTQ4VMError: nothing can be written there, or a folder has the name.
+    """
+    if path.is_dir():
+        raise PTQ4VMError(f"Expected a file to write to, got the folder {path}. Name a file in it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}."):
+            pass
+    except OSError as error:
+        raise PTQ4VMError(
+            f"Can't write {path}: {error}. Choose a place that exists, has room and lets you write"
+        ) from error
 
 
 def write_json(path: Path, value: Any, **options: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.progress import Progress
 
-from ptq4vm.cli.common import COLUMNS, console, parse_size
+from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
 from ptq4vm.inference import Speed, measure_speed
 from ptq4vm.reporting import ResultRow, render_table, write_metrics
 
@@ -24,9 +24,7 @@ def run_benchmark(args: list[str]) -> None:
         "graph.onnx@openvino names the runtime. Ratios are to the first.",
     )  # fmt: skip
     parser.add_argument("--size", type=str, required=True, help="height x width of the frames, e.g. 288x512")
-    parser.add_argument(
-        "--downsample_ratio", type=float | None, default=None, help="of networks in torch; graphs have theirs baked in"
-    )
+    add_ratio_option(parser, "Of networks in torch; graphs have theirs baked in.")
     parser.add_argument("--rounds", type=int, default=30, help="how often each is timed")
     parser.add_argument("--threads", type=int | None, default=None, help="of each; by default all cores")
     parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")

@@ -8,8 +8,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.inference import Runtime, open_network
+from ptq4vm.inference.runner import LONG_SIDE, Ratio
 from ptq4vm.models.base import MattingModel
 from ptq4vm.terminal import plain_console, text_column
+from ptq4vm.video import require_size
 
 console = plain_console()
 
@@ -31,19 +33,33 @@ def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
 
 def parse_size(text: str) -> tuple[int, int]:
     """``288x512`` -> (288, 512). Raises PTQ4VMError on anything else."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
     if match is None:
         raise PTQ4VMError(f"Expected a size as HEIGHTxWIDTH, e.g. 288x512, got {text!r}.")
-    return int(match[1]), int(match[2])
+    size = int(match[1]), int(match[2])
+    require_size(*size)
+    return size
 
 
 def pick_device(name: str | None) -> torch.device:
     """The device of this name, or by default what there is."""
     default = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
-        return torch.empty(0, device=name or default).device
+        device = torch.empty(0, device=name or default).device
     except RuntimeError as error:
         raise PTQ4VMError(f"Expected a device that is there, got {name!r}: {error}") from error
+    if device.type == "meta":
+        raise PTQ4VMError("Expected a device that computes, got meta. Choose cpu, cuda or leave it out.")
+    return device
+
+
+def add_ratio_option(parser: ArgumentParser, use: str) -> None:
+    """Add ``--downsample_ratio``, by default auto; ``use`` says what it applies to."""
+    parser.add_argument(
+        "--downsample_ratio", type=Ratio, default="auto",
+        help=f"the network's body works at this fraction of the frame's size, in (0, 1]; auto: its longer side becomes "
+        f"{LONG_SIDE} pixels, as RVM's authors advise. {use}",
+    )  # fmt: skip
 
 
 def add_runtime_options(parser: ArgumentParser) -> None:

@@ -6,10 +6,11 @@ import lightning.pytorch as L
 from jsonargparse import ArgumentParser
 
 from ptq4vm.callbacks import AlphaWriter
-from ptq4vm.cli.common import add_runtime_options, console, open_model
+from ptq4vm.cli.common import add_ratio_option, add_runtime_options, console, open_model
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.graph import bits_label, network_cost
 from ptq4vm.inference import ExportedNetwork
+from ptq4vm.inference.runner import choose_downsample_ratio
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule
 from ptq4vm.quantizers import QConfig
@@ -29,19 +30,24 @@ def run_evaluate(args: list[str]) -> None:
     parser.add_argument("--frames", type=int | None, default=None, help="score at most so many frames of a clip")
     accelerators = ["auto", "cpu", "gpu", "cuda", "mps"]
     parser.add_argument("--accelerator", type=str, default="auto", choices=accelerators, help="where to run")
+    add_ratio_option(parser, "An exported graph has its own.")
     add_runtime_options(parser)
     config = parser.parse_args(args)
-    network = open_model(config)
     data = VideoMattingDataModule(evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames)
     data.setup("test")
+    size = data.evaluation_set[0].src.shape[-2:]
+    network = open_model(config)
+    network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
     trainer = L.Trainer(accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks)  # type: ignore[arg-type]
     results = trainer.test(MattingModule(network, config.scoring), datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): value for key, value in results.items()}
-    row = _row(str(config.model), network, metrics, *data.evaluation_set[0].src.shape[-2:])
+    row = _row(str(config.model), network, metrics, *size)
     render_table([row], console)
     if config.json is not None:
-        write_metrics(config.json, [row], {"data": config.data, "scoring": config.scoring})
+        write_metrics(config.json, [row], {
+            "data": config.data, "scoring": config.scoring, "downsample_ratio": network.downsample_ratio
+        })  # fmt: skip
 
 
 def _row(name: str, network: MattingModel, metrics: dict[str, float], height: int, width: int) -> ResultRow:

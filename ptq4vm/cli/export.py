@@ -6,10 +6,11 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 from rich.progress import Progress
 
-from ptq4vm.cli.common import COLUMNS, console, parse_size
-from ptq4vm.deploy import export_checked
+from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
+from ptq4vm.deploy import export_checked, require_job
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model
+from ptq4vm.inference.runner import choose_downsample_ratio
 
 
 def run_export(args: list[str]) -> None:
@@ -24,31 +25,31 @@ def run_export(args: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the ONNX file")
     parser.add_argument("--bits", type=Literal[32] | None, default=None, help="32: insist on a float model")
     parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
-    parser.add_argument(
-        "--downsample_ratio", type=float | None, default=None,
-        help="baked in: the network works at this fraction of the frame's size; by default the model's own",
-    )  # fmt: skip
+    add_ratio_option(parser, "It is baked in, also where sizes are left open.")
     parser.add_function_arguments(
         export_checked, skip={"network", "height", "width", "path", "progress"}, as_group=False
     )
     config = parser.parse_args(args)
+    size = parse_size(config.size)
+    # All that needs no network, since to load one takes seconds.
+    require_job(*size, config.out, config.target, config.opset, config.clip, config.frames)
     network = load_model(config.model, config.network)
     if config.bits == 32 and getattr(network, "qconfig", None) is not None:
         raise PTQ4VMError(
             f"Expected a float model with --bits 32, got {config.model}. Name the network or its weights."
         )
-    if config.downsample_ratio is not None:
-        network.downsample_ratio = config.downsample_ratio
+    network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     chosen = ("target", "opset", "dynamic_size", "pack", "simulate", "state_bits", "clip", "frames", "tolerance")
     with Progress(*COLUMNS, console=console) as progress:
         task = progress.add_task("exporting", total=None)
         exported = export_checked(
-            network, *parse_size(config.size), config.out, **{name: config[name] for name in chosen},
+            network, *size, config.out, **{name: config[name] for name in chosen},
             progress=lambda done, total, what: progress.update(task, completed=done, total=total, description=what),
         )  # fmt: skip
     parity = exported.parity
     console.print(
         f"file        {exported.path}  ({exported.size_mb:.2f} MB)\n"
+        f"ratio       {network.downsample_ratio:.4g} of {config.size}, baked in\n"
         f"executes    {exported.storage}\n"
         f"parity      mean |Δα| {parity.mean:.1e}, largest {parity.highest:.1e}, {100 * parity.share:.2f} % of pixels "
         f"more than 1/255 apart, over {parity.frames} frames in {exported.runtime}",

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
-from ptq4vm.cli.common import COLUMNS, add_runtime_options, console, open_model, pick_device
+from ptq4vm.cli.common import COLUMNS, add_ratio_option, add_runtime_options, console, open_model, pick_device
 from ptq4vm.inference import ExportedNetwork, matte_video
 from ptq4vm.inference.runner import check_paths
 from ptq4vm.video import open_frames
@@ -34,11 +34,7 @@ def run_matte(args: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--sound", type=bool, default=True, help="copy a video's sound to composite and cutout")
     parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
-    parser.add_argument(
-        "--downsample_ratio", type=float | None, default=None,
-        help="the network works at this fraction of the frame's size; by default its longer side becomes 512, or it is "
-        "what an exported graph has",
-    )  # fmt: skip
+    add_ratio_option(parser, "An exported graph has its own.")
     parser.add_argument(
         "--strict", action="store_true", help="stop at a damaged frame, instead of repeating the one before"
     )

@@ -1,6 +1,14 @@
 """Networks as files that other runtimes execute."""
 
-from ptq4vm.export.onnx import METADATA, OPSETS, ask_for_exact_sums, export_onnx, state_names
+from ptq4vm.export.onnx import (
+    METADATA,
+    OPSETS,
+    ask_for_exact_sums,
+    export_onnx,
+    require_exportable,
+    require_options,
+    state_names,
+)
 from ptq4vm.export.targets import TARGETS, Target, TargetName, find_target, require_executable
 
 __all__ = [
@@ -13,5 +21,7 @@ __all__ = [
     "export_onnx",
     "find_target",
     "require_executable",
+    "require_exportable",
+    "require_options",
     "state_names",
 ]

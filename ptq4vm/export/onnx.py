@@ -19,6 +19,7 @@ from ptq4vm.export.targets import TargetName, find_target, require_executable
 from ptq4vm.graph import bits_label, fold_batch_norm_, network_cost, quantized_layers, require_calibrated
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig
+from ptq4vm.video import require_size
 from ptq4vm.writing import written_whole
 
 OPSETS = range(13, 21)
@@ -55,7 +56,7 @@ def export_onnx(
         path: the file to write, whole or not at all; folders above it are made.
         target: the runtime whose rules a quantized network must meet: onnxruntime, openvino or tensorrt.
         opset: version of ONNX's operators, 13 to 20; without effect on ``pack``.
-        dynamic_size: leave height and width open; ``height`` and ``width`` are then those of the example.
+        dynamic_size: leave height and width open; ``height`` and ``width`` are then those of the example. Batch is 1.
         pack: store weights of up to 4 bits as INT4 or UINT4, two to a byte, which takes opset 21; else one.
         simulate: write also what the target does not execute as integers; it computes the same in wider arithmetic.
         state_bits: 32, or 8: the states are then int8 outside the graph, a quarter of the traffic, on one grid that
@@ -68,15 +69,8 @@ def export_onnx(
         PTQ4VMError: the network isn't calibrated, the target doesn't execute it, the opset or the size can't be
             served, ONNX has no form for something the network does, or nothing can be written there.
     """
-    runtime = find_target(target)
-    if opset not in OPSETS:
-        raise PTQ4VMError(f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}. Leave it out for 17.")
-    if height < 1 or width < 1:
-        raise PTQ4VMError(f"Expected a frame of at least 1 x 1 pixels, got {height} x {width}. Give the frames' size.")
-    require_calibrated(network)
+    require_exportable(network, height, width, target, opset, simulate, state_bits)
     state_scale = _state_scale(network, state_bits)
-    if not simulate:
-        require_executable(network, runtime)
     description = _describe(network, height, width, target, dynamic_size) | {"state_scale": state_scale}
     body = copy.deepcopy(network).eval().cpu().float()
     layers = quantized_layers(body)
@@ -91,6 +85,7 @@ def export_onnx(
         with written_whole(Path(path)) as part:
             _trace_to(part, _Frame(body), example, OPSETS[-1] if pack else opset, dynamic_size)
             model = onnx.load(part)
+            _name_sizes(model, example, dynamic_size)
             drop_whole_slices(model)
             if target == "onnxruntime":
                 quantize_before_concat(model)
@@ -107,6 +102,35 @@ def export_onnx(
             f"Expected a network that ONNX opset {opset} can express, got: {error}. Try another opset."
         ) from error
     return Path(path)
+
+
+def require_exportable(
+    network: MattingModel,
+    height: int,
+    width: int,
+    target: TargetName,
+    opset: int,
+    simulate: bool = False,
+    state_bits: int = 32,
+) -> None:
+    """Find what :func:`export_onnx`, which has these arguments, would refuse, without any work.
+
+    Raises:
+        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, or opset or size can't be served.
+    """
+    require_options(height, width, target, opset)
+    require_calibrated(network)
+    _state_scale(network, state_bits)
+    if not simulate:
+        require_executable(network, find_target(target))
+
+
+def require_options(height: int, width: int, target: str, opset: int) -> None:
+    """The part of :func:`require_exportable` that needs no network."""
+    find_target(target)
+    if opset not in OPSETS:
+        raise PTQ4VMError(f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}. Leave it out for 17.")
+    require_size(height, width)
 
 
 def ask_for_exact_sums(path: Path) -> None:
@@ -176,6 +200,28 @@ def _trace_to(path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], 
             dynamic_axes=axes if open_size else None,
             dynamo=False,  # the newer exporter wants a package more, and writes paths of source files
         )
+
+
+def _name_sizes(model: onnx.ModelProto, example: tuple[Tensor, ...], open_size: bool) -> None:
+    """Write the true shapes of what a graph takes and gives, in place; the exporter leaves names of its own in them.
+
+    Open sizes are ``height`` and ``width``, those of state k ``rk_height`` and ``rk_width``; batch and channels are
+    numbers.
+    """
+    befores, afters = state_names(len(example) - 1)
+    shapes = {"src": ("", example[0].shape), "fgr": ("", example[0].shape)}
+    shapes["pha"] = ("", torch.Size([1, 1, *example[0].shape[2:]]))
+    for names in zip(befores, afters, example[1:], strict=True):
+        shapes |= dict.fromkeys(names[:2], (f"{names[0][:-1]}_", names[2].shape))
+    for value in (*model.graph.input, *model.graph.output):
+        prefix, shape = shapes[value.name]
+        dims = value.type.tensor_type.shape
+        del dims.dim[:]
+        for place, side in enumerate(shape):
+            if open_size and place >= 2:
+                dims.dim.add().dim_param = f"{prefix}{'height' if place == 2 else 'width'}"
+            else:
+                dims.dim.add().dim_value = side
 
 
 class _Frame(nn.Module):

@@ -16,8 +16,10 @@ import torch
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import bits_label, load_model, network_cost
+from ptq4vm.inference.runner import Ratio, choose_downsample_ratio
 from ptq4vm.inference.runtimes import RUNTIMES, ExportedNetwork, is_exported
 from ptq4vm.models.base import MattingModel
+from ptq4vm.video import require_size
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class _Plan(NamedTuple):
     network: str
     height: int
     width: int
-    ratio: float | None
+    ratio: Ratio
     threads: int
 
 
@@ -87,7 +89,7 @@ def measure_speed(
     models: Sequence[str],
     height: int,
     width: int,
-    downsample_ratio: float | None = None,
+    downsample_ratio: Ratio = "auto",
     rounds: int = 30,
     threads: int | None = None,
     network: str = "rvm_mobilenetv3",
@@ -102,7 +104,7 @@ def measure_speed(
         models: each as :func:`open_network` takes it; ``graph.onnx@openvino`` names the runtime.
         height: of the frames, in pixels.
         width: of the frames, in pixels.
-        downsample_ratio: of networks in torch; a graph has its own, which must be this one.
+        downsample_ratio: of networks in torch; a graph has its own, which must be this one if it is a number.
         rounds: how often each is timed.
         threads: of each; None for all cores.
         network: what a file of float weights is of.
@@ -111,8 +113,9 @@ def measure_speed(
     Raises:
         PTQ4VMError: a model can't be loaded, doesn't take such frames, or its process ended.
     """
-    if rounds < 1 or height < 1 or width < 1:
-        raise PTQ4VMError(f"Expected at least one round and pixel, got {rounds} rounds of {height} x {width}.")
+    if rounds < 1 or (threads is not None and threads < 1):
+        raise PTQ4VMError(f"Expected at least one round and one thread, got {rounds} rounds on {threads} threads.")
+    require_size(height, width)
     threads = threads or len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         plans = [_Plan(model, network, height, width, downsample_ratio, threads) for model in models]
@@ -185,8 +188,7 @@ def _serve(plan: _Plan, connection: "Connection[object, object]") -> None:
             runtime = next((name for name in RUNTIMES if plan.model.endswith(f"@{name}")), None)
             model = plan.model.removesuffix(f"@{runtime}")
             network = open_network(model, plan.network, runtime, plan.threads).eval()
-            if plan.ratio is not None:
-                network.downsample_ratio = plan.ratio
+            network.downsample_ratio = choose_downsample_ratio(network, plan.ratio, plan.height, plan.width)
             src = torch.rand(1, 3, plan.height, plan.width)
             state = network.initial_state(src)
             connection.send(_describe(network, plan))

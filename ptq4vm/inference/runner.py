@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,7 +25,10 @@ from ptq4vm.video.frames import Frame, FrameReader
 from ptq4vm.video.reader import VideoReader
 from ptq4vm.video.videos import open_frames, open_writer, require_output
 
-_LONG_SIDE = 512
+LONG_SIDE = 512
+"""Pixels of a frame's longer side that the network's body works at by itself."""
+Ratio = float | Literal["auto"]
+"""A downsample ratio in (0, 1], or the one of :func:`auto_downsample_ratio`."""
 
 
 class MatteFrame(NamedTuple):
@@ -41,7 +44,20 @@ class MatteFrame(NamedTuple):
 
 def auto_downsample_ratio(height: int, width: int) -> float:
     """The ratio at which the frame's longer side has 512 pixels, at most 1; RVM's authors recommend it."""
-    return min(_LONG_SIDE / max(height, width), 1.0)
+    return min(LONG_SIDE / max(height, width), 1.0)
+
+
+def choose_downsample_ratio(model: MattingModel, ratio: Ratio, height: int, width: int) -> float:
+    """Resolve ``auto``: what an exported graph has, else :func:`auto_downsample_ratio`.
+
+    Raises:
+        PTQ4VMError: a number outside (0, 1].
+    """
+    if ratio == "auto":
+        return model.downsample_ratio if isinstance(model, ExportedNetwork) else auto_downsample_ratio(height, width)
+    if not 0 < ratio <= 1:
+        raise PTQ4VMError(f"Expected a downsample ratio in (0, 1], got {ratio}. Leave it out for auto.")
+    return ratio
 
 
 def matte(
@@ -92,7 +108,7 @@ def matte_video(
     composite: Path | None = None,
     background: str | Path = "green",
     foreground: Path | None = None,
-    downsample_ratio: float | None = None,
+    downsample_ratio: Ratio = "auto",
     progress: Callable[[int, int | None], None] | None = None,
     cutout: Path | None = None,
     sound: bool = True,
@@ -110,7 +126,7 @@ def matte_video(
         background: ``#rrggbb``, a colour's name, or the path of an image or a video; see :func:`open_background`.
         foreground: where the foreground's colour goes, likewise.
         downsample_ratio: the network's body works at this fraction of the frame's size, in (0, 1];
-            None: :func:`auto_downsample_ratio`, or what an exported graph has. The network's own is put back at the
+            auto: :func:`auto_downsample_ratio`, or what an exported graph has. The network's own is put back at the
             end.
         progress: called after each frame with the frames done and their whole number where it is known.
         cutout: where the foreground goes with alpha as its fourth channel: .mov (ProRes 4444) or .webm (VP9) a video;
@@ -129,10 +145,7 @@ def matte_video(
     outputs = check_paths(source, targets, background)
     reader = open_frames(source, strict)
     size = (reader.height, reader.width)
-    fixed = model.downsample_ratio if isinstance(model, ExportedNetwork) else auto_downsample_ratio(*size)
-    ratio = fixed if downsample_ratio is None else downsample_ratio
-    if not 0 < ratio <= 1:
-        raise PTQ4VMError(f"Expected a downsample ratio in (0, 1], got {ratio}")
+    ratio = choose_downsample_ratio(model, downsample_ratio, *size)
     done = 0
     with ExitStack() as stack:
         backgrounds = stack.enter_context(closing(open_background(background, size, reader.rate)))

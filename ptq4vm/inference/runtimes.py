@@ -76,9 +76,10 @@ class ExportedNetwork(MattingModel):
         self.description = read_description(self.path)
         """What the file says of itself: network, bits, target, size, ..."""
         self.name = self.description["network"]
-        target = self.description["target"]
-        self.runtime = runtime or (target if target in RUNTIMES else "onnxruntime")
+        self.runtime = runtime or checking_runtime(self.description["target"])
         self._ratio = float(self.description["downsample_ratio"])
+        if threads is not None and threads < 1:
+            raise PTQ4VMError(f"Expected at least one thread, got {threads}. Leave it out for all cores.")
         self.threads = threads or len(os.sched_getaffinity(0))
         self._session, self._shapes, self.layers = _open(
             self.path, self.runtime, self.threads, bool(self.description.get("exact_sums"))
@@ -253,16 +254,26 @@ class _Opened(NamedTuple):
     layers: dict[str, int]
 
 
-def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
+def import_runtime(runtime: str) -> Any:
+    """Import a runtime's package. Raises PTQ4VMError where it isn't known or isn't installed."""
     if runtime not in RUNTIMES:
         raise PTQ4VMError(f"Expected a runtime of {', '.join(RUNTIMES)}, got {runtime!r}. Choose one of those.")
     try:
-        package = importlib.import_module(runtime)
+        return importlib.import_module(runtime)
     except ImportError as error:
         raise PTQ4VMError(
-            f"Expected the package {runtime} to run {path}, got none. "
+            f"Expected the package {runtime} to run an exported graph, got none. "
             f'Install it with pip install "ptq4vm[{_EXTRAS[runtime]}]".'
         ) from error
+
+
+def checking_runtime(target: str) -> str:
+    """The runtime that executes a target's graphs here: ONNX Runtime does TensorRT's."""
+    return target if target in RUNTIMES else "onnxruntime"
+
+
+def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
+    package = import_runtime(runtime)
     try:
         if runtime == "onnxruntime":
             opened = _onnx_runtime(package, path, threads, exact_sums)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ptq4vm import processes
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export import TargetName, find_target
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
 from ptq4vm.mixed_precision import CANDIDATE_BITS, choose_bits, require_budget
@@ -100,6 +101,13 @@ def quantize(
         qconfig = find_target(target).fit(qconfig)
     # A folder is claimed only for what can be run.
     plans = {one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits}
+    counts = {"block_steps": block_steps, "block_batch_size": block_batch_size, "gac_epochs": gac_epochs,
+              "gac_batch_size": gac_batch_size}  # fmt: skip
+    for name, count in counts.items():
+        if count < 1:
+            raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
+    if not plans:
+        raise PTQ4VMError("Expected at least one of bits, e.g. W8A8, got none. Leave bits out for W8A8.")
     methods = check_rows(rows or DEFAULT_ROWS)
     for row in methods.values():
         dataclasses.replace(qconfig, **row.qconfig)

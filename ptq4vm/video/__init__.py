@@ -1,7 +1,7 @@
 """Frames in and out: readers and writers of videos and images, and backgrounds for composites."""
 
 from ptq4vm.video.backgrounds import COLOURS, open_background
-from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
+from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter, require_size
 from ptq4vm.video.videos import open_frames, open_writer
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "open_background",
     "open_frames",
     "open_writer",
+    "require_size",
 ]

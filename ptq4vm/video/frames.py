@@ -22,6 +22,19 @@ DEFAULT_RATE = Fraction(25)
 """Frames per second where the source doesn't say, as a folder of images doesn't."""
 
 
+MAX_SIDE = 16384
+"""Longer sides of a frame are taken for mistakes."""
+
+
+def require_size(height: int, width: int) -> None:
+    """Raise PTQ4VMError where a frame can't have this size, in pixels."""
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise PTQ4VMError(
+            f"Expected a frame of at least 1 x 1 pixels, got {height} x {width}; at most {MAX_SIDE} a side. Give the "
+            "frames' size, height first."
+        )
+
+
 class FrameReader(ABC):
     """Frames of one source in order, read while they are asked for. Each ``iter()`` begins again at the first."""
 

@@ -1,5 +1,6 @@
 """`ptq4vm export` as a user calls it, and what is done with its file."""
 
+import functools
 import json
 
 import cv2
@@ -12,8 +13,10 @@ from skimage.data import astronaut
 from ptq4vm import cli
 from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import quantize_network, quantized_layers
 from ptq4vm.inference import ExportedNetwork, Parity
 from ptq4vm.models import create_model
+from ptq4vm.quantizers import QConfig
 
 pytestmark = pytest.mark.usefixtures("official_weights")
 
@@ -86,3 +89,56 @@ def test_mattes_that_differ_leave_no_file(tmp_path):
         export_checked(network, 64, 64, tmp_path / "q.onnx", tolerance=-1.0)
     assert not list(tmp_path.iterdir())
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--size", "0x0"], "Expected a frame of at least 1 x 1 pixels, got 0 x 0"),
+    (["--size", "999999x999999"], "got 999999 x 999999; at most 16384 a side"),
+    (["--opset", "7"], "Expected an opset from 13 to 20, got 7"),
+    (["--clip", "nowhere.mp4"], "nowhere.mp4, which does not exist"),
+    (["--out", "file/q.onnx"], "Can't write"),
+    (["--out", "."], "got the folder"),
+    (["--downsample_ratio", "1.5"], "downsample ratio in (0, 1], got 1.5"),
+    (["--frames", "29"], "at least 30 frames"),
+])  # fmt: skip
+def test_mistakes_are_found_before_any_work(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    for name in ("measure_parity", "export_onnx", "_frames"):
+        monkeypatch.setattr(f"ptq4vm.deploy.{name}", lambda *_: pytest.fail("work was done"))
+    if "ratio" not in message:
+        monkeypatch.setattr("ptq4vm.cli.export.load_model", lambda *_: pytest.fail("the network was loaded"))
+    given = dict(zip(["--size", "--out", *options[::2]], ["64x64", "q.onnx", *options[1::2]], strict=True))
+    assert cli.main(["export", "rvm_mobilenetv3", *(word for pair in given.items() for word in pair)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_network_for_another_target_is_refused_before_any_work(tmp_path, monkeypatch, random_rvm):
+    monkeypatch.setattr("ptq4vm.deploy._frames", lambda *_: pytest.fail("frames were made"))
+    network = quantize_network(random_rvm, QConfig(bits="W8A8", placement="full"))
+    for layer in quantized_layers(network).values():
+        layer.fix_()
+        for quantizer in layer.activation_quantizers:
+            quantizer.ready.fill_(True)
+    network.qconfig = QConfig(bits="W8A8", placement="paper")
+    with pytest.raises(PTQ4VMError, match="executes as integers, got placement paper"):
+        export_checked(network, 64, 64, tmp_path / "q.onnx")
+
+
+@pytest.mark.parametrize("given", [[], ["--downsample_ratio", "0.5"]])
+def test_the_ratio_that_is_baked_in_is_chosen_and_shown(given, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("ptq4vm.cli.export.load_model", lambda *_: create_model("rvm_mobilenetv3"))
+
+    @functools.wraps(export_checked)
+    def stop(network, height, width, *_, **__):
+        seen.append((network.downsample_ratio, height, width))
+        raise PTQ4VMError("enough")
+
+    monkeypatch.setattr("ptq4vm.cli.export.export_checked", stop)
+    args = ["export", "rvm_mobilenetv3", "--size", "1080x1920", "--out", str(tmp_path / "q.onnx")]
+    assert cli.main([*args, *given]) == 2
+    ((ratio, *size),) = seen
+    assert size == [1080, 1920]
+    assert ratio == pytest.approx(0.5 if given else 512 / 1920)

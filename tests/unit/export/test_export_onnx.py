@@ -83,6 +83,16 @@ def test_open_size_takes_other_frames(tmp_path, ratio):
     network = random_network(downsample_ratio=ratio)
     path = export_onnx(network, 64, 96, tmp_path / "float.onnx", dynamic_size=True)
     assert_parity(network, path, 77, 101, frames=2)
+    graph = onnx.load(path).graph
+    shapes = {
+        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes["src"] == shapes["fgr"] == [1, 3, "height", "width"]
+    assert shapes["pha"] == [1, 1, "height", "width"]
+    for number, channels in enumerate((16, 20, 40, 64), 1):
+        expected = [1, channels, f"r{number}_height", f"r{number}_width"]
+        assert shapes[f"r{number}i"] == shapes[f"r{number}o"] == expected
 
 
 def test_network_without_a_state(tmp_path):
