@@ -41,7 +41,7 @@ def run_benchmark(args: list[str]) -> None:
     render_table(rows, console)
     if config.json is not None:
         settings = {name: config[name] for name in ("size", "downsample_ratio", "rounds", "threads")}
-        write_metrics(config.json, rows, {**settings, "machine": platform.processor() or platform.machine()})
+        write_metrics(config.json, rows, {**settings, "machine": platform.machine()})
 
 
 def _speed_row(speed: Speed, first: Speed) -> ResultRow:

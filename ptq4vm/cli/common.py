@@ -16,6 +16,13 @@ from ptq4vm.video import require_size
 console = plain_console()
 
 
+TRUST = (
+    "A configuration is code: its class_path can name any class that is installed, whose module is imported, and its "
+    "settings say where files are written. Run only those you trust, as you would a script."
+)
+"""For the help of commands that take one."""
+
+
 COLUMNS = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ptq4vm.callbacks import LoggedConfig
+from ptq4vm.cli.common import TRUST
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import PTQPhase
@@ -15,6 +16,10 @@ from ptq4vm.phases.checkpoints import WholeCheckpoints
 
 
 class _CLI(LightningCLI):
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's, whose help says that a configuration is code."""
+        return super().init_parser(epilog=TRUST, **kwargs)
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
         super().parse_arguments(parser, args)

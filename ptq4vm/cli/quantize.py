@@ -6,7 +6,7 @@ import lightning.pytorch as L
 from jsonargparse import ArgumentParser, Namespace
 
 from ptq4vm import processes
-from ptq4vm.cli.common import console, parse_settings
+from ptq4vm.cli.common import TRUST, console, parse_settings
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import BlockReconstructionModule, GACModule
@@ -18,7 +18,7 @@ _FROM_RECIPE = {"network", "weights", "downsample_ratio", "qconfig", "output", "
 
 def run_quantize(args: list[str]) -> None:
     """Quantize a network and print its table."""
-    parser = ArgumentParser(prog="ptq4vm quantize", description=quantize.__doc__)
+    parser = ArgumentParser(prog="ptq4vm quantize", epilog=TRUST, description=quantize.__doc__)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times, later ones win.")
     parser.add_class_arguments(VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"})
     parser.add_class_arguments(BlockReconstructionModule, "block_reconstruction", skip=_FROM_RECIPE, instantiate=False)

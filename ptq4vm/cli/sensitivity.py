@@ -8,7 +8,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ptq4vm.cli.common import COLUMNS, console, parse_settings, pick_device
+from ptq4vm.cli.common import COLUMNS, TRUST, console, parse_settings, pick_device
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.flow import create_flow
 from ptq4vm.models import list_models
@@ -21,7 +21,7 @@ from ptq4vm.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivit
 
 def run_sensitivity(args: list[str]) -> None:
     """Measure the sensitivity of each layer."""
-    parser = ArgumentParser(prog="ptq4vm sensitivity", description=measure_sensitivity.__doc__)
+    parser = ArgumentParser(prog="ptq4vm sensitivity", epilog=TRUST, description=measure_sensitivity.__doc__)
     parser.add_argument("--config", action="config", help="YAML file; may be given several times, later ones win.")
     parser.add_argument("network", help=", ".join(list_models()))
     parser.add_argument("--weights", type=str, default="official", help="official, or a file of float weights")

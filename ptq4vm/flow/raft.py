@@ -1,7 +1,6 @@
 """RAFT from torchvision with weights from a file."""
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +12,7 @@ from torchvision.models.optical_flow import raft_large, raft_small
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import load_safetensors
+from ptq4vm.torch_files import load_plain
 
 RaftArch = Literal["auto", "large", "small"]
 
@@ -58,12 +58,12 @@ def load_raft(
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise PTQ4VMError(f"Expected RAFT's weights at {path}, got no such file. {_REMEDY}")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
+        try:
             return load_safetensors(path.read_bytes())[0]
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise PTQ4VMError(f"Expected RAFT's weights in {path}, got an unreadable file: {error} {_REMEDY}") from error
+        except (OSError, ValueError) as error:
+            raise PTQ4VMError(f"Expected RAFT's weights, got {path}, which is damaged: {error}. {_REMEDY}") from error
+    state = load_plain(path, "RAFT's weights", _REMEDY)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise PTQ4VMError(f"Expected a plain dictionary of tensors in {path}, got {type(state).__name__}. {_REMEDY}")
     return state

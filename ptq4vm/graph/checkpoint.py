@@ -84,7 +84,7 @@ def layer_bits(layer: torch.nn.Module) -> str:
 
 def is_quantized_checkpoint(path: Path) -> bool:
     """Whether the file is safetensors with ptq4vm's header (float weights have none)."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
         return False
     with path.open("rb") as file:
         size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]

@@ -1,15 +1,18 @@
 """How fast networks are, and what they need, side by side."""
 
+import json
 import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from ptq4vm.graph import bits_label, load_model, network_cost
 from ptq4vm.inference.runner import Ratio, choose_downsample_ratio
 from ptq4vm.inference.runtimes import RUNTIMES, ExportedNetwork, is_exported
 from ptq4vm.models.base import MattingModel
+from ptq4vm.programs import python_program
 from ptq4vm.video import require_size
 
 
@@ -164,46 +168,70 @@ class _Worker:
         return answer
 
 
+_SERVE = """\
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from ptq4vm.inference.benchmark import serve
+serve(int(sys.argv[2]), json.loads(sys.argv[3]))
+"""
+
+
 @contextmanager
 def _worker(plan: _Plan) -> Iterator[_Worker]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(plan, theirs), daemon=True)
-    process.start()
+    ours, theirs = multiprocessing.Pipe()
+    # Not multiprocessing's own start: its new interpreter looks for modules in the current directory first. This one
+    # imports from where the one at hand does, and from nowhere else.
+    path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
+    command = python_program("-c", _SERVE, path, str(theirs.fileno()), json.dumps(plan))
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     theirs.close()
     try:
         yield _Worker(plan, ours)
     finally:
         ours.close()
-        process.join(10)
-        process.kill()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def _serve(plan: _Plan, connection: "Connection[object, object]") -> None:
-    """Hold a network, and answer: facts first, then the seconds of a frame or the memory."""
-    try:
-        with torch.inference_mode():
-            torch.set_num_threads(plan.threads)
-            before = _peak_memory()
-            runtime = next((name for name in RUNTIMES if plan.model.endswith(f"@{name}")), None)
-            model = plan.model.removesuffix(f"@{runtime}")
-            network = open_network(model, plan.network, runtime, plan.threads).eval()
-            network.downsample_ratio = choose_downsample_ratio(network, plan.ratio, plan.height, plan.width)
-            src = torch.rand(1, 3, plan.height, plan.width)
-            state = network.initial_state(src)
-            connection.send(_describe(network, plan))
-            while True:
-                if connection.recv() == "memory":
-                    connection.send(_peak_memory() - before)
-                    continue
-                state = network.forward_frame(src, state).state
-                start = time.perf_counter()
-                state = network.forward_frame(src, state).state
-                connection.send(time.perf_counter() - start)
-    except PTQ4VMError as error:
-        connection.send(error)
-    except EOFError:
-        pass  # nobody asks any more
+def serve(descriptor: int, plan: list[Any]) -> None:
+    """Hold a network, in a process of its own, and answer what the one that measures asks.
+
+    Args:
+        descriptor: of this end of the pipe to it.
+        plan: what to load, and how.
+    """
+    with Connection(descriptor) as connection:
+        try:
+            _measure(_Plan(*plan), connection)
+        except PTQ4VMError as error:
+            connection.send(error)
+        except (EOFError, BrokenPipeError, KeyboardInterrupt):
+            pass  # nobody asks any more
+
+
+def _measure(plan: _Plan, connection: "Connection[object, object]") -> None:
+    """Facts first, then the seconds of a frame or the memory, until the other end is closed."""
+    with torch.inference_mode():
+        torch.set_num_threads(plan.threads)
+        before = _peak_memory()
+        runtime = next((name for name in RUNTIMES if plan.model.endswith(f"@{name}")), None)
+        model = plan.model.removesuffix(f"@{runtime}")
+        network = open_network(model, plan.network, runtime, plan.threads).eval()
+        network.downsample_ratio = choose_downsample_ratio(network, plan.ratio, plan.height, plan.width)
+        src = torch.rand(1, 3, plan.height, plan.width)
+        state = network.initial_state(src)
+        connection.send(_describe(network, plan))
+        while True:
+            if connection.recv() == "memory":
+                connection.send(_peak_memory() - before)
+                continue
+            state = network.forward_frame(src, state).state
+            start = time.perf_counter()
+            state = network.forward_frame(src, state).state
+            connection.send(time.perf_counter() - start)
 
 
 def _describe(network: MattingModel, plan: _Plan) -> _Facts:

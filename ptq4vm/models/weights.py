@@ -1,22 +1,28 @@
 """Weights: loading them strictly, and their checksums. Where they come from is in :mod:`ptq4vm.models.download`."""
 
 import hashlib
-import pickle
-import struct
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models.base import MattingModel
 from ptq4vm.models.download import WEIGHTS, WeightSource, cache_folder, fetch_weights
 from ptq4vm.models.onnx_weights import read_onnx
+from ptq4vm.reading import load_safetensors
+from ptq4vm.torch_files import load_plain
 
 __all__ = ["WEIGHTS", "WeightSource", "cache_folder", "fetch_weights", "load_weights", "weights_checksum"]
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar")
+_SAVE_ALONE = "Save the weights alone with `torch.save(model.state_dict(), path)`, or download the file anew."
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+"""Under what training programs keep the state dict, beside the optimizer's and other things."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
+"""What DataParallel, torch.compile and training programs put before every name."""
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 _FIRST_CONVOLUTIONS = {
     "backbone.features.0.0.weight": ((16, 3, 3, 3), "rvm_mobilenetv3"),
@@ -29,9 +35,10 @@ _FIRST_CONVOLUTIONS = {
 def load_weights(network: nn.Module, path: str | Path) -> None:
     """Load a file of weights into a network, all of it or nothing.
 
-    ``.pth``, ``.pt`` and ``.ckpt`` hold a state dict, as the authors publish it, and are read without running pickled
-    code; ``.safetensors`` likewise; ``.onnx`` is the export of RVM's authors in FP32
-    (:func:`ptq4vm.models.onnx_weights.read_onnx`).
+    ``.pth``, ``.pt``, ``.ckpt`` and ``.pth.tar`` hold a state dict, by itself or in a training program's checkpoint,
+    and are read without running pickled code; ``.safetensors`` holds one by itself; ``.onnx`` is the export of RVM's
+    authors in FP32 (:func:`ptq4vm.models.onnx_weights.read_onnx`). A prefix that every name has, as a wrapper around
+    the network gives it, is taken away.
     A network whose refiner has no parameters ignores those of the file's refiner.
 
     Args:
@@ -39,21 +46,25 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         path: the file.
 
     Raises:
-        PTQ4VMError: a missing, unreadable or foreign file, keys or shapes that are not the network's, NaN or infinity.
+        PTQ4VMError: a missing, unreadable or foreign file, keys or shapes that are not the network's, tensors that
+            are sparse, quantized or without values, NaN or infinity.
     """
     path = Path(path)
     if not path.is_file():
         raise PTQ4VMError(f"Expected a file of weights, got {path}, which is not there. Check the path.")
-    state = _read(path, network)
+    expected = network.state_dict()
+    state = _unwrap(_read(path, network), expected)
     if isinstance(network, MattingModel):
         state = network.rename_weights(state)
-    expected = network.state_dict()
     if not any(name.startswith("refiner.") for name in expected):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("refiner.")}
+    _check_kinds(path, state)
     _check_fit(path, state, expected)
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            count = int((~tensor.isfinite()).sum())
+        # As they will be: what is finite in 64 bits need not be in 32.
+        infinite = ~tensor.to(expected[name].dtype).isfinite()
+        if infinite.any():
+            count = int(infinite.sum())
             raise PTQ4VMError(
                 f"Expected finite weights in {path}, got {count} NaN or infinite values in {name}. "
                 "Take a checkpoint from before the training went wrong, or download the file anew."
@@ -71,56 +82,54 @@ def weights_checksum(network: nn.Module) -> str:
 
 
 def _read(path: Path, network: nn.Module) -> dict[str, Tensor]:
-    if path.suffix in (".pth", ".pt", ".ckpt"):
+    suffix = path.suffix.lower()
+    if suffix in _TORCH_SUFFIXES:
         return _read_torch(path)
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+            return load_safetensors(path.read_bytes())[0]
+        except (OSError, ValueError) as error:
             raise PTQ4VMError(f"Expected a safetensors file, got {path}: {error}. Download it anew.") from error
-    if path.suffix == ".onnx":
+    if suffix == ".onnx":
         return read_onnx(path, network, dict(_FIRST_CONVOLUTIONS.values()))
     raise PTQ4VMError(
-        f"Expected weights as .pth, .pt, .ckpt, .safetensors or .onnx, got {path}. Convert the file, or correct its "
-        "name."
+        f"Expected weights as {', '.join(_TORCH_SUFFIXES)}, .safetensors or .onnx, got {path}. Convert the file, or "
+        "correct its name."
     )
 
 
-def load_plain(path: Path, expected: str, remedy: str, map_location: Any = "cpu") -> Any:
-    """What ``torch.save`` wrote, as long as it is tensors and plain values: no pickled code is run.
-
-    Args:
-        path: the file.
-        expected: what it should be, for the error.
-        remedy: what to do if it isn't.
-        map_location: where tensors go.
-
-    Raises:
-        PTQ4VMError: it is damaged, or holds more than that.
-    """
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    # Bytes that are no checkpoint make the unpickler stumble in any of these ways.
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
-            AssertionError, struct.error, pickle.UnpicklingError) as error:  # fmt: skip
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise PTQ4VMError(
-            f"Expected {expected}, got {path}, which is damaged or carries more than tensors "
-            f"({lines[0][:200]}). {remedy}"
-        ) from error
-
-
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    state = load_plain(path, "a PyTorch state dict", "Save `model.state_dict()`, or download the file anew.")
+    state = load_plain(path, "a PyTorch state dict", _SAVE_ALONE)
+    if isinstance(state, dict):
+        state = next((state[key] for key in _CONTAINERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else ""
         inside = f"a dict of {keys}" if keys else type(state).__name__
-        raise PTQ4VMError(
-            f"Expected a PyTorch state dict of tensors, got {inside} in {path}. Save `model.state_dict()` alone."
-        )
+        raise PTQ4VMError(f"Expected a PyTorch state dict of tensors, got {inside} in {path}. {_SAVE_ALONE}")
     return state
+
+
+def _unwrap(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take away prefixes that all names of the file have, and those of the network have not."""
+    for prefix in _WRAPPERS * 2:  # one may be around the other, in either order
+        if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in expected):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _check_kinds(path: Path, state: dict[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if tensor.is_nested or tensor.layout != torch.strided:
+            kind, remedy = "is sparse or nested", "Save `tensor.to_dense()` in its place."
+        elif tensor.is_meta:
+            kind, remedy = "is on the meta device and has no values", "Load the network's weights before saving it."
+        elif tensor.is_quantized:
+            kind, remedy = "is quantized by PyTorch", "Save the network before it is quantized."
+        else:
+            continue
+        raise PTQ4VMError(f"Expected plain tensors in {path}, got {name}, which {kind}. {remedy}")
 
 
 def _check_fit(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -149,4 +158,5 @@ def _check_fit(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def _fits(got: Tensor, expected: Tensor) -> bool:
-    return got.shape == expected.shape and got.is_floating_point() == expected.is_floating_point()
+    kinds = _FLOATS if expected.is_floating_point() else _WHOLE_NUMBERS
+    return got.shape == expected.shape and got.dtype in kinds

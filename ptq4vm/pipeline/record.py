@@ -1,13 +1,13 @@
 """What a run folder says of its own making: versions, code, seed, weights, and when."""
 
 import platform
-import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ptq4vm import __version__
+from ptq4vm.programs import run_program
 from ptq4vm.reporting.runs import RECORD, read_record
 from ptq4vm.writing import write_json
 
@@ -55,10 +55,13 @@ def _git() -> dict[str, Any] | None:
         _ask(here, "ls-files", "--error-unmatch", Path(__file__).name)
         changed = _ask(here, "status", "--porcelain", "--untracked-files=no")
         return {"revision": _ask(here, "rev-parse", "HEAD"), "changed": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):
+    except OSError:
         return None
 
 
 def _ask(folder: Path, *command: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True)
+    # A checkout's own settings may name a program that watches its files; and asking writes nothing.
+    done = run_program(["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *command], folder)
+    if done.returncode:
+        raise OSError(f"git exited with {done.returncode}: {done.stderr.strip()}")
     return done.stdout.strip()

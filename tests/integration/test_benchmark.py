@@ -19,7 +19,11 @@ def graph(tmp_path_factory):
     return export_onnx(create_model("rvm_mobilenetv3"), 64, 96, tmp_path_factory.mktemp("graph") / "float.onnx")
 
 
-def test_networks_stand_side_by_side(graph, tmp_path, capsys):
+def test_networks_stand_side_by_side(graph, tmp_path, capsys, monkeypatch):
+    # Modules that lie in the current directory are no business of the processes that are started.
+    for name in ("multiprocessing", "pickle", "random", "struct", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current directory')")
+    monkeypatch.chdir(tmp_path)
     models = ["rvm_mobilenetv3", str(graph), f"{graph}@onnxruntime"]
     settings = ["--size", "64x96", "--rounds", "3", "--threads", "1", "--json", str(tmp_path / "speed.json")]
     assert cli.main(["benchmark", *models, *settings]) == 0

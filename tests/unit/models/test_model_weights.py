@@ -1,5 +1,9 @@
 import copy
+import json
 import pickle
+import resource
+import warnings
+import zipfile
 
 import onnx
 import pytest
@@ -166,13 +170,192 @@ def test_pickled_code_is_not_run(blank, tmp_path, dump):
     assert not (tmp_path / "ran").exists()
 
 
+def save_module(path):
+    torch.save(torch.nn.Conv2d(1, 1, 1), path)
+    return "carries more than tensors: a pickled torch.nn.modules.conv.Conv2d"
+
+
+def save_program(path):
+    torch.jit.script(torch.nn.Conv2d(1, 1, 1)).save(path)
+    return "is a TorchScript program"
+
+
+def save_plain_pickle(path):
+    path.write_bytes(pickle.dumps({"a": [1]}))
+    return "is damaged, or not what torch.save writes of tensors"
+
+
+@pytest.mark.parametrize("save_it", [save_module, save_program, save_plain_pickle])
+def test_a_refusal_is_one_sentence_and_the_remedy(blank, tmp_path, save_it):
+    path = tmp_path / "weights.pth"
+    reason = save_it(path)
+    with warnings.catch_warnings(), pytest.raises(PTQ4VMError) as caught:
+        warnings.simplefilter("error")
+        load_weights(blank, path)
+    assert str(caught.value) == (
+        f"Expected a PyTorch state dict, got {path}, which {reason}. Save the weights alone with "
+        "`torch.save(model.state_dict(), path)`, or download the file anew."
+    )
+
+
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, {1: torch.zeros(1)}]
+    "content", [[torch.zeros(1)], {"epoch": 3, "weights": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}]
 )
 def test_no_state_dict(blank, tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(PTQ4VMError, match="Expected a PyTorch state dict of tensors"):
         load_weights(blank, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "WEIGHTS.PTH", "weights.pth.tar", "weights.Pt", "weights.ckpt"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
+def test_checkpoints_of_other_tools(network, blank, tmp_path, name, key):
+    state = network.state_dict()
+    content = state if key is None else {"epoch": 3, "optimizer": {"state": {}}, key: state, "best": 0.5}
+    torch.save(content, tmp_path / name)
+    load_weights(blank, tmp_path / name)
+    assert weights_checksum(blank) == weights_checksum(network)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "SAFETENSORS"])
+def test_prefixes_that_wrappers_give(network, blank, tmp_path, prefix, suffix):
+    state = {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+    path = tmp_path / f"weights.{suffix}"
+    save_file(state, path) if suffix.lower() == "safetensors" else torch.save(state, path)
+    load_weights(blank, path)
+    assert weights_checksum(blank) == weights_checksum(network)
+
+
+def test_a_prefix_of_some_names_stays(network, blank, tmp_path):
+    state = network.state_dict()
+    state["module.project_mat.conv.bias"] = state.pop("project_mat.conv.bias")
+    with pytest.raises(PTQ4VMError, match=r"1 unexpected: module\.project_mat\.conv\.bias"):
+        load_weights(blank, save(state, tmp_path / "weights.pth"))
+
+
+def test_a_prefix_of_the_networks_own_stays(tmp_path):
+    network, other = (torch.nn.ModuleDict({"model": torch.nn.Linear(2, 2)}) for _ in range(2))
+    load_weights(other, save(network.state_dict(), tmp_path / "weights.pth"))
+    assert torch.equal(other["model"].weight, network["model"].weight)
+
+
+BIAS = "project_mat.conv.bias"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(4).to_sparse(), "sparse"),
+        (torch.eye(4).to_sparse_csr(), "sparse"),
+        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(2)]), "nested"),
+        (torch.empty(4, device="meta"), "meta device and has no values"),
+        (torch.quantize_per_tensor(torch.zeros(4), 0.1, 0, torch.qint8), "quantized"),
+        (torch.zeros(4, dtype=torch.complex64), "torch.complex64, expected"),
+        (torch.zeros(4, dtype=torch.float8_e4m3fn), "torch.float8_e4m3fn, expected"),
+        (torch.zeros(4, dtype=torch.bool), "torch.bool, expected"),
+        (torch.full((4,), 1e300, dtype=torch.float64), f"4 NaN or infinite values in {BIAS}"),
+        (torch.zeros(1).expand(1 << 40), "another shape"),
+    ],
+    ids=["sparse", "csr", "nested", "meta", "quantized", "complex", "float8", "bool", "large", "expanded"],
+)
+def test_tensors_that_are_no_plain_floats(network, blank, tmp_path, tensor, message):
+    before = weights_checksum(blank)
+    with pytest.raises(PTQ4VMError, match=message) as caught:
+        load_weights(blank, save(network.state_dict() | {BIAS: tensor}, tmp_path / "weights.pth"))
+    assert BIAS in str(caught.value)
+    assert weights_checksum(blank) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_other_widths(network, blank, tmp_path, dtype):
+    stored = network.project_mat.conv.bias.detach().to(dtype)
+    load_weights(blank, save(network.state_dict() | {BIAS: stored}, tmp_path / "weights.pth"))
+    assert torch.equal(blank.project_mat.conv.bias, stored.float())
+
+
+def rezip(path, compression, change=lambda name, content: content):
+    """A file of torch.save's again, its entries compressed or changed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries:
+            archive.writestr(name, change(name, content))
+    return path
+
+
+def compressed(path):
+    torch.save({"a": torch.zeros(1 << 22)}, path)
+    return rezip(path, zipfile.ZIP_DEFLATED)
+
+
+def shared(path):
+    """Eight entries of the directory at one place of the file."""
+    torch.save({"a": torch.zeros(1 << 18)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data/0"))
+        for number in range(1, 8):
+            again = copy.copy(entry)
+            again.filename = f"{entry.filename}{number}"
+            archive.filelist.append(again)
+        archive._didModify = True
+    return path
+
+
+def allocating(path):
+    """A pickle of a few bytes that asks for 1 GB."""
+    torch.save({"a": torch.zeros(1)}, path)
+    pickled = b"\x80\x02cbuiltins\nbytearray\nJ" + (1 << 30).to_bytes(4, "little") + b"\x85R."
+    return rezip(path, zipfile.ZIP_STORED, lambda name, content: pickled if name.endswith("data.pkl") else content)
+
+
+def allocating_legacy(path):
+    path.write_bytes(b"\x80\x02cbuiltins\nbytearray\nJ" + (1 << 30).to_bytes(4, "little") + b"\x85R.")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (compressed, "is compressed"),
+        (shared, "holds more than its"),
+        (allocating, "a pickled bytearray"),
+        (allocating_legacy, "a pickled bytearray"),
+    ],
+)
+def test_a_file_costs_no_more_than_its_size(blank, tmp_path, make, message, monkeypatch):
+    path = make(tmp_path / "weights.pth")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was read"))
+    with pytest.raises(PTQ4VMError, match=message):
+        load_weights(blank, path)
+
+
+def test_a_legacy_file_that_claims_more_than_it_holds(blank, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b"K\x03") == 2  # the sizes of the storage and of the tensor
+    path.write_bytes(content.replace(b"K\x03", b"J" + (1 << 29).to_bytes(4, "little")))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PTQ4VMError, match="is damaged"):
+        load_weights(blank, path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB; it claims 8 times as much
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F8_E8M0", "F4", "F6_E2M3", "C64", "X9"])
+def test_safetensors_with_a_header_of_its_own_mind(blank, tmp_path, dtype):
+    header = json.dumps({"a": {"dtype": dtype, "shape": [1 << 30], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(PTQ4VMError, match="Expected a safetensors file"):
+        load_weights(blank, tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("F8_E8M0", 8), ("F4", 4), ("F8_E5M2", 8), ("U16", 16), ("C64", 64)])
+def test_safetensors_of_other_types(blank, tmp_path, dtype, width):
+    header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, width]}}).encode()
+    (tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(width))
+    with pytest.raises(PTQ4VMError, match=r"weights\.safetensors"):
+        load_weights(blank, tmp_path / "weights.safetensors")
 
 
 def test_path(blank, tmp_path):
