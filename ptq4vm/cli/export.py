@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser
-from rich.progress import Progress
 
 from ptq4vm.cli.common import COLUMNS, console, parse_size
 from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model
+from ptq4vm.reporting import SteadyProgress
 
 
 def run_export(args: list[str]) -> None:
@@ -40,7 +40,7 @@ def run_export(args: list[str]) -> None:
     if config.downsample_ratio is not None:
         network.downsample_ratio = config.downsample_ratio
     chosen = ("target", "opset", "dynamic_size", "pack", "simulate", "state_bits", "clip", "frames", "tolerance")
-    with Progress(*COLUMNS, console=console) as progress:
+    with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("exporting", total=None)
         exported = export_checked(
             network, *parse_size(config.size), config.out, **{name: config[name] for name in chosen},

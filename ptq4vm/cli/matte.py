@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.progress import Progress, ProgressColumn, Task
+from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from ptq4vm.cli.common import COLUMNS, add_runtime_options, console, open_model, pick_device
 from ptq4vm.inference import ExportedNetwork, matte_video
+from ptq4vm.reporting import SteadyProgress
 
 
 class _FramesPerSecond(ProgressColumn):
@@ -31,6 +32,11 @@ def run_matte(args: list[str]) -> None:
         help="foreground and alpha in one: .mov (ProRes 4444), .webm (VP9), or a folder of PNG",
     )  # fmt: skip
     parser.add_argument("--sound", type=bool, default=True, help="copy a video's sound to composite and cutout")
+    parser.add_argument(
+        "--cuts", type=str, default="auto",
+        help="where a new shot begins and the network starts anew: auto finds it in the frames, off: nowhere, "
+        "or a file with a frame's number (from 0) or a time (12.5, 1:02.5) a line",
+    )  # fmt: skip
     parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
     parser.add_argument(
         "--downsample_ratio", type=float | None, default=None,
@@ -44,11 +50,13 @@ def run_matte(args: list[str]) -> None:
     network = open_model(config)
     if not isinstance(network, ExportedNetwork):
         network.to(pick_device(config.device))
-    with Progress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
+    with SteadyProgress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
         task = progress.add_task("matting", total=None)
-        frames = matte_video(
+        report = matte_video(
             network, config.input, config.alpha, config.composite, background, config.foreground,
             config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
-            config.cutout, config.sound,
+            config.cutout, config.sound, config.cuts,
         )  # fmt: skip
-    console.print(f"{frames} frames", highlight=False)
+    found = " found" if config.cuts == "auto" else ""
+    cuts = "" if config.cuts == "off" else f", {len(report.cuts)} cut{'s' * (len(report.cuts) != 1)}{found}"
+    console.print(f"{report.frames} frames{cuts}", highlight=False)

@@ -30,7 +30,7 @@ def expected_composite(frames, bgr):
 
 def test_alpha_and_foreground(tmp_path, model, video, make_frames):
     frames = make_frames()
-    assert matte_video(model, video, alpha=tmp_path / "a", foreground=tmp_path / "f") == 3
+    assert matte_video(model, video, alpha=tmp_path / "a", foreground=tmp_path / "f").frames == 3
     # The top left pixel shows that the state was carried, and that alpha is rounded: 0.1 is 25.5, 0.2 is 51.
     np.testing.assert_array_equal(read(tmp_path / "a"), np.round(expected_alpha(frames) * 255))
     np.testing.assert_array_equal(read_rgb(tmp_path / "f"), 255 - frames)
@@ -182,7 +182,7 @@ def hear(path):
 def test_sound_is_copied_to_composite_and_cutout(tmp_path, model, make_frames):
     source = write_with_sound(tmp_path / "in.mkv", make_frames(48, 64, count=15))
     outputs = {"composite": tmp_path / "over.mp4", "cutout": tmp_path / "cut.mov", "alpha": tmp_path / "alpha.mp4"}
-    assert matte_video(model, source, **outputs) == 15
+    assert matte_video(model, source, **outputs).frames == 15
     for name in ("composite", "cutout"):
         np.testing.assert_array_equal(hear(outputs[name]), hear(source))
         with av.open(str(outputs[name])) as container:
@@ -204,7 +204,7 @@ def test_sound_that_the_output_cannot_hold_is_told(tmp_path, model, make_frames)
 @pytest.mark.parametrize(("suffix", "decoder", "tolerance"), [(".mov", "prores", 2), (".webm", "libvpx-vp9", 8)])
 def test_foreground_and_alpha_in_one_video(tmp_path, model, video, make_frames, suffix, decoder, tolerance):
     path = tmp_path / f"cut{suffix}"
-    assert matte_video(model, video, cutout=path) == 3
+    assert matte_video(model, video, cutout=path).frames == 3
     with av.open(str(path)) as container:
         codec = av.codec.CodecContext.create(decoder, "r")
         codec.extradata = container.streams.video[0].codec_context.extradata
