@@ -31,7 +31,7 @@ class SteadyProgress(Progress):
         super().start()
         if self._thread is None and not self.console.is_terminal and not self.disable:
             self._stopped.clear()
-            self._thread = threading.Thread(target=self._write_lines, daemon=True)
+            self._thread = threading.Thread(target=self._write_lines, name="steady progress", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
@@ -61,7 +61,8 @@ class WorkBar:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show how much is done; the bar goes when it is all."""
         if self._bar is None:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            what_column = TextColumn("{task.description}", markup=False)
+            columns = (what_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = SteadyProgress(*columns, **self._options)
             self._task = self._bar.add_task(what, total=total)
             self._bar.start()

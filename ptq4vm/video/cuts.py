@@ -26,6 +26,7 @@ _SIDE = 64
 _SAMPLED = 256
 _BINS = 8
 _DIFFERENCE, _HISTOGRAM, _UNEXPLAINED, _ABOVE_ACTIVITY = 5.0, 0.09, 0.2, 2.0
+_SURE, _ONE_SIDED, _NOISE = 0.5, 0.05, 8
 _WHITE, _WASHED_OUT, _FLASH_FRAMES = 250, 0.5, 3
 _EARLIER = 4
 _TOLERANCE = Fraction(1, 2000)
@@ -39,8 +40,9 @@ class CutDetector:
 
     1. by a mean absolute difference of at least 5 of 255 and at least twice the median of the last eight steps,
     2. by a tenth (0.09) of its colours: half the L1 distance of 8×8×8-bin RGB histograms, and
-    3. in what is where: at least a fifth of the variance of its luma is not explained by the luma that the last frame
-       had in the same place (1 − correlation ratio, either way), and twice the median of the last eight steps.
+    3. in what is where: at least a fifth of the variance of a colour channel is not explained by that channel's values
+       in the same places of the last frame (1 − correlation ratio, the lesser of both directions), and twice the median
+       of the last eight steps; half of it where hardly a pixel becomes darker, as in a flash.
 
     The first is PySceneDetect's content detector, relative to the running activity as its adaptive detector; motion
     and pans keep the colours (2), and light that changes keeps what is where, whatever its curve (3). A flash that
@@ -68,24 +70,23 @@ class CutDetector:
             self._washed_out += 1
             return False
         self._washed_out, self._last = 0, view
-        step = view.distances(last)
-        is_cut = len(self._steps) >= 2 and self._exceeds(step)
-        is_cut = is_cut and all(self._exceeds(view.distances(other)) for other in self._earlier)
+        is_cut = len(self._steps) >= 2 and all(self._differs(view, other) for other in (last, *self._earlier))
         if is_cut:
             self._steps.clear()
             self._earlier.clear()
         else:
-            self._steps.append(step)
+            self._steps.append(view.distances(last))
             self._earlier.append(last)
         return is_cut
 
-    def _exceeds(self, step: tuple[float, float, float]) -> bool:
-        difference, histogram, unexplained = step
+    def _differs(self, view: "_View", last: "_View") -> bool:
+        difference, histogram, unexplained = view.distances(last)
         lively, _, unsteady = np.median(self._steps, axis=0)
         return bool(
             difference >= max(_DIFFERENCE, _ABOVE_ACTIVITY * lively)
             and histogram >= _HISTOGRAM
             and unexplained >= max(_UNEXPLAINED, _ABOVE_ACTIVITY * unsteady)
+            and (unexplained >= _SURE or view.darker_than(last) >= _ONE_SIDED)
         )
 
 
@@ -93,8 +94,8 @@ class _View(NamedTuple):
     """What is looked at of a frame."""
 
     pixels: NDArray[np.float32]
+    """(64·64, 3)."""
     histogram: NDArray[np.float64]
-    luma: NDArray[np.float32]
     white: float
     """Share of pixels that are clipped."""
 
@@ -102,32 +103,38 @@ class _View(NamedTuple):
     def of(cls, frame: Frame) -> "_View":
         # Every n-th pixel of a large frame is enough, and averaging all of them would take longer than all else here.
         every = max(1, min(frame.shape[:2]) // _SAMPLED)
-        pixels = cv2.resize(
-            np.ascontiguousarray(frame[::every, ::every]), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA
-        )
-        codes = pixels.reshape(-1, 3).astype(np.int64) * _BINS // 256 @ (_BINS * _BINS, _BINS, 1)
-        luma = (pixels.reshape(-1, 3) @ np.array([0.299, 0.587, 0.114])).astype(np.float32)
+        sampled = np.ascontiguousarray(frame[::every, ::every])
+        pixels = cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).reshape(-1, 3)
+        codes = pixels.astype(np.int64) * _BINS // 256 @ (_BINS * _BINS, _BINS, 1)
         histogram = np.bincount(codes, minlength=_BINS**3) / codes.size
-        return cls(pixels.astype(np.float32), histogram, luma, float((luma >= _WHITE).mean()))
+        return cls(pixels.astype(np.float32), histogram, float((pixels.min(1) >= _WHITE).mean()))
+
+    def darker_than(self, other: "_View") -> float:
+        """Share of pixels that are darker by more than noise."""
+        return float((self.pixels.mean(1) < other.pixels.mean(1) - _NOISE).mean())
 
     def distances(self, other: "_View") -> tuple[float, float, float]:
         """Mean absolute difference in 0…255, histogram distance and unexplained variance in 0…1."""
+        unexplained = (
+            min(_unexplained(one, two), _unexplained(two, one))
+            for one, two in zip(self.pixels.T, other.pixels.T, strict=True)
+        )
         return (
             float(np.abs(self.pixels - other.pixels).mean()),
             float(np.abs(self.histogram - other.histogram).sum() / 2),
-            min(_unexplained(self.luma, other.luma), _unexplained(other.luma, self.luma)),
+            max(unexplained),
         )
 
 
-def _unexplained(luma: NDArray[np.float32], by: NDArray[np.float32], bins: int = 32) -> float:
-    """Share of the variance of ``luma`` within pixels of equal luma in ``by``; 0 for a plain picture."""
-    total = float(luma.var(dtype=np.float64))
+def _unexplained(channel: NDArray[np.float32], by: NDArray[np.float32], bins: int = 32) -> float:
+    """Share of the variance of a channel within pixels where ``by`` is equal; 0 for a plain picture."""
+    total = float(channel.var(dtype=np.float64))
     if total < 4:  # a plain picture with the noise of a codec
         return 0.0
     place = (by * (bins / 256)).astype(np.int64)
     counts = np.bincount(place, minlength=bins)
-    means = np.bincount(place, luma, minlength=bins) / np.maximum(counts, 1)
-    return 1 - float((counts * (means - luma.mean(dtype=np.float64)) ** 2).sum() / luma.size) / total
+    means = np.bincount(place, channel, minlength=bins) / np.maximum(counts, 1)
+    return 1 - float((counts * (means - channel.mean(dtype=np.float64)) ** 2).sum() / channel.size) / total
 
 
 def find_cuts(frames: Iterable[Frame]) -> list[int]:
