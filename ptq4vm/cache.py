@@ -1,11 +1,11 @@
-"""Where what was fetched or computed once is kept: weights, calibration sequences and references."""
+"""Where what was fetched or computed once is kept."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$PTQ4VM_CACHE``, else ``ptq4vm`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``)."""
+    """``$PTQ4VM_CACHE``, else ``$XDG_CACHE_HOME/ptq4vm``, else ``~/.cache/ptq4vm``."""
     if chosen := os.environ.get("PTQ4VM_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")

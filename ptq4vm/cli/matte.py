@@ -9,6 +9,7 @@ from rich.text import Text
 from ptq4vm.cli.common import COLUMNS, add_runtime_options, console, open_model, pick_device
 from ptq4vm.inference import ExportedNetwork, matte_video
 from ptq4vm.reporting import SteadyProgress
+from ptq4vm.video import CutList
 
 
 class _FramesPerSecond(ProgressColumn):
@@ -47,6 +48,8 @@ def run_matte(args: list[str]) -> None:
     add_runtime_options(parser)
     config = parser.parse_args(args)
     background = Path(config.background) if Path(config.background).exists() else config.background
+    if config.cuts not in ("auto", "off"):
+        CutList.read(Path(config.cuts))  # refused, if so, before the network is loaded
     network = open_model(config)
     if not isinstance(network, ExportedNetwork):
         network.to(pick_device(config.device))

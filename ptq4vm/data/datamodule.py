@@ -30,7 +30,7 @@ from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
 FORMAT_VERSION = 5
 """Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
-Chunks = TypeVar("Chunks", EvaluationChunks, ReferencedChunks)
+Chunks = TypeVar("Chunks", bound=EvaluationChunks | ReferencedChunks)
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
 HELD_OUT_CLIPS, HELD_OUT_FRAMES = 8, 24
@@ -329,7 +329,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
     @property
     def evaluation_set(self) -> EvaluationChunks | ReferencedChunks:
         """Chunks of evaluation clips in order; a map-style Dataset of unbatched MattingClip."""
-        return self._readable(self._references or self._chunks())
+        chunks: EvaluationChunks | ReferencedChunks = self._references or self._chunks()
+        return self._readable(chunks)
 
     def _readable(self, chunks: Chunks) -> Chunks:
         """With the built-in portrait cut out, by now at the latest: here, not in a loader process."""

@@ -17,7 +17,7 @@ VERSION = 1
 
 
 class Shots(NamedTuple):
-    """How many frames a clip has, and the numbers of those with which a shot begins, but the first."""
+    """How many frames a clip has, and the numbers of those with which a shot after the first begins."""
 
     frames: int
     cuts: tuple[int, ...]
@@ -47,7 +47,7 @@ def find_shots(frames: Iterable[Frame], fingerprint: str, cache: Path | None) ->
 
 
 def cuts_of_images(paths: Sequence[Path], start: int, stop: int) -> list[int]:
-    """Numbers of the images in (start, stop) with which a shot begins; reads these and a few before."""
+    """Numbers of the images in (start, stop) with which a shot begins; reads a few before, too."""
     first = max(0, start - MEMORY)
     found = find_cuts(image_frames(paths[first:stop]))
     return [first + cut for cut in found if first + cut > start]
@@ -65,7 +65,11 @@ def _read(path: Path) -> Shots | None:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         frames, cuts = found["frames"], found["cuts"]
         numbers = [frames, *cuts]
-        if all(type(one) is int for one in numbers) and sorted({0, *cuts, frames}) == [0, *cuts, frames]:
+        if all(type(one) is int for one in numbers) and sorted({0, *cuts, frames}) == [
+            0,
+            *cuts,
+            frames,
+        ]:
             return Shots(frames, tuple(cuts))
         problem = "its numbers are no frames in order"
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

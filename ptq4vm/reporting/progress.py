@@ -52,7 +52,7 @@ class SteadyProgress(Progress):
 
 
 class WorkBar:
-    """A bar that is there only while something is told: ``bar(done, total, what)``. A context manager."""
+    """A bar that is there only while there is work: ``bar(done, total, what)``; a context manager."""
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -80,6 +80,9 @@ class WorkBar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

@@ -5,8 +5,10 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -18,7 +20,7 @@ from ptq4vm.video.frames import Frame
 CutTest = Callable[[Frame], bool]
 """Called with each frame of a video in order: whether a new shot begins with it."""
 Cuts = Literal["auto", "off"] | Collection[int] | CutTest
-"""Found by :class:`CutDetector`, none, at frames of these numbers (the first is 0), or where a test says."""
+"""Found by :class:`CutDetector`, none, at frames of these numbers (from 0), or where a test says."""
 
 MEMORY = 8
 """So many steps from frame to frame tell how lively a shot is."""
@@ -34,20 +36,24 @@ _TOLERANCE = Fraction(1, 2000)
 
 
 class CutDetector:
-    """Finds cuts in a stream from the frames before, so that a new shot is known with its first frame.
+    """Finds cuts in a stream from the frames before: a new shot is known with its first frame.
 
-    All frames are looked at as 64×64 RGB pictures. A new shot begins where a frame differs from the last one
+    All frames are looked at as 64×64 RGB pictures. A new shot begins where a frame differs from the
+    last one
 
-    1. by a mean absolute difference of at least 5 of 255 and at least twice the median of the last eight steps,
+    1. by a mean absolute difference of at least 5 of 255 and at least twice the median of the last
+       eight steps,
     2. by a tenth (0.09) of its colours: half the L1 distance of 8×8×8-bin RGB histograms, and
-    3. in what is where: at least a fifth of the variance of a colour channel is not explained by that channel's values
-       in the same places of the last frame (1 − correlation ratio, the lesser of both directions), and twice the median
-       of the last eight steps; half of it where hardly a pixel becomes darker, as in a flash.
+    3. in what is where: at least a fifth of the variance of a colour channel is not explained by
+       that channel's values in the same places of the last frame (1 − correlation ratio, the lesser
+       of both directions), and twice the median of the last eight steps; half of the variance where
+       hardly a pixel becomes darker, as in a flash.
 
-    The first is PySceneDetect's content detector, relative to the running activity as its adaptive detector; motion
-    and pans keep the colours (2), and light that changes keeps what is where, whatever its curve (3). A flash that
-    washes out half of a frame is passed over, and a frame that resembles one of the four before the last goes back to
-    it rather than begin a shot. A shot's first two steps tell how lively it is; no cut is found within them.
+    The first is PySceneDetect's content detector, relative to the running activity as its adaptive
+    detector; motion and pans keep the colours (2), and light that changes keeps what is where,
+    whatever its curve (3). A flash that washes out half of a frame is passed over, and a frame that
+    resembles one of the four before the last goes back to it rather than begin a shot. A shot's
+    first two steps tell how lively it is; no cut is found within them.
 
     References:
         B. Castellano, PySceneDetect: ContentDetector and AdaptiveDetector (scenedetect.com).
@@ -55,79 +61,87 @@ class CutDetector:
     """
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, float, float]] = deque(maxlen=MEMORY)
-        self._last: _View | None = None
-        self._earlier: deque[_View] = deque(maxlen=_EARLIER)
+        self._views: deque[_View] = deque(maxlen=MEMORY + 1)
+        self._differences: deque[float] = deque(maxlen=MEMORY)
         self._washed_out = 0
 
     def __call__(self, frame: Frame) -> bool:
-        """Whether a new shot begins with this frame, (H, W, 3) uint8 RGB, which follows the one before."""
-        view, last = _View.of(frame), self._last
-        if last is None:
-            self._last = view
+        """Whether a new shot begins with this frame, (H, W, 3) uint8 RGB."""
+        view = _View(frame)
+        if not self._views:
+            self._views.append(view)
             return False
+        last = self._views[-1]
         if view.white - last.white > _WASHED_OUT and self._washed_out < _FLASH_FRAMES:
             self._washed_out += 1
             return False
-        self._washed_out, self._last = 0, view
-        is_cut = len(self._steps) >= 2 and all(self._differs(view, other) for other in (last, *self._earlier))
+        self._washed_out = 0
+        is_cut = self._begins_shot(view)
         if is_cut:
-            self._steps.clear()
-            self._earlier.clear()
+            self._views.clear()
+            self._differences.clear()
         else:
-            self._steps.append(view.distances(last))
-            self._earlier.append(last)
+            self._differences.append(view.difference(last))
+        self._views.append(view)
         return is_cut
 
-    def _differs(self, view: "_View", last: "_View") -> bool:
-        difference, histogram, unexplained = view.distances(last)
-        lively, _, unsteady = np.median(self._steps, axis=0)
-        return bool(
-            difference >= max(_DIFFERENCE, _ABOVE_ACTIVITY * lively)
-            and histogram >= _HISTOGRAM
-            and unexplained >= max(_UNEXPLAINED, _ABOVE_ACTIVITY * unsteady)
-            and (unexplained >= _SURE or view.darker_than(last) >= _ONE_SIDED)
-        )
+    def _begins_shot(self, view: "_View") -> bool:
+        if len(self._differences) < 2:
+            return False
+        lively = float(np.median(self._differences))
+        others = list(self._views)[: -_EARLIER - 2 : -1]
+        changed = max(_DIFFERENCE, _ABOVE_ACTIVITY * lively)
+        if not all(view.difference(other) >= changed and view.recolouring(other) >= _HISTOGRAM for other in others):
+            return False
+        # Most frames don't get here, which is what keeps the test cheap.
+        unsteady = float(np.median([after.unexplained(before) for before, after in pairwise(self._views)]))
+        moved = max(_UNEXPLAINED, _ABOVE_ACTIVITY * unsteady)
+        for other in others:
+            unexplained = view.unexplained(other)
+            if unexplained < (moved if view.darkening(other) >= _ONE_SIDED else max(moved, _SURE)):
+                return False
+        return True
 
 
-class _View(NamedTuple):
+class _View:
     """What is looked at of a frame."""
 
-    pixels: NDArray[np.float32]
-    """(64·64, 3)."""
-    histogram: NDArray[np.float64]
-    white: float
-    """Share of pixels that are clipped."""
-
-    @classmethod
-    def of(cls, frame: Frame) -> "_View":
-        # Every n-th pixel of a large frame is enough, and averaging all of them would take longer than all else here.
+    def __init__(self, frame: Frame) -> None:
+        # Every n-th pixel of a large frame is enough; averaging all takes longer than all else.
         every = max(1, min(frame.shape[:2]) // _SAMPLED)
         sampled = np.ascontiguousarray(frame[::every, ::every])
-        pixels = cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).reshape(-1, 3)
-        codes = pixels.astype(np.int64) * _BINS // 256 @ (_BINS * _BINS, _BINS, 1)
-        histogram = np.bincount(codes, minlength=_BINS**3) / codes.size
-        return cls(pixels.astype(np.float32), histogram, float((pixels.min(1) >= _WHITE).mean()))
+        small = cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+        self.pixels = small.reshape(-1, 3).astype(np.float32)
+        self.white = float((self.pixels.min(1) >= _WHITE).mean())
 
-    def darker_than(self, other: "_View") -> float:
+    @cached_property
+    def histogram(self) -> NDArray[np.float64]:
+        """Shares of pixels in 8×8×8 bins."""
+        codes = self.pixels.astype(np.int64) * _BINS // 256 @ (_BINS * _BINS, _BINS, 1)
+        return np.bincount(codes, minlength=_BINS**3) / codes.size
+
+    def difference(self, other: "_View") -> float:
+        """Mean absolute difference in 0…255."""
+        return float(np.abs(self.pixels - other.pixels).mean())
+
+    def recolouring(self, other: "_View") -> float:
+        """Share of pixels to recolour to get the other's histogram."""
+        return float(np.abs(self.histogram - other.histogram).sum() / 2)
+
+    def darkening(self, other: "_View") -> float:
         """Share of pixels that are darker by more than noise."""
         return float((self.pixels.mean(1) < other.pixels.mean(1) - _NOISE).mean())
 
-    def distances(self, other: "_View") -> tuple[float, float, float]:
-        """Mean absolute difference in 0…255, histogram distance and unexplained variance in 0…1."""
-        unexplained = (
+    def unexplained(self, other: "_View") -> float:
+        """Share of variance that the other doesn't explain, in the channel where it is most."""
+        return max(
             min(_unexplained(one, two), _unexplained(two, one))
             for one, two in zip(self.pixels.T, other.pixels.T, strict=True)
-        )
-        return (
-            float(np.abs(self.pixels - other.pixels).mean()),
-            float(np.abs(self.histogram - other.histogram).sum() / 2),
-            max(unexplained),
         )
 
 
 def _unexplained(channel: NDArray[np.float32], by: NDArray[np.float32], bins: int = 32) -> float:
-    """Share of the variance of a channel within pixels where ``by`` is equal; 0 for a plain picture."""
+    """Share of a channel's variance among pixels of equal ``by``; 0 for a plain picture."""
     total = float(channel.var(dtype=np.float64))
     if total < 4:  # a plain picture with the noise of a codec
         return 0.0
@@ -164,14 +178,15 @@ class CutList:
 
     Args:
         frames: numbers of the frames with which shots begin; the first is 0.
-        times: likewise in seconds from the first frame; a shot begins with the first frame shown then or later.
+        times: likewise in seconds from the first frame; a shot begins with the first frame shown
+            then or later.
     """
 
     def __init__(self, frames: Collection[int] = (), times: Iterable[Fraction] = ()) -> None:
         self._frames, self._times = set(frames), deque(sorted(set(times)))
 
     def __call__(self, number: int, time: Fraction) -> bool:
-        """Whether a shot begins with this frame; frames come in order. The first begins one without being a cut."""
+        """Whether this frame, in order, is a cut; the first of a video isn't."""
         is_cut = number in self._frames
         self._frames.discard(number)
         while self._times and time >= self._times[0] - _TOLERANCE:
@@ -189,8 +204,8 @@ class CutList:
         """Read a list of cuts.
 
         Args:
-            path: text with one cut a line, or a JSON list. A whole number is a frame's, counted from 0; 12.5, 12s,
-                1:02.5 and 1:00:02 are times. In text, what follows a # is a comment.
+            path: text with one cut a line, or a JSON list. A whole number is a frame's, counted from
+                0; 12.5, 12s, 1:02.5 and 1:00:02 are times. In text, a # begins a comment.
 
         Raises:
             PTQ4VMError: it can't be read, or holds something else.
@@ -207,8 +222,8 @@ class CutList:
             cut = _parse(entry)
             if cut is None:
                 raise PTQ4VMError(
-                    f"Expected cuts such as 48 (a frame), 1.5 or 1:02.5 (a time) in {path}, got {str(entry)[:40]!r} as "
-                    f"number {place}. Correct the file."
+                    f"Expected cuts such as 48 (a frame), 1.5 or 1:02.5 (a time) in {path}, got "
+                    f"{str(entry)[:40]!r} as number {place}. Correct the file."
                 )
             found.append(cut)
         times = [cut for cut in found if isinstance(cut, Fraction)]

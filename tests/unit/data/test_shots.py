@@ -14,7 +14,14 @@ from layouts import (
     write_video,
 )
 
-from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMatteSource, VideoMattingDataModule, VideoSource, videos
+from ptq4vm.data import (
+    BuiltinSource,
+    EvaluationSource,
+    VideoMatteSource,
+    VideoMattingDataModule,
+    VideoSource,
+    videos,
+)
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.calibration import draw_from_all, draw_sequences
 from ptq4vm.data.cutouts import CutoutSource
@@ -90,7 +97,13 @@ def test_a_video_is_looked_through_once(tmp_path, monkeypatch):
         assert shots() == (17, [9])
     kept = list((tmp_path / "cache" / "shots").iterdir())
     assert looked == ["a.avi"] * len(kept) == ["a.avi"]
-    for damage in ("{", '{"frames": 17}', '{"frames": 17, "cuts": [20]}', '{"frames": 17, "cuts": [9.5]}', "[]"):
+    for damage in (
+        "{",
+        '{"frames": 17}',
+        '{"frames": 17, "cuts": [20]}',
+        '{"frames": 17, "cuts": [9.5]}',
+        "[]",
+    ):
         kept[0].write_text(damage)
         with pytest.warns(UserWarning, match="Remaking .* which is damaged"):
             assert shots() == (17, [9])
@@ -202,7 +215,13 @@ def test_the_portrait_is_asked_for_only_where_it_is_shown(tmp_path):
         return make_teacher()[0].forward(src, state)._replace(pha=torch.zeros_like(src[:, :, :1]))
 
     teacher = make_teacher()[0]._replace(forward=blind, key="blind")
-    settings = {"height": 32, "width": 48, "cache_dir": tmp_path / "cache", "num_sequences": 2, "seq_length": 2}
+    settings = {
+        "height": 32,
+        "width": 48,
+        "cache_dir": tmp_path / "cache",
+        "num_sequences": 2,
+        "seq_length": 2,
+    }
     module = VideoMattingDataModule(tmp_path, "video", videos="vid", **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
