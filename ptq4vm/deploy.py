@@ -127,7 +127,10 @@ def require_job(
 def _frames(network: MattingModel, clip: Path | None, height: int, width: int, count: int) -> Tensor:
     """(count, 3, height, width), RGB in [0, 1]."""
     if clip is None:
-        source = BuiltinSource("test", (height, width), 1, count, cutout=lambda src: network.unroll(src).pha)
+        # Any moving picture will do; whom the network finds in it doesn't matter.
+        source = BuiltinSource(
+            "test", (height, width), 1, count, cutout=lambda src: network.unroll(src).pha, labels=False
+        )
         return source.read(0, 0, count).src
     return torch.cat([_resized(frame, height, width) for frame in islice(_to_and_fro(clip, count), count)])
 

@@ -4,11 +4,10 @@ import platform
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.progress import Progress
 
 from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
 from ptq4vm.inference import Speed, measure_speed
-from ptq4vm.reporting import ResultRow, render_table, write_metrics
+from ptq4vm.reporting import ResultRow, SteadyProgress, render_table, write_metrics
 
 
 def run_benchmark(args: list[str]) -> None:
@@ -30,7 +29,7 @@ def run_benchmark(args: list[str]) -> None:
     parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
     parser.add_argument("--json", type=Path | None, default=None, help="write the figures here")
     config = parser.parse_args(args)
-    with Progress(*COLUMNS, console=console) as progress:
+    with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("loading", total=None)
         speeds = measure_speed(
             config.models, *parse_size(config.size), config.downsample_ratio, config.rounds, config.threads,

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser
-from rich.progress import Progress
 
 from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
 from ptq4vm.deploy import export_checked, require_job
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model
 from ptq4vm.inference.runner import choose_downsample_ratio
+from ptq4vm.reporting import SteadyProgress
 
 
 def run_export(args: list[str]) -> None:
@@ -40,7 +40,7 @@ def run_export(args: list[str]) -> None:
         )
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     chosen = ("target", "opset", "dynamic_size", "pack", "simulate", "state_bits", "clip", "frames", "tolerance")
-    with Progress(*COLUMNS, console=console) as progress:
+    with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("exporting", total=None)
         exported = export_checked(
             network, *size, config.out, **{name: config[name] for name in chosen},

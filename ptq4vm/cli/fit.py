@@ -8,17 +8,28 @@ import lightning.pytorch as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ptq4vm.callbacks import LoggedConfig
-from ptq4vm.cli.common import TRUST
+from ptq4vm.cli.common import TRUST, console
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import PTQPhase
 from ptq4vm.phases.checkpoints import WholeCheckpoints
+from ptq4vm.reporting import WorkBar
 
 
 class _CLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's, whose help says that a configuration is code."""
         return super().init_parser(epilog=TRUST, **kwargs)
+
+    def __init__(self, *args: Any, bar: WorkBar, **kwargs: Any) -> None:
+        self.bar = bar
+        super().__init__(*args, **kwargs)
+
+    def instantiate_classes(self) -> None:
+        """Lightning's; what the data takes long for shows on a bar."""
+        super().instantiate_classes()
+        if self.trainer.is_global_zero:
+            self.datamodule.progress = self.bar
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
@@ -41,15 +52,17 @@ class _CLI(LightningCLI):
 
 def run_lightning(args: list[str]) -> None:
     """Hand the command line to Lightning's CLI."""
-    _CLI(
-        PTQPhase,
-        VideoMattingDataModule,
-        subclass_mode_model=True,
-        seed_everything_default=0,
-        trainer_defaults={"num_sanity_val_steps": 0, "devices": 1},
-        save_config_callback=LoggedConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "yaml"},
-        # Lightning warns where arguments are given twice.
-        args=None if args == sys.argv[1:] else args,
-    )
+    with WorkBar(console=console) as bar:
+        _CLI(
+            PTQPhase,
+            VideoMattingDataModule,
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            trainer_defaults={"num_sanity_val_steps": 0, "devices": 1},
+            save_config_callback=LoggedConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "yaml"},
+            # Lightning warns where arguments are given twice.
+            args=None if args == sys.argv[1:] else args,
+            bar=bar,
+        )

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
-from rich.progress import Progress, ProgressColumn, Task
+from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from ptq4vm.cli.common import COLUMNS, add_ratio_option, add_runtime_options, console, open_model, pick_device
 from ptq4vm.inference import ExportedNetwork, matte_video
 from ptq4vm.inference.runner import check_paths
-from ptq4vm.video import open_frames
+from ptq4vm.reporting import SteadyProgress
+from ptq4vm.video import CutList, open_frames
 
 
 class _FramesPerSecond(ProgressColumn):
@@ -33,6 +34,11 @@ def run_matte(args: list[str]) -> None:
         help="foreground and alpha in one: .mov (ProRes 4444), .webm (VP9), or a folder of PNG",
     )  # fmt: skip
     parser.add_argument("--sound", type=bool, default=True, help="copy a video's sound to composite and cutout")
+    parser.add_argument(
+        "--cuts", type=str, default="auto",
+        help="where a new shot begins and the network starts anew: auto finds it in the frames, off: nowhere, "
+        "or a file with a frame's number (from 0) or a time (12.5, 1:02.5) a line",
+    )  # fmt: skip
     parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
     add_ratio_option(parser, "An exported graph has its own.")
     parser.add_argument(
@@ -45,17 +51,21 @@ def run_matte(args: list[str]) -> None:
     targets = {name: config[name] for name in ("alpha", "composite", "foreground", "cutout")}
     check_paths(config.input, targets, background)
     open_frames(config.input)
+    if config.cuts not in ("auto", "off"):
+        CutList.read(Path(config.cuts))  # refused, if so, before the network is loaded
     network = open_model(config)
     if not isinstance(network, ExportedNetwork):
         network.to(pick_device(config.device))
     notes: list[str] = []
-    with Progress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
+    with SteadyProgress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
         task = progress.add_task("matting", total=None)
-        frames = matte_video(
+        report = matte_video(
             network, config.input, config.alpha, config.composite, background, config.foreground,
             config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
-            config.cutout, config.sound, config.strict, notes.append,
+            config.cutout, config.sound, config.cuts, config.strict, notes.append,
         )  # fmt: skip
-    console.print(f"{frames} frames", highlight=False)
+    found = " found" if config.cuts == "auto" else ""
+    cuts = "" if config.cuts == "off" else f", {len(report.cuts)} cut{'s' * (len(report.cuts) != 1)}{found}"
+    console.print(f"{report.frames} frames{cuts}", highlight=False)
     for note in notes:
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich import box
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +14,7 @@ from ptq4vm.models import list_models
 from ptq4vm.phases import make_teacher
 from ptq4vm.phases.base import make_float_network
 from ptq4vm.quantizers import QConfig, canonical_bits
-from ptq4vm.reporting import LayerBar, draw_sensitivity
+from ptq4vm.reporting import LayerBar, SteadyProgress, draw_sensitivity
 from ptq4vm.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 
 
@@ -36,7 +35,7 @@ def run_sensitivity(args: list[str]) -> None:
     wanted = [canonical_bits(one) for one in ([config.bits] if isinstance(config.bits, str) else config.bits)]
     network = make_float_network(config.network, config.weights, config.downsample_ratio).to(pick_device(config.device))
     path = config.output / "sensitivity.json"
-    with Progress(*COLUMNS, console=console) as progress:
+    with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("calibration set", total=None)
 
         def report(done: int, total: int, what: str) -> None:

@@ -63,8 +63,7 @@ def cut_out_portrait(cutout: Cutout) -> Tensor:
         alpha = cutout(still.contiguous())[0, -1].float().cpu()
     alpha = ((alpha - 0.03) / 0.94).clamp(0, 1)
     _, labels, stats, _ = cv2.connectedComponentsWithStats((alpha[0] > 0.05).numpy().astype(np.uint8))
-    if len(stats) < 2 or alpha.max() < 0.5:
-        warnings.warn("Expected the network to find the person in the built-in portrait, got nothing.", stacklevel=2)
+    if len(stats) < 2:
         return alpha
     person = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
     return alpha * torch.from_numpy(labels == person)
@@ -148,6 +147,7 @@ class BuiltinSource(LayeredSource):
         seed: decides all of them.
         cutout: cuts the person out of the portrait. It is asked once, when the first frame is read; clips can't be
             read while it is None.
+        labels: whether its alpha is learned from or scored against; then a network that finds nobody is warned of.
 
     Raises:
         PTQ4VMError: a photograph isn't there.
@@ -163,7 +163,9 @@ class BuiltinSource(LayeredSource):
         num_frames: int,
         seed: int = 0,
         cutout: Cutout | None = None,
+        labels: bool = True,
     ) -> None:
+        self.labels = labels
         self.split, self.size, self.seed, self.cutout = split, size, seed, cutout
         self.names = [f"builtin_{split}/{clip:04d}" for clip in range(num_clips)]
         self._num_frames = num_frames
@@ -172,9 +174,8 @@ class BuiltinSource(LayeredSource):
             bundled(name)
 
     def use(self, cutout: Cutout) -> None:
-        """Cut the person out anew, now, with something else."""
+        """Cut the person out anew, when the next frame is read, with something else."""
         self.cutout, self._portrait = cutout, None
-        self.portrait()
 
     def num_frames(self, index: int) -> int:
         """The same for each clip."""
@@ -210,6 +211,12 @@ class BuiltinSource(LayeredSource):
                     "attach(teacher) on the datamodule first, or name an evaluation tree."
                 )
             pha = cut_out_portrait(self.cutout)
+            if self.labels and pha.max() < 0.5:
+                warnings.warn(
+                    "Expected the network to find the person in the built-in portrait, got nothing: figures on the "
+                    "built-in clips say nothing of it. Name data of its own kind (--data.source, --data.evaluation).",
+                    stacklevel=2,
+                )
             fgr = spread_colours(read_bundled(PORTRAIT), pha)
             self._portrait = fgr[BUST].contiguous(), pha[BUST].contiguous()
             self.cutout = None  # What it holds on to, a network, need not go to loader processes.

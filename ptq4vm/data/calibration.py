@@ -28,40 +28,81 @@ class SequencePlace(NamedTuple):
     start: int
 
 
-def draw_sequences(source: ClipSource, count: int, length: int, seed: int) -> list[SequencePlace]:
-    """Choose sequences from a source: clips in turn, a random beginning in each.
+def draw_sequences(
+    source: ClipSource, count: int, length: int, seed: int, progress: Progress | None = None
+) -> list[SequencePlace]:
+    """Choose sequences from a source: clips in turn, a random beginning in each, no cut in any.
 
     Args:
         source: the clips.
         count: how many sequences to choose.
-        length: frames of a sequence. Shorter clips are passed over.
+        length: frames of a sequence. Shorter clips are passed over, and those whose shots all are.
         seed: decides the choice.
+        progress: told of each sequence.
 
     Raises:
-        PTQ4VMError: no clip is long enough.
+        PTQ4VMError: no clip is long enough, which is known at once where clips claim to be far too short.
     """
+    require_long_enough(source, length)
     generator = Generator().manual_seed(seed)
     drawn: list[SequencePlace] = []
     while len(drawn) < count:
         before = len(drawn)
         for clip in source.draw_order(generator):
-            room = source.num_frames(clip) - length
-            if room >= 0 and len(drawn) < count:
-                drawn.append(SequencePlace(source, clip, int(torch.randint(room + 1, (), generator=generator))))
+            start = _draw_start(source, clip, length, generator) if len(drawn) < count else None
+            if start is not None:
+                drawn.append(SequencePlace(source, clip, start))
+                if progress is not None:
+                    progress(len(drawn), count, "drawing sequences")
         if len(drawn) == before:
-            longest = max(range(len(source)), key=source.num_frames)
-            raise PTQ4VMError(
-                f"Expected clips of at least seq_length = {length} frames, got at most {source.num_frames(longest)}, "
-                f"in clip {source.names[longest]}. Shorten seq_length or add longer clips."
-            )
+            # Only where cuts are the reason, whole clips are looked at.
+            long = [clip for clip in range(len(source)) if source.num_frames(clip) >= length]
+            frames = source.longest_shot if long else source.num_frames
+            longest = max(long or range(len(source)), key=frames)
+            raise _too_short(source, longest, frames(longest), length)
     return drawn
 
 
-def draw_from_all(sources: list[ClipSource], count: int, length: int, seed: int) -> list[SequencePlace]:
+def _draw_start(source: ClipSource, clip: int, length: int, generator: Generator) -> int | None:
+    """The first frame of a sequence without a cut; None where there is none so long."""
+    starts = list(range(source.num_frames(clip) - length + 1))
+    while starts:
+        start = starts[int(torch.randint(len(starts), (), generator=generator))]
+        cuts = source.cuts(clip, start, start + length)
+        if not cuts:
+            return start
+        starts = [start for start in starts if not any(start < cut < start + length for cut in cuts)]
+    return None
+
+
+def require_long_enough(source: ClipSource, length: int) -> None:
+    """Refuse sequences far longer than every clip claims to be, before any clip is read.
+
+    Raises:
+        PTQ4VMError: every clip is too short.
+    """
+    claims = [source.claimed_frames(clip) for clip in range(len(source))]
+    known = [claim for claim in claims if claim is not None]
+    if len(known) == len(claims) and length > source.claims_are_within * max(known):
+        raise _too_short(source, known.index(max(known)), max(known), length)
+
+
+def _too_short(source: ClipSource, clip: int, frames: int, length: int) -> PTQ4VMError:
+    return PTQ4VMError(
+        f"Expected clips of at least seq_length = {length} frames without a cut, got at most {frames}, in clip "
+        f"{source.names[clip]}. Shorten seq_length or add longer clips."
+    )
+
+
+def draw_from_all(
+    sources: list[ClipSource], count: int, length: int, seed: int, progress: Progress | None = None
+) -> list[SequencePlace]:
     """Draw from several sources in turn; arguments and errors as in :func:`draw_sequences`."""
+    for source in sources:
+        require_long_enough(source, length)
     shares = [range(i, count, len(sources)) for i in range(len(sources))]
     drawn = [
-        draw_sequences(source, len(share), length, derive_seed(seed, i))
+        draw_sequences(source, len(share), length, derive_seed(seed, i), progress)
         for i, (source, share) in enumerate(zip(sources, shares, strict=True))
     ]
     return [drawn[i % len(sources)][i // len(sources)] for i in range(count)]
@@ -180,7 +221,14 @@ class CalibrationBuilder:
             drawn = cut_or_shrink(drawn, self.size, seed)
         return drawn if self.labels else drawn._replace(pha=None, fgr=None, flow=None)
 
-    def build(self, folder: Path, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> CalibrationSet:
+    def build(
+        self,
+        folder: Path,
+        teacher: Teacher,
+        flow: FlowEstimator,
+        progress: Progress | None,
+        what: str = "calibration sequences",
+    ) -> CalibrationSet:
         """Make the files that are missing or damaged, and keep the others. Each process makes its share.
 
         Args:
@@ -188,6 +236,7 @@ class CalibrationBuilder:
             teacher: the float network.
             flow: is not asked where the source's own exact flow is used.
             progress: told of each sequence.
+            what: they are, for ``progress``.
 
         Raises:
             PTQ4VMError: the source can't be read or the folder can't be written.
@@ -196,7 +245,12 @@ class CalibrationBuilder:
         teacher_folder = make_folder(folder / f"teacher-{short_hash({'key': teacher.key})}")
         flow_folder = make_folder(folder / f"flow-{short_hash({'key': flow_key})}")
         share = processes.share(range(len(self.sequences)))
-        missing = [index for index in share if not is_whole(folder / file_name(index), ["src"])]
+        missing = []
+        for done, index in enumerate(share):
+            if progress is not None:
+                progress(done, len(share), f"looking for {what}")
+            if not is_whole(folder / file_name(index), ["src"]):
+                missing.append(index)
         drawn = iter(self._draw_ahead(missing))
         for done, index in enumerate(share):
             file = file_name(index)
@@ -207,7 +261,7 @@ class CalibrationBuilder:
             if not is_whole(flow_folder / file, ["flow", "visible"]):
                 self._write_flow(flow_folder / file, folder / file, index, flow)
             if progress is not None:
-                progress(done + 1, len(share), "calibration sequences")
+                progress(done + 1, len(share), what)
         return CalibrationSet(folder, teacher_folder, flow_folder, len(self.sequences))
 
     def _draw_ahead(self, missing: list[int]) -> DataLoader[dict[str, Tensor]]:

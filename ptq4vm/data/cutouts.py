@@ -1,5 +1,7 @@
 """People cut out of unlabelled videos by the float network, before other backgrounds."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator
 
@@ -27,6 +29,7 @@ class CutoutSource(LayeredSource):
 
     def __init__(self, people: VideoSource, backgrounds: Backgrounds, size: tuple[int, int], seed: int = 0) -> None:
         self.people, self.size = people, size
+        self.claims_are_within = people.claims_are_within
         self._backgrounds = backgrounds
         self._pairs = pair_evenly(len(people), len(backgrounds.names), seed)
         self.names = [f"{people.names[c]}+{self._backgrounds.names[b]}" for c, b in self._pairs]
@@ -39,6 +42,14 @@ class CutoutSource(LayeredSource):
     def num_frames(self, index: int) -> int:
         """The number of frames of the video."""
         return self.people.num_frames(self._pairs[index][0])
+
+    def claimed_frames(self, index: int) -> int | None:
+        """As the video claims."""
+        return self.people.claimed_frames(self._pairs[index][0])
+
+    def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
+        """Those of the video."""
+        return self.people.cuts(self._pairs[index][0], start, stop)
 
     def read_layers(self, index: int, start: int, stop: int) -> Layers:
         """Frames [start, stop) of a person, cut out, and of a background.

@@ -1,9 +1,10 @@
 """The LightningDataModule: calibration sequences for learning, chunks of clips for measuring."""
 
 import math
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from ptq4vm import processes
+from ptq4vm.cache import cache_folder
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.builtin import PICTURES, PORTRAIT, SETTLE_FRAMES, BuiltinSource, bundled
 from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_from_all, draw_sequences
@@ -28,6 +30,7 @@ from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
 FORMAT_VERSION = 6
 """Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
+Chunks = TypeVar("Chunks", bound=EvaluationChunks | ReferencedChunks)
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
 HELD_OUT_CLIPS, HELD_OUT_FRAMES = 8, 24
@@ -68,7 +71,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         eval_clips: Evaluate on at most so many clips, spread over the set; all if not given.
         eval_frames: Evaluate on at most so many frames of each clip; all if not given.
         num_workers: Processes that make and read sequences ahead.
-        cache_dir: Folder for what is computed once; $PTQ4VM_CACHE or else ~/.cache/ptq4vm if not given.
+        cache_dir: Folder for what is computed once; $PTQ4VM_CACHE, $XDG_CACHE_HOME/ptq4vm or
+            ~/.cache/ptq4vm if not given.
 
     Raises:
         PTQ4VMError: a number is out of range; paths are looked at in :meth:`setup`.
@@ -113,8 +117,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.numbers_only = False
         """For phases that keep the sequences themselves: training batches then only name them."""
-        default = os.environ.get("PTQ4VM_CACHE") or Path.home() / ".cache" / "ptq4vm"
-        self.cache_dir = Path(cache_dir or default).expanduser()
+        self.progress: Progress | None = None
+        """Told of everything that takes long, unless a call names another."""
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
         self._calibration_sources: list[ClipSource] = []
         self._evaluation_source: ClipSource | None = None
         self._references: ReferencedChunks | None = None
@@ -132,7 +137,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
                 raise PTQ4VMError(f"Expected {name} of at least {low}, got {value}. Change it in the data settings.")
 
     def setup(self, stage: str | None = None) -> None:
-        """Look at the files that `stage` needs (all for None) and read none of them; idempotent.
+        """Look at the files that `stage` needs (all for None), and draw the calibration sequences; idempotent.
+
+        Of those it reads what tells that no cut is within: whole videos once, else the frames that were drawn.
 
         Raises:
             PTQ4VMError: files are missing, don't match, or no clip is as long as `seq_length`.
@@ -141,11 +148,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
             self._evaluation_source = self._make_evaluation_source()
         if stage in (None, "fit") and not self._calibration_sources:
             sources = [self._make_calibration_source(name) for name in self.sources]
-            self._sequences = draw_from_all(sources, self.num_sequences, self.seq_length, self.seed)
+            self._sequences = draw_from_all(
+                sources, self.num_sequences, self.seq_length, self.seed, self.progress
+            )
             self._calibration_sources = sources
 
     def attach(self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None) -> None:
-        """Make the calibration set, or what is missing of it, and cut the built-in portrait out.
+        """Make the calibration set, or what is missing of it; clips that need the teacher can be read from then on.
 
         A sequence at a time is made, passed through the teacher and written, so memory doesn't depend on their
         number. What an interrupted run has written is kept. With several processes each makes its share, in a cache
@@ -154,14 +163,23 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Args:
             teacher: the float network.
             flow: None where only evaluation follows: no calibration set is made then.
-            progress: told of each finished sequence.
+            progress: told of each finished sequence; :attr:`progress` if not given.
 
         Raises:
             PTQ4VMError: files can't be read or written.
         """
-        processes.first_alone(lambda: self._attach(teacher, "test" if flow is None else "fit"))
-        if flow is not None:
-            self._calibration_set = processes.together(lambda: self._build(teacher, flow, progress))
+        with self._telling(progress):
+            processes.first_alone(lambda: self._attach(teacher, "test" if flow is None else "fit"))
+            if flow is not None:
+                self._calibration_set = processes.together(lambda: self._build(teacher, flow))
+
+    @contextmanager
+    def _telling(self, progress: Progress | None) -> Iterator[None]:
+        before, self.progress = self.progress, progress or self.progress
+        try:
+            yield
+        finally:
+            self.progress = before
 
     def _attach(self, teacher: Teacher, stage: str) -> None:
         self.setup(stage)
@@ -170,8 +188,11 @@ class VideoMattingDataModule(pl.LightningDataModule):
                 source.use(lambda src: self._cached_cutout(teacher, src))
             elif isinstance(source, CutoutSource):
                 source.use(teacher)
+        for source in self._calibration_sources:
+            if isinstance(source, BuiltinSource):
+                source.portrait()  # By the first process, before others look for it in the cache.
 
-    def _build(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> CalibrationSet:
+    def _build(self, teacher: Teacher, flow: FlowEstimator) -> CalibrationSet:
         if self.num_sequences < processes.count():
             raise PTQ4VMError(
                 f"Expected a calibration sequence for each of {processes.count()} processes, got num_sequences = "
@@ -186,7 +207,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             size=self.size if self.enlarge > 1 else None,
             num_workers=self.num_workers,
         )
-        return builder.build(self._set_folder(teacher), teacher, flow, progress)
+        return builder.build(self._set_folder(teacher), teacher, flow, self.progress)
 
     def add_references(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None) -> None:
         """Have the evaluation clips scored against the float network too, and held-out people if there are any.
@@ -196,7 +217,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: files can't be read or written; ``held_out`` names no videos or no backgrounds.
         """
-        chunks = self._chunks()
+        progress = progress or self.progress
+        chunks = processes.first_alone(lambda: self._readable(self._chunks()))
         source = chunks.source
         settings = {"teacher": teacher.key, "clips": source.fingerprint(), "chunks": chunks.chunks}
         folder = self.cache_dir / "references" / short_hash(settings | {"format": FORMAT_VERSION})
@@ -205,15 +227,20 @@ class VideoMattingDataModule(pl.LightningDataModule):
             return
         # As large as what is evaluated: how much of a frame a person fills decides how hard it is.
         height, width = self._references[0].src.shape[-2:]
-        people = VideoSource(self.root / self.videos, (height, width), self.held_out)
+        people = VideoSource(self.root / self.videos, (height, width), self.held_out, cache=self.cache_dir)
         scenes = CutoutSource(people, Backgrounds(self.root / self.backgrounds, self.held_out), (height, width))
         scenes.use(teacher)
-        length = min(HELD_OUT_FRAMES, *map(scenes.num_frames, range(len(scenes))))
-        places = draw_sequences(scenes, HELD_OUT_CLIPS, length, 0)
+        length = HELD_OUT_FRAMES
+        for clip in range(len(people)):
+            if progress is not None:
+                progress(clip, len(people), "looking at held-out people")
+            length = min(length, people.longest_shot(clip))
+        places = draw_sequences(scenes, HELD_OUT_CLIPS, length, 0, progress)
         held_out = {"clips": scenes.fingerprint(), "frames": (HELD_OUT_CLIPS, length, height, width)}
+        held_out["places"] = [(place.clip, place.start) for place in places]
         folder = self.cache_dir / "held_out" / short_hash(held_out | {"format": FORMAT_VERSION})
         builder = CalibrationBuilder(places, length, None, labels=False, seed=0, num_workers=self.num_workers)
-        sequences = processes.together(lambda: builder.build(folder, teacher, flow, progress))
+        sequences = processes.together(lambda: builder.build(folder, teacher, flow, progress, "held-out people"))
         self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
 
     def _cached_cutout(self, teacher: Teacher, src: Tensor) -> Tensor:
@@ -229,6 +256,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
             "format": FORMAT_VERSION,
             "source": self.sources,
             "fingerprint": [source.fingerprint() for source in self._calibration_sources],
+            # Decided by the seed, and by where cuts were found.
+            "places": [(place.clip, place.start) for place in self._sequences],
             "labels": self.labels,
             "num_sequences": self.num_sequences,
             "seq_length": self.seq_length,
@@ -251,7 +280,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         if name == "builtin":
             frames = max(2 * self.seq_length, 32)
             return BuiltinSource("train", size, self.num_sequences, frames, self.seed)
-        videos = VideoSource(self.root / self.videos, size, held_out=self.held_out)
+        videos = VideoSource(self.root / self.videos, size, held_out=self.held_out, cache=self.cache_dir)
         if name == "video":
             return videos
         return CutoutSource(videos, self._make_backgrounds(), size, self.seed)
@@ -300,12 +329,17 @@ class VideoMattingDataModule(pl.LightningDataModule):
     @property
     def evaluation_set(self) -> EvaluationChunks | ReferencedChunks:
         """Chunks of evaluation clips in order; a map-style Dataset of unbatched MattingClip."""
-        return self._references or self._chunks()
+        chunks: EvaluationChunks | ReferencedChunks = self._references or self._chunks()
+        return self._readable(chunks)
+
+    def _readable(self, chunks: Chunks) -> Chunks:
+        """With the built-in portrait cut out, by now at the latest: here, not in a loader process."""
+        if isinstance(chunks.source, BuiltinSource):
+            chunks.source.portrait()
+        return chunks
 
     def _chunks(self) -> EvaluationChunks:
         source = self._evaluation_source or self._make_evaluation_source()
-        if isinstance(source, BuiltinSource):
-            source.portrait()  # Say here, not in a loader process, that attach is missing.
         return EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
 
     def _loader(self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips) -> DataLoader[MattingClip]:

@@ -16,6 +16,7 @@ from ptq4vm.data.files import (
     require_folder,
     size_text,
 )
+from ptq4vm.data.shots import cuts_of_images
 from ptq4vm.data.sources import ClipSource, LayeredSource, Layers
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingClip
@@ -99,6 +100,10 @@ class VideoMatteSource(LayeredSource):
         """The number of frames of the foreground."""
         return len(list(self._foregrounds.values())[self._pairs[index][0]][0])
 
+    def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
+        """Those of the foreground: its frames are read."""
+        return cuts_of_images(list(self._foregrounds.values())[self._pairs[index][0]][0], start, stop)
+
     def read_layers(self, index: int, start: int, stop: int) -> Layers:
         """Frames [start, stop) of a foreground, its alpha and its background, at the size asked for."""
         self.check_range(index, start, stop)
@@ -180,6 +185,10 @@ class EvaluationSource(ClipSource):
     def num_frames(self, index: int) -> int:
         """The number of composites of a clip."""
         return len(self._layers[index]["com"])
+
+    def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
+        """Those of the composites, which are read."""
+        return cuts_of_images(self._layers[index]["com"], start, stop)
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
         """Frames [start, stop) of a clip with what is known of them."""

@@ -1,5 +1,6 @@
 """From data sets to batches: evaluation chunks, orders of samples, and collation."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ptq4vm.data.sources import ClipSource, derive_seed
 from ptq4vm.types import CalibrationClip, MattingClip
+from ptq4vm.video.cuts import CutDetector
 
 
 class Chunk(NamedTuple):
@@ -38,6 +40,8 @@ class EvaluationChunks(Dataset[MattingClip]):
         for clip in (i * len(source) // count for i in range(count)):
             end = source.num_frames(clip) if frames is None else min(frames, source.num_frames(clip))
             self.chunks += [Chunk(clip, start, min(start + chunk, end)) for start in range(0, end, chunk)]
+        self._is_cut, self._next = CutDetector(), (-1, 0)
+        self._cuts: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -48,8 +52,26 @@ class EvaluationChunks(Dataset[MattingClip]):
         return sum(chunk.stop - chunk.start for chunk in self.chunks)
 
     def __getitem__(self, index: int) -> MattingClip:
-        """One chunk, (T, C, H, W)."""
-        return self.source.read(*self.chunks[index])
+        """One chunk, (T, C, H, W); cuts in it are warned of once."""
+        clip = self.source.read(*self.chunks[index])
+        self._look_for_cuts(self.chunks[index], clip)
+        return clip
+
+    def _look_for_cuts(self, chunk: Chunk, clip: MattingClip) -> None:
+        if (chunk.clip, chunk.start) != self._next:
+            self._is_cut = CutDetector()
+        self._next = (chunk.clip, chunk.stop)
+        frames = (clip.src * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        cuts = [(chunk.clip, chunk.start + place) for place, frame in enumerate(frames) if self._is_cut(frame)]
+        for cut in cuts:
+            if cut not in self._cuts:
+                self._cuts.add(cut)
+                warnings.warn(
+                    f"Expected one shot in each evaluation clip, got a cut at frame {cut[1]} of {clip.name}. It is "
+                    "scored as one, the state carried across, for float and quantized networks alike. Split the clip "
+                    "there to score its shots apart.",
+                    stacklevel=2,
+                )
 
     def by_clip(self) -> list[list[int]]:
         """The numbers of the chunks of each clip."""

@@ -1,6 +1,8 @@
 """What every source of clips offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,22 @@ class ClipSource(ABC):
         Raises:
             PTQ4VMError: the clip has no such frames, or they can't be read.
         """
+
+    claims_are_within: int = 1
+    """The true number of frames is at most so many times :meth:`claimed_frames`."""
+
+    def claimed_frames(self, index: int) -> int | None:
+        """The number of frames as far as it is known without reading the clip; None where it isn't."""
+        return self.num_frames(index)
+
+    def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
+        """Those of the frames within (start, stop) with which a new shot begins; none unless a source looks."""
+        return ()
+
+    def longest_shot(self, index: int) -> int:
+        """Frames of the longest stretch of a clip without a cut."""
+        count = self.num_frames(index)
+        return max(after - before for before, after in pairwise((0, *self.cuts(index, 0, count), count)))
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -17,6 +17,7 @@ from ptq4vm.data.files import (
     read_frames,
     require_folder,
 )
+from ptq4vm.data.shots import Shots, find_shots, image_frames
 from ptq4vm.data.sources import ClipSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingClip
@@ -36,6 +37,7 @@ class VideoSource(ClipSource):
         size: height and width to scale and cut to; None leaves the frames as they are.
         names: patterns of the clips to take, without suffix.
         held_out: patterns of those to leave alone.
+        cache: folder in which what was found in each clip is kept; None keeps it in memory alone.
 
     Raises:
         PTQ4VMError: the folder is missing, holds no such clips, or a video has no frame that can be decoded.
@@ -47,7 +49,9 @@ class VideoSource(ClipSource):
         size: tuple[int, int] | None = None,
         names: Sequence[str] = ("*",),
         held_out: Sequence[str] = (),
+        cache: Path | None = None,
     ) -> None:
+        self.cache = cache
         self.root, self.size = require_folder(root, "videos", LAYOUT), size
         videos = [path for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
         folders = [folder for folder in list_folders(root) if list_frames(folder)]
@@ -61,7 +65,7 @@ class VideoSource(ClipSource):
                 f"got {len(found)} others. Correct held_out."
             )
         self.names = [f"{root.resolve().name}/{path.name}" for path in self._clips]
-        self._counts: dict[int, int] = {}
+        self._shots: dict[int, Shots] = {}
         self._readers = {path: VideoReader(path, whole=False) for path in videos if path in self._clips}
         for reader in self._readers.values():
             for note in reader.notes:
@@ -69,10 +73,30 @@ class VideoSource(ClipSource):
 
     def num_frames(self, index: int) -> int:
         """Count the frames, whatever the container's header says; once."""
-        if index not in self._counts:
+        path = self._clips[index]
+        return len(list_frames(path)) if path.is_dir() else self._look(index).frames
+
+    claims_are_within = 2
+
+    def claimed_frames(self, index: int) -> int | None:
+        """As many as the container claims, if it does, until they have been counted."""
+        path = self._clips[index]
+        if path.is_dir() or index in self._shots:
+            return self.num_frames(index)
+        return self._readers[path].num_frames
+
+    def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
+        """Looked for once in the whole clip."""
+        return [cut for cut in self._look(index).cuts if start < cut < stop]
+
+    def _look(self, index: int) -> Shots:
+        if index not in self._shots:
             path = self._clips[index]
-            self._counts[index] = len(list_frames(path)) if path.is_dir() else self._readers[path].count()
-        return self._counts[index]
+            paths = list_frames(path) if path.is_dir() else [path]
+            frames = image_frames(paths) if path.is_dir() else iter(self._readers[path])
+            fingerprint = f"{path.resolve()}-{files_fingerprint(self.root, paths)}"
+            self._shots[index] = find_shots(frames, fingerprint, self.cache)
+        return self._shots[index]
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
         """Frames [start, stop) of a clip."""

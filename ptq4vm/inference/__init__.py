@@ -2,7 +2,7 @@
 
 from ptq4vm.inference.benchmark import Speed, measure_speed, open_network
 from ptq4vm.inference.parity import Parity, measure_parity
-from ptq4vm.inference.runner import MatteFrame, auto_downsample_ratio, composite_over, matte, matte_video
+from ptq4vm.inference.runner import MatteFrame, MatteReport, auto_downsample_ratio, composite_over, matte, matte_video
 from ptq4vm.inference.runtimes import RUNTIMES, ExportedNetwork, Runtime, is_exported
 from ptq4vm.video import (
     COLOURS,
@@ -24,6 +24,7 @@ __all__ = [
     "FrameReader",
     "FrameWriter",
     "MatteFrame",
+    "MatteReport",
     "Parity",
     "Runtime",
     "Speed",

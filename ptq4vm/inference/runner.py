@@ -21,6 +21,7 @@ from ptq4vm.inference.runtimes import ExportedNetwork
 from ptq4vm.models.base import MattingModel
 from ptq4vm.types import MattingOutput
 from ptq4vm.video.backgrounds import open_background, parse_colour
+from ptq4vm.video.cuts import CutList, Cuts, cut_test
 from ptq4vm.video.frames import Frame, FrameReader
 from ptq4vm.video.reader import VideoReader
 from ptq4vm.video.videos import open_frames, open_writer, require_output
@@ -40,6 +41,17 @@ class MatteFrame(NamedTuple):
     """(3, H, W) foreground colour, RGB in [0, 1]."""
     pha: Tensor
     """(1, H, W) alpha in [0, 1]."""
+    cut: bool = False
+    """Whether a new shot begins here: the network's state was restarted."""
+
+
+class MatteReport(NamedTuple):
+    """What :func:`matte_video` did."""
+
+    frames: int
+    """How many were matted."""
+    cuts: tuple[int, ...]
+    """Numbers of the frames, from 0, at which the state was restarted."""
 
 
 def auto_downsample_ratio(height: int, width: int) -> float:
@@ -61,7 +73,10 @@ def choose_downsample_ratio(model: MattingModel, ratio: Ratio, height: int, widt
 
 
 def matte(
-    model: MattingModel, frames: Iterable[Frame], device: torch.device | str | None = None
+    model: MattingModel,
+    frames: Iterable[Frame],
+    device: torch.device | str | None = None,
+    cuts: Cuts = "auto",
 ) -> Generator[MatteFrame, None, None]:
     """Matte frames one by one, carrying the network's state; nothing else is kept.
 
@@ -69,6 +84,8 @@ def matte(
         model: works at its own ``downsample_ratio``, and in evaluation mode until the generator ends.
         frames: (H, W, 3) uint8 RGB, all of one size; the next is taken when the next matte is asked for.
         device: the network is moved there; None leaves it where it is.
+        cuts: where the state is restarted: ``auto`` where :class:`~ptq4vm.video.CutDetector` finds a cut, ``off``
+            nowhere, or the numbers of the frames, from 0, or a test of each frame in order.
 
     Yields:
         A :class:`MatteFrame` for each frame.
@@ -81,6 +98,7 @@ def matte(
         device = torch.device("cpu") if tensor is None else tensor.device
     else:
         model.to(device)
+    is_cut = cut_test(cuts)
     with _evaluating(model):
         state = None
         size: tuple[int, ...] | None = None
@@ -94,11 +112,12 @@ def matte(
             # Around the computation only: left open across a yield, the mode would leak into the caller.
             with torch.inference_mode():
                 src = to_tensor(frame, device)[None]
-                state = model.initial_state(src) if state is None else state
+                cut = is_cut(frame)
+                state = model.initial_state(src) if state is None or cut else state
                 output = model.forward_frame(src, state)
                 _check_output(output, src, number)
             state = output.state
-            yield MatteFrame(src[0], output.fgr[0], output.pha[0])
+            yield MatteFrame(src[0], output.fgr[0], output.pha[0], cut)
 
 
 def matte_video(
@@ -112,9 +131,10 @@ def matte_video(
     progress: Callable[[int, int | None], None] | None = None,
     cutout: Path | None = None,
     sound: bool = True,
+    cuts: str | Path = "auto",
     strict: bool = False,
     notify: Callable[[str], None] = warnings.warn,
-) -> int:
+) -> MatteReport:
     """Matte a video, or a folder of images, from file to file: one matte for each frame of the source.
 
     Args:
@@ -132,21 +152,24 @@ def matte_video(
         cutout: where the foreground goes with alpha as its fourth channel: .mov (ProRes 4444) or .webm (VP9) a video;
             no suffix a folder of PNGs; .png one image.
         sound: whether a video's sound is copied, as it is, to composite and cutout where they are videos.
+        cuts: where the state is restarted: ``auto``, ``off``, or a file that :meth:`ptq4vm.video.CutList.read` takes.
+            Those of a file that lie behind the end are warned of.
         strict: raise where a frame of the source can't be decoded, instead of repeating the one before.
         notify: called at the end with each line of the source's ``notes``: damaged frames, HDR, interlacing.
 
     Returns:
-        How many frames were matted.
+        How many frames were matted, and where the state was restarted.
 
     Raises:
         PTQ4VMError: no output was asked for, or something can't be read or written. No output is left behind then.
     """
     targets = {"alpha": alpha, "composite": composite, "foreground": foreground, "cutout": cutout}
     outputs = check_paths(source, targets, background)
+    listed = None if cuts in ("auto", "off") else CutList.read(Path(cuts))
     reader = open_frames(source, strict)
     size = (reader.height, reader.width)
     ratio = choose_downsample_ratio(model, downsample_ratio, *size)
-    done = 0
+    done, found = 0, []
     with ExitStack() as stack:
         backgrounds = stack.enter_context(closing(open_background(background, size, reader.rate)))
         heard = reader.path if sound and isinstance(reader, VideoReader) else None
@@ -167,16 +190,22 @@ def matte_video(
         stack.enter_context(_working_at(model, ratio))
         # Frames are read and matted in threads of their own, while this one writes what came before.
         times: deque[Fraction] = deque()
-        mattes = stack.enter_context(closing(ahead(matte(model, ahead(_noting(reader, times))))))
+        marks: deque[bool] = deque()
+        test: Cuts = cuts if listed is None else lambda frame: marks.popleft()  # type: ignore[assignment]
+        frames = ahead(_noting(reader, times, listed, marks))
+        mattes = stack.enter_context(closing(ahead(matte(model, frames, cuts=test))))
         for done, frame in enumerate(mattes, 1):
             time = times.popleft()
+            found += [done - 1] if frame.cut else []
             for name, writer in writers.items():
                 writer.write(_picture(name, frame, backgrounds), time)
             if progress is not None:
                 progress(done, reader.num_frames)
     for line in reader.notes:
         notify(line)
-    return done
+    if listed is not None and listed.left:
+        warnings.warn(f"Expected cuts within {done} frames, got {listed.left} behind the end in {cuts}.", stacklevel=2)
+    return MatteReport(done, tuple(found))
 
 
 def to_tensor(frame: Frame, device: torch.device | str) -> Tensor:
@@ -196,9 +225,13 @@ def composite_over(fgr: Tensor, pha: Tensor, bgr: Tensor) -> Tensor:
     return fgr * pha + bgr * (1 - pha)
 
 
-def _noting(reader: FrameReader, times: deque[Fraction]) -> Iterator[Frame]:
-    for time, frame in reader.timed():
+def _noting(
+    reader: FrameReader, times: deque[Fraction], cuts: CutList | None, marks: deque[bool]
+) -> Iterator[Frame]:
+    for number, (time, frame) in enumerate(reader.timed()):
         times.append(time)
+        if cuts is not None:
+            marks.append(cuts(number, time))
         yield frame
 
 

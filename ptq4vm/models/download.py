@@ -1,7 +1,6 @@
 """Fetching the authors' published weights into a cache, with their checksums."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
+from ptq4vm.cache import cache_folder
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.programs import python_program, run_program
 
@@ -55,14 +55,6 @@ WEIGHTS = {
 
 class _SourceError(Exception):
     """One source could not give the file; the next one may."""
-
-
-def cache_folder() -> Path:
-    """``$PTQ4VM_CACHE``, else ``ptq4vm`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``)."""
-    if chosen := os.environ.get("PTQ4VM_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ptq4vm"
 
 
 def fetch_weights(name: str, cache_dir: str | Path | None = None, report: Report | None = None) -> Path:

@@ -116,7 +116,8 @@ def quantize(
         require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, budget)
     else:
         del settings["budget"]
-    data.setup("fit")
+    with run.progress():
+        run.draw()
     run.launch()
     processes.first_alone(lambda: run.claim(settings))
     processes.once(run.begin, teacher)

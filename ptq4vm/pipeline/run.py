@@ -28,7 +28,7 @@ from ptq4vm.pipeline.record import now, record_start
 from ptq4vm.pipeline.rows import Row
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reading import read_json
-from ptq4vm.reporting import ResultRow, measured
+from ptq4vm.reporting import ResultRow, SteadyProgress, measured
 from ptq4vm.reporting.runs import FRAMES, LOG, RECORD, SETTINGS
 from ptq4vm.reporting.tables import table_cells
 from ptq4vm.terminal import plain_console, text_column
@@ -101,7 +101,7 @@ class Run:
         if processes.rank() > 0:
             yield
             return
-        with Progress(*columns, console=plain_console(), speed_estimate_period=120.0) as self._bar:
+        with SteadyProgress(*columns, console=plain_console(), speed_estimate_period=120.0) as self._bar:
             self._task = self._bar.add_task("starting", total=None)
             yield
 
@@ -123,6 +123,14 @@ class Run:
     def _attached(self, done: int, total: int, what: str) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, description=what)
+
+    def draw(self) -> None:
+        """Look at the data and draw the calibration sequences."""
+        self.data.progress = self._attached
+        try:
+            self.data.setup("fit")
+        finally:
+            self.data.progress = None
 
     def prepare(self, teacher: MattingModel, work: Mapping[str, float]) -> None:
         """Make the calibration set and the references, and set the bar up.

@@ -2,6 +2,7 @@
 
 from ptq4vm.reporting.bars import LayerBar, draw_sensitivity
 from ptq4vm.reporting.pictures import Strip, draw_strips
+from ptq4vm.reporting.progress import SteadyProgress, WorkBar
 from ptq4vm.reporting.runs import compare_runs, list_runs, read_run
 from ptq4vm.reporting.tables import ResultRow, markdown_table, render_table, write_metrics
 from ptq4vm.reporting.usage import measured
@@ -9,7 +10,9 @@ from ptq4vm.reporting.usage import measured
 __all__ = [
     "LayerBar",
     "ResultRow",
+    "SteadyProgress",
     "Strip",
+    "WorkBar",
     "compare_runs",
     "draw_sensitivity",
     "draw_strips",

@@ -52,6 +52,13 @@ def test_an_exported_network_is_scored_and_matted_with(tree, tmp_path, capsys):
     alpha = tmp_path / "alpha"
     assert cli.main(["matte", str(frames), "--model", str(graph), "--alpha", str(alpha)]) == 0
     assert len(list(alpha.glob("*.png"))) == 3
+    assert "3 frames, 0 cuts found" in capsys.readouterr().out
+    cuts = tmp_path / "cuts.txt"
+    for text, status, message in (("2\n", 0, "3 frames, 1 cut\n"), ("soon\n", 2, "got 'soon' as number 1")):
+        cuts.write_text(text)
+        run = ["matte", str(frames), "--model", str(graph), "--alpha", str(alpha), "--cuts", str(cuts)]
+        assert cli.main(run) == status
+        assert message in "".join(capsys.readouterr()).replace(" \n'soon", " 'soon")
 
 
 def test_bad_input_is_told_in_a_line(tmp_path, capsys):

@@ -246,9 +246,12 @@ def test_a_fit_is_tracked_by_weights_and_biases_offline(run, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_fit_is_tracked_by_tensorboard(run, tmp_path, monkeypatch):
+def test_a_fit_is_tracked_by_tensorboard(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fit_with("tensorboard.yaml", *run, tmp_path / "gac.safetensors")
+    told = capsys.readouterr().out
+    assert "drawing sequences" in told
+    assert "calibration sequences" in told
     events = EventAccumulator(str(next((tmp_path / "runs" / "tensorboard").iterdir()))).Reload().Tags()
     assert {f"calibration/{name}" for name in ("activation range, log2", "gamma", "beta")} == set(events["histograms"])
     assert len(events["images"]) == 1

@@ -107,5 +107,5 @@ def test_modnet(folder):
     floats = create_model("modnet", weights="weights.pth")
     plain = export_checked(floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4"))
     assert plain.parity.mean < 1e-5
-    assert matte_video(network, Path("clip.mp4"), alpha=Path("alpha.mp4"), foreground=Path("fgr")) == 3
-    assert matte_video(ExportedNetwork(exported.path), Path("clip.mp4"), composite=Path("over.mp4")) == 3
+    assert matte_video(network, Path("clip.mp4"), alpha=Path("alpha.mp4"), foreground=Path("fgr")).frames == 3
+    assert matte_video(ExportedNetwork(exported.path), Path("clip.mp4"), composite=Path("over.mp4")).frames == 3

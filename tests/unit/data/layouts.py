@@ -93,3 +93,24 @@ def make_flow(key="flow"):
 def to_unit(image):
     """uint8 (H, W[, 3]) to float (C, H, W)."""
     return torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1).float() / 255
+
+
+def shot(seed, frames, height=HEIGHT, width=WIDTH):
+    """One picture with a camera's noise, (frames, height, width, 3) uint8."""
+    noise = np.random.default_rng(seed).integers(0, 4, (frames, height, width, 3), dtype=np.uint8)
+    return picture(seed, height, width) // 4 * 3 + noise
+
+
+def write_shots(path, *lengths):
+    """A video of shots of these lengths, or, without a suffix, a folder of frames."""
+    frames = np.concatenate([shot(7 * number, length) for number, length in enumerate(lengths)])
+    if not path.suffix:
+        for t, frame in enumerate(frames):
+            write(path / f"{t:04d}.png", frame)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (WIDTH, HEIGHT))
+    for frame in frames:
+        writer.write(frame[..., ::-1])
+    writer.release()
+    return path

@@ -164,6 +164,9 @@ def test_a_network_that_finds_nobody_is_told_of_and_leaves_clips_readable():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source.read(0, 0, 2)
+        # Where only the pictures matter, nobody is missed.
+        unlabelled = BuiltinSource("train", SIZE, 1, 4, 0, lambda src: torch.zeros_like(src[:, :, :1]), labels=False)
+        assert torch.equal(unlabelled.read(0, 0, 2).src, clip.src)
 
 
 def test_colours_spread_from_the_opaque_part():

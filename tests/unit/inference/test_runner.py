@@ -30,7 +30,7 @@ def expected_composite(frames, bgr):
 
 def test_alpha_and_foreground(tmp_path, model, video, make_frames):
     frames = make_frames()
-    assert matte_video(model, video, alpha=tmp_path / "a", foreground=tmp_path / "f") == 3
+    assert matte_video(model, video, alpha=tmp_path / "a", foreground=tmp_path / "f").frames == 3
     # The top left pixel shows that the state was carried, and that alpha is rounded: 0.1 is 25.5, 0.2 is 51.
     np.testing.assert_array_equal(read(tmp_path / "a"), np.round(expected_alpha(frames) * 255))
     np.testing.assert_array_equal(read_rgb(tmp_path / "f"), 255 - frames)
@@ -80,6 +80,46 @@ def test_progress_and_ratio(tmp_path, model, video):
     for ratio in (0, 1.5, float("nan")):
         with pytest.raises(PTQ4VMError, match="downsample ratio"):
             matte_video(model, video, alpha=tmp_path / "a", downsample_ratio=ratio)
+
+
+def two_shots(make_frames):
+    """Five frames of one picture, then four of another, as a recording has them."""
+    pictures = make_frames(count=2, seed=3)
+    noise = np.random.default_rng(0).integers(0, 3, (9, 49, 65, 3), dtype=np.uint8)
+    return pictures[[0] * 5 + [1] * 4] + noise
+
+
+@pytest.mark.parametrize(
+    ("cuts", "counts"),
+    [
+        ("auto", [0, 1, 2, 3, 4, 0, 1, 2, 3]),
+        ("off", range(9)),
+        ([2, 7, 0], [0, 1, 0, 1, 2, 3, 4, 0, 1]),
+        (lambda frame: bool(frame[0, 0, 0] >= 0), [0] * 9),
+    ],
+)
+def test_the_state_is_restarted_at_cuts(model, make_frames, cuts, counts):
+    mattes = list(matte(model, two_shots(make_frames), cuts=cuts))
+    assert [round(float(one.pha[0, 0, 0]) * 10) for one in mattes] == list(counts)
+    if not callable(cuts):
+        assert [one.cut for one in mattes[1:]] == [count == 0 for count in list(counts)[1:]]
+
+
+def test_cuts_of_videos_are_found_listed_and_counted(tmp_path, model, make_frames, make_video):
+    source = make_video(tmp_path / "in.mkv", two_shots(make_frames))
+    listed = tmp_path / "cuts.txt"
+    listed.write_text("2\n0.233  # the frame at 7/30 s\n")
+    for cuts, found in (("auto", (5,)), ("off", ()), (listed, (2, 7)), (str(listed), (2, 7))):
+        assert matte_video(model, source, alpha=tmp_path / "a", cuts=cuts) == (9, found)
+        levels = read(tmp_path / "a")[:, 0, 0] / 25.5
+        assert [n for n in range(1, 9) if levels[n] == 0] == list(found)
+    listed.write_text("2\n9\n1:00\n")
+    with pytest.warns(UserWarning, match=r"Expected cuts within 9 frames, got 2 behind the end in .*cuts\.txt"):
+        matte_video(model, source, alpha=tmp_path / "a", cuts=listed)
+    with pytest.raises(PTQ4VMError, match="Expected auto, off or a file"):
+        matte_video(model, source, alpha=tmp_path / "a", cuts="on")
+    with pytest.raises(PTQ4VMError, match="Expected cuts to be auto, off or numbers"):
+        list(matte(model, [], cuts="on"))
 
 
 def test_frames_are_pulled_one_at_a_time(model, make_frames):
@@ -182,7 +222,7 @@ def hear(path):
 def test_sound_is_copied_to_composite_and_cutout(tmp_path, model, make_frames):
     source = write_with_sound(tmp_path / "in.mkv", make_frames(48, 64, count=15))
     outputs = {"composite": tmp_path / "over.mp4", "cutout": tmp_path / "cut.mov", "alpha": tmp_path / "alpha.mp4"}
-    assert matte_video(model, source, **outputs) == 15
+    assert matte_video(model, source, **outputs).frames == 15
     for name in ("composite", "cutout"):
         np.testing.assert_array_equal(hear(outputs[name]), hear(source))
         with av.open(str(outputs[name])) as container:
@@ -204,7 +244,7 @@ def test_sound_that_the_output_cannot_hold_is_told(tmp_path, model, make_frames)
 @pytest.mark.parametrize(("suffix", "decoder", "tolerance"), [(".mov", "prores", 2), (".webm", "libvpx-vp9", 8)])
 def test_foreground_and_alpha_in_one_video(tmp_path, model, video, make_frames, suffix, decoder, tolerance):
     path = tmp_path / f"cut{suffix}"
-    assert matte_video(model, video, cutout=path) == 3
+    assert matte_video(model, video, cutout=path).frames == 3
     with av.open(str(path)) as container:
         codec = av.codec.CodecContext.create(decoder, "r")
         codec.extradata = container.streams.video[0].codec_context.extradata

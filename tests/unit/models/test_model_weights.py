@@ -189,9 +189,10 @@ def save_plain_pickle(path):
 def test_a_refusal_is_one_sentence_and_the_remedy(blank, tmp_path, save_it):
     path = tmp_path / "weights.pth"
     reason = save_it(path)
-    with warnings.catch_warnings(), pytest.raises(PTQ4VMError) as caught:
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_weights(blank, path)
+        with pytest.raises(PTQ4VMError) as caught:
+            load_weights(blank, path)
     assert str(caught.value) == (
         f"Expected a PyTorch state dict, got {path}, which {reason}. Save the weights alone with "
         "`torch.save(model.state_dict(), path)`, or download the file anew."

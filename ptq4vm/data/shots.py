@@ -1,0 +1,78 @@
+"""Shots within clips: looked for once and kept."""
+
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptq4vm.data.files import read_image
+from ptq4vm.data.storage import make_folder, short_hash
+from ptq4vm.video.cuts import MEMORY, CutDetector, find_cuts
+from ptq4vm.video.frames import Frame
+from ptq4vm.writing import write_json
+
+VERSION = 1
+"""Part of every key: raise it when the test for cuts changes."""
+
+
+class Shots(NamedTuple):
+    """How many frames a clip has, and the numbers of those with which a shot after the first begins."""
+
+    frames: int
+    cuts: tuple[int, ...]
+
+
+def find_shots(frames: Iterable[Frame], fingerprint: str, cache: Path | None) -> Shots:
+    """Count frames and find cuts, or read what was found before.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB; nothing is taken from them if it is known already.
+        fingerprint: changes when the frames do.
+        cache: a folder to keep it in; None keeps nothing.
+
+    Raises:
+        PTQ4VMError: the cache can't be written, or what reading the frames raises.
+    """
+    path = cache and make_folder(cache / "shots") / f"{short_hash({'clip': fingerprint, 'version': VERSION})}.json"
+    if path and (known := _read(path)) is not None:
+        return known
+    count, is_cut, cuts = 0, CutDetector(), []
+    for count, frame in enumerate(frames, 1):
+        if is_cut(frame):
+            cuts.append(count - 1)
+    if path:
+        write_json(path, {"frames": count, "cuts": cuts})
+    return Shots(count, tuple(cuts))
+
+
+def cuts_of_images(paths: Sequence[Path], start: int, stop: int) -> list[int]:
+    """Numbers of the images in (start, stop) with which a shot begins; reads a few before, too."""
+    first = max(0, start - MEMORY)
+    found = find_cuts(image_frames(paths[first:stop]))
+    return [first + cut for cut in found if first + cut > start]
+
+
+def image_frames(paths: Iterable[Path]) -> Iterable[Frame]:
+    """(H, W, 3) uint8 RGB of each file."""
+    return (read_image(path).permute(1, 2, 0).numpy() for path in paths)
+
+
+def _read(path: Path) -> Shots | None:
+    if not path.is_file():
+        return None
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        frames, cuts = found["frames"], found["cuts"]
+        numbers = [frames, *cuts]
+        if all(type(one) is int for one in numbers) and sorted({0, *cuts, frames}) == [
+            0,
+            *cuts,
+            frames,
+        ]:
+            return Shots(frames, tuple(cuts))
+        problem = "its numbers are no frames in order"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        problem = repr(error)
+    warnings.warn(f"Remaking {path}, which is damaged: {problem}", stacklevel=2)
+    return None

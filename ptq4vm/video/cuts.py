@@ -1,0 +1,248 @@
+"""Where one shot ends and the next begins: found in the frames, or listed in a file."""
+
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.video.frames import Frame
+
+CutTest = Callable[[Frame], bool]
+"""Called with each frame of a video in order: whether a new shot begins with it."""
+Cuts = Literal["auto", "off"] | Collection[int] | CutTest
+"""Found by :class:`CutDetector`, none, at frames of these numbers (from 0), or where a test says."""
+
+MEMORY = 8
+"""So many steps from frame to frame tell how lively a shot is."""
+_SIDE = 64
+_SAMPLED = 256
+_BINS = 8
+_DIFFERENCE, _HISTOGRAM, _UNEXPLAINED, _ABOVE_ACTIVITY = 5.0, 0.09, 0.2, 2.0
+_SURE, _ONE_SIDED, _NOISE = 0.5, 0.05, 8
+_WHITE, _WASHED_OUT, _FLASH_FRAMES = 250, 0.5, 3
+_EARLIER = 4
+_TOLERANCE = Fraction(1, 2000)
+"""Seconds: times are written with three decimals."""
+
+
+class CutDetector:
+    """Finds cuts in a stream from the frames before: a new shot is known with its first frame.
+
+    All frames are looked at as 64×64 RGB pictures. A new shot begins where a frame differs from the
+    last one
+
+    1. by a mean absolute difference of at least 5 of 255 and at least twice the median of the last
+       eight steps,
+    2. by a tenth (0.09) of its colours: half the L1 distance of 8×8×8-bin RGB histograms, and
+    3. in what is where: at least a fifth of the variance of a colour channel is not explained by
+       that channel's values in the same places of the last frame (1 − correlation ratio, the lesser
+       of both directions), and twice the median of the last eight steps; half of the variance where
+       hardly a pixel becomes darker, as in a flash.
+
+    The first is PySceneDetect's content detector, relative to the running activity as its adaptive
+    detector; motion and pans keep the colours (2), and light that changes keeps what is where,
+    whatever its curve (3). A flash that washes out half of a frame is passed over, and a frame that
+    resembles one of the four before the last goes back to it rather than begin a shot. A shot's
+    first two steps tell how lively it is; no cut is found within them.
+
+    References:
+        B. Castellano, PySceneDetect: ContentDetector and AdaptiveDetector (scenedetect.com).
+        A. Roche et al., "The correlation ratio as a new similarity measure", MICCAI 1998.
+    """
+
+    def __init__(self) -> None:
+        self._views: deque[_View] = deque(maxlen=MEMORY + 1)
+        self._differences: deque[float] = deque(maxlen=MEMORY)
+        self._washed_out = 0
+
+    def __call__(self, frame: Frame) -> bool:
+        """Whether a new shot begins with this frame, (H, W, 3) uint8 RGB."""
+        view = _View(frame)
+        if not self._views:
+            self._views.append(view)
+            return False
+        last = self._views[-1]
+        if view.white - last.white > _WASHED_OUT and self._washed_out < _FLASH_FRAMES:
+            self._washed_out += 1
+            return False
+        self._washed_out = 0
+        is_cut = self._begins_shot(view)
+        if is_cut:
+            self._views.clear()
+            self._differences.clear()
+        else:
+            self._differences.append(view.difference(last))
+        self._views.append(view)
+        return is_cut
+
+    def _begins_shot(self, view: "_View") -> bool:
+        if len(self._differences) < 2:
+            return False
+        lively = float(np.median(self._differences))
+        others = list(self._views)[: -_EARLIER - 2 : -1]
+        changed = max(_DIFFERENCE, _ABOVE_ACTIVITY * lively)
+        if not all(view.difference(other) >= changed and view.recolouring(other) >= _HISTOGRAM for other in others):
+            return False
+        # Most frames don't get here, which is what keeps the test cheap.
+        unsteady = float(np.median([after.unexplained(before) for before, after in pairwise(self._views)]))
+        moved = max(_UNEXPLAINED, _ABOVE_ACTIVITY * unsteady)
+        for other in others:
+            unexplained = view.unexplained(other)
+            if unexplained < (moved if view.darkening(other) >= _ONE_SIDED else max(moved, _SURE)):
+                return False
+        return True
+
+
+class _View:
+    """What is looked at of a frame."""
+
+    def __init__(self, frame: Frame) -> None:
+        # Every n-th pixel of a large frame is enough; averaging all takes longer than all else.
+        every = max(1, min(frame.shape[:2]) // _SAMPLED)
+        sampled = np.ascontiguousarray(frame[::every, ::every])
+        small = cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+        self.pixels = small.reshape(-1, 3).astype(np.float32)
+        self.white = float((self.pixels.min(1) >= _WHITE).mean())
+
+    @cached_property
+    def histogram(self) -> NDArray[np.float64]:
+        """Shares of pixels in 8×8×8 bins."""
+        codes = self.pixels.astype(np.int64) * _BINS // 256 @ (_BINS * _BINS, _BINS, 1)
+        return np.bincount(codes, minlength=_BINS**3) / codes.size
+
+    def difference(self, other: "_View") -> float:
+        """Mean absolute difference in 0…255."""
+        return float(np.abs(self.pixels - other.pixels).mean())
+
+    def recolouring(self, other: "_View") -> float:
+        """Share of pixels to recolour to get the other's histogram."""
+        return float(np.abs(self.histogram - other.histogram).sum() / 2)
+
+    def darkening(self, other: "_View") -> float:
+        """Share of pixels that are darker by more than noise."""
+        return float((self.pixels.mean(1) < other.pixels.mean(1) - _NOISE).mean())
+
+    def unexplained(self, other: "_View") -> float:
+        """Share of variance that the other doesn't explain, in the channel where it is most."""
+        return max(
+            min(_unexplained(one, two), _unexplained(two, one))
+            for one, two in zip(self.pixels.T, other.pixels.T, strict=True)
+        )
+
+
+def _unexplained(channel: NDArray[np.float32], by: NDArray[np.float32], bins: int = 32) -> float:
+    """Share of a channel's variance among pixels of equal ``by``; 0 for a plain picture."""
+    total = float(channel.var(dtype=np.float64))
+    if total < 4:  # a plain picture with the noise of a codec
+        return 0.0
+    place = (by * (bins / 256)).astype(np.int64)
+    counts = np.bincount(place, minlength=bins)
+    means = np.bincount(place, channel, minlength=bins) / np.maximum(counts, 1)
+    return 1 - float((counts * (means - channel.mean(dtype=np.float64)) ** 2).sum() / channel.size) / total
+
+
+def find_cuts(frames: Iterable[Frame]) -> list[int]:
+    """Numbers of the frames with which new shots begin; the first frame, 0, isn't one."""
+    is_cut = CutDetector()
+    return [number for number, frame in enumerate(frames) if is_cut(frame)]
+
+
+def cut_test(cuts: Cuts) -> CutTest:
+    """The test that a choice stands for.
+
+    Raises:
+        PTQ4VMError: it is no choice.
+    """
+    if callable(cuts):
+        return cuts
+    if isinstance(cuts, str):
+        if cuts not in ("auto", "off"):
+            raise PTQ4VMError(f"Expected cuts to be auto, off or numbers of frames, got {cuts!r}. Choose one of those.")
+        return CutDetector() if cuts == "auto" else lambda frame: False
+    listed, counter = CutList(frozenset(cuts)), iter(range(2**63))
+    return lambda frame: listed(next(counter), Fraction(-1))
+
+
+class CutList:
+    """Cuts that are known beforehand.
+
+    Args:
+        frames: numbers of the frames with which shots begin; the first is 0.
+        times: likewise in seconds from the first frame; a shot begins with the first frame shown
+            then or later.
+    """
+
+    def __init__(self, frames: Collection[int] = (), times: Iterable[Fraction] = ()) -> None:
+        self._frames, self._times = set(frames), deque(sorted(set(times)))
+
+    def __call__(self, number: int, time: Fraction) -> bool:
+        """Whether this frame, in order, is a cut; the first of a video isn't."""
+        is_cut = number in self._frames
+        self._frames.discard(number)
+        while self._times and time >= self._times[0] - _TOLERANCE:
+            self._times.popleft()
+            is_cut = True
+        return is_cut and number > 0
+
+    @property
+    def left(self) -> int:
+        """How many have not been reached yet."""
+        return len(self._frames) + len(self._times)
+
+    @classmethod
+    def read(cls, path: Path) -> "CutList":
+        """Read a list of cuts.
+
+        Args:
+            path: text with one cut a line, or a JSON list. A whole number is a frame's, counted from
+                0; 12.5, 12s, 1:02.5 and 1:00:02 are times. In text, a # begins a comment.
+
+        Raises:
+            PTQ4VMError: it can't be read, or holds something else.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            entries = json.loads(text) if path.suffix.lower() == ".json" else _lines(text)
+        except (OSError, ValueError, RecursionError) as error:
+            raise PTQ4VMError(f"Expected auto, off or a file that lists cuts, got {path}: {error}") from error
+        if not isinstance(entries, list):
+            raise PTQ4VMError(f"Expected a JSON list of cuts in {path}, got {type(entries).__name__}")
+        found: list[int | Fraction] = []
+        for place, entry in enumerate(entries, 1):
+            cut = _parse(entry)
+            if cut is None:
+                raise PTQ4VMError(
+                    f"Expected cuts such as 48 (a frame), 1.5 or 1:02.5 (a time) in {path}, got "
+                    f"{str(entry)[:40]!r} as number {place}. Correct the file."
+                )
+            found.append(cut)
+        times = [cut for cut in found if isinstance(cut, Fraction)]
+        return cls([cut for cut in found if isinstance(cut, int)], times)
+
+
+def _lines(text: str) -> list[str]:
+    return [entry for line in text.splitlines() if (entry := line.partition("#")[0].strip())]
+
+
+def _parse(entry: Any) -> int | Fraction | None:
+    """A frame's number, a time in seconds, or None for anything else."""
+    if isinstance(entry, bool) or not isinstance(entry, int | float | str):
+        return None
+    text = str(entry)
+    if re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
+        return int(text)
+    found = re.fullmatch(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9}(?:\.[0-9]{1,9})?)s?", text, re.ASCII)
+    if found is None:
+        return None
+    hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
