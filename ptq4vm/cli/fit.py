@@ -1,20 +1,24 @@
 """Lightning's own subcommands: fit, validate, test and predict."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningCLI
 
-from ptq4vm.callbacks import LoggedConfig
+from ptq4vm.callbacks import LoggedConfig, PromptStop
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.ownership import owned
 from ptq4vm.phases import PTQPhase
 from ptq4vm.phases.checkpoints import WholeCheckpoints
 
 
 class _CLI(LightningCLI):
+    owns: ExitStack
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
         super().parse_arguments(parser, args)
@@ -25,9 +29,16 @@ class _CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's Trainer; what it refuses is a user's mistake."""
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:
             raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
+        trainer.callbacks.append(PromptStop())  # type: ignore[attr-defined]
+        return trainer
+
+    def before_fit(self) -> None:
+        """Own what the fit writes: of two with one output the work of one would be lost at their end."""
+        if self.model.output is not None and self.trainer.is_global_zero:
+            self.owns.enter_context(owned(Path(self.model.output)))
 
     def before_predict(self) -> None:
         """Mattes go to files as they come (add ptq4vm.callbacks.AlphaWriter); kept, they would fill the memory."""
@@ -36,6 +47,11 @@ class _CLI(LightningCLI):
 
 def run_lightning(args: list[str]) -> None:
     """Hand the command line to Lightning's CLI."""
+    with ExitStack() as _CLI.owns:
+        _run(args)
+
+
+def _run(args: list[str]) -> None:
     _CLI(
         PTQPhase,
         VideoMattingDataModule,
