@@ -70,7 +70,8 @@ class PromptStop(L.Callback):
         if callable(self._handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handler)
 
-    on_train_start = on_validation_start = on_test_start = on_predict_start = _restore
+    on_train_start = on_validation_start = _restore  # type: ignore[assignment]
+    on_test_start = on_predict_start = _restore  # type: ignore[assignment]
 
 
 class WorkProgress(L.Callback):

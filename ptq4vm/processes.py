@@ -96,25 +96,27 @@ def lost(error: BaseException) -> str | None:
     end = time.monotonic() + _PATIENCE
     while not (gone := _gone()) and time.monotonic() < end:
         time.sleep(0.05)
-    names = [f"process {number} of {len(_known)} (pid {process_id(_known[number])})" for number in gone]
-    return f"{' and '.join(names) or 'Another process'} was lost"
+    names = [f"rank {number} of {len(_known)} (pid {process_id(_known[number])})" for number in gone]
+    return f"{' and '.join(names) or 'another process of this run'} was lost"
 
 
-def speaks() -> bool:
-    """Whether this process speaks for all: the first one that still runs."""
-    return all(number in _gone() for number in range(_mine()))
+def leads() -> bool:
+    """Whether this is the first process, also before the others are known and after they are gone."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+def is_first_left() -> bool:
+    """Whether all processes before this one have ended."""
+    before = _known.index(this_process()) if this_process() in _known else 0
+    return len([number for number in _gone() if number < before]) == before
 
 
 def end_others() -> None:
-    """Have the run's other processes on this machine end as by SIGTERM."""
-    for process in _known:
+    """From the first process, have the others on this machine end as by SIGTERM."""
+    for process in _known if leads() else ():
         if process != this_process() and is_running(process):
             with suppress(ProcessLookupError):
                 os.kill(process_id(process), signal.SIGTERM)
-
-
-def _mine() -> int:
-    return _known.index(this_process()) if this_process() in _known else int(os.environ.get("LOCAL_RANK", 0))
 
 
 def _gone() -> list[int]:

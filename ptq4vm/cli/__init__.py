@@ -8,11 +8,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ptq4vm.errors import PTQ4VMError, remedy
 
@@ -87,12 +87,13 @@ def main(args: list[str] | None = None) -> int:
         standard output any more.
     """
     args = sys.argv[1:] if args is None else args
-    with _stopped_by_signals():
+    known = _COMMANDS.get(args[0]) if args else None
+    with _stopped_by_signals() as quiet:
         try:
             _run(args)
             sys.stdout.flush()
         except BaseException as end:
-            known = _COMMANDS.get(args[0]) if args else None
+            quiet()
             status, message = _explain(end, _AGAIN if known is None else known.stopped)
             if status is None:
                 raise
@@ -130,21 +131,31 @@ class _Stopped(SystemExit):
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise; one that is ignored, as by nohup, stays so."""
+def _stopped_by_signals() -> Iterator[Callable[[], None]]:
+    """Inside, SIGTERM and SIGHUP raise; one that is ignored, as by nohup, stays so.
+
+    Yields:
+        Call it to have these and SIGINT ignored: the command has ended, and says so in peace.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _Stopped(128 + number)
 
+    def ignore() -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+
     mine = threading.current_thread() is threading.main_thread()
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if mine and signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, stop)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if mine else ()
+    before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # not SIGINT, which Python has a handler for
+            signal.signal(number, stop)
     try:
-        yield
+        yield ignore
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
@@ -158,9 +169,9 @@ def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
     plain = isinstance(end, SystemExit) and not isinstance(end, _Stopped)
     cause = end.__context__ if plain else end
     if isinstance(cause, _Stopped):
-        return int(cause.code or 0), _end_all(f"terminated; {stopped}")
+        return int(cause.code or 0), _stop_all(f"terminated; {stopped}")
     if isinstance(cause, KeyboardInterrupt):
-        return 128 + signal.SIGINT, _end_all(f"interrupted; {stopped}")
+        return 128 + signal.SIGINT, _stop_all(f"interrupted; {stopped}")
     if isinstance(cause, BrokenPipeError) and (plain or _nobody_reads()):
         # The interpreter flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -171,22 +182,23 @@ def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
     mistake = end.__cause__ if isinstance(end, ValueError) else end
     if isinstance(mistake, PTQ4VMError) or type(mistake).__name__ == "MisconfigurationException":
         return _ERROR, str(mistake)
-    lost = _processes().lost(end) if _processes() is not None else None
-    return (None, "") if lost is None else (_ERROR, _end_all(f"{lost}; {stopped}"))
+    # Not imported here: imports may be what was interrupted.
+    processes = sys.modules.get("ptq4vm.processes")
+    lost = None if processes is None else processes.lost(end)
+    if processes is None or lost is None:
+        return None, ""
+    is_first_left = processes.is_first_left()
+    processes.end_others()
+    return _ERROR, f"{lost}; {stopped}" if is_first_left else ""
 
 
-def _end_all(message: str) -> str:
-    """End the run's other processes; the message where this is the one to say it."""
-    if _processes() is None:
+def _stop_all(message: str) -> str:
+    """End the run's other processes too; the message, where this process is the one to say it."""
+    processes = sys.modules.get("ptq4vm.processes")
+    if processes is None:
         return message
-    speaks = _processes().speaks()
-    _processes().end_others()
-    return message if speaks else ""
-
-
-def _processes() -> Any:
-    """The module, unless the command ended before it was imported: imports may be what was interrupted."""
-    return sys.modules.get("ptq4vm.processes")
+    processes.end_others()
+    return message if processes.leads() else ""
 
 
 def _nobody_reads() -> bool:
