@@ -211,7 +211,3 @@ def _tell(message: str, style: str) -> None:
     from rich.console import Console
 
     Console(stderr=True).print(f"ptq4vm: {message}", style=style, highlight=False, markup=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

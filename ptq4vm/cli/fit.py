@@ -35,9 +35,10 @@ class _CLI(LightningCLI):
         trainer.callbacks.append(PromptStop())  # type: ignore[attr-defined]
         return trainer
 
-    def before_fit(self) -> None:
-        """Own what the fit writes: of two with one output the work of one would be lost at their end."""
-        if self.model.output is not None and self.trainer.is_global_zero:
+    def instantiate_classes(self) -> None:
+        """Lightning's, which then owns what a fit writes: of two with one output the work of one would be lost."""
+        super().instantiate_classes()
+        if self.subcommand == "fit" and self.model.output is not None and self.trainer.is_global_zero:
             self.owns.enter_context(owned(Path(self.model.output)))
 
     def before_predict(self) -> None:
