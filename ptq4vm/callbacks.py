@@ -1,5 +1,7 @@
 """What a run shows and keeps while it runs."""
 
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from ptq4vm.errors import PTQ4VMError
+from ptq4vm.errors import PTQ4VMError, remedy
 from ptq4vm.graph import quantized_layers
 from ptq4vm.inference import open_writer
 from ptq4vm.phases import BlockReconstructionModule
@@ -52,7 +54,24 @@ class AlphaWriter(L.Callback):
                 png = cv2.imencode(".png", np.rint(alpha * 255).astype(np.uint8))[1]
                 (folder / f"{name}.png").write_bytes(png.tobytes())
         except OSError as error:
-            raise PTQ4VMError(f"Can't write mattes to {folder}: {error}. Choose another folder.") from error
+            raise PTQ4VMError(f"Can't write mattes to {folder}: {error}. {remedy(error)}") from error
+
+
+class PromptStop(L.Callback):
+    """Lets SIGTERM end a run at once, by the handler that was there before Lightning's.
+
+    Lightning's first waits for the other processes, which hangs where they don't get the signal.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: D102
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def _restore(self, *_: Any) -> None:
+        if callable(self._handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handler)
+
+    on_train_start = on_validation_start = _restore  # type: ignore[assignment]
+    on_test_start = on_predict_start = _restore  # type: ignore[assignment]
 
 
 class WorkProgress(L.Callback):

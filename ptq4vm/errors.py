@@ -1,5 +1,6 @@
 """The one exception for everything a user can put right."""
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,3 +16,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of some settings has changed, for an error to say; empty when nothing has. A missing one counts as None."""
     changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     return "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
+
+
+_REMEDIES = {
+    "Correct the path.": ("ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP", "EINVAL", "ENOTEMPTY"),
+    "Choose a place where you may read and write, or have its permissions changed.": ("EACCES", "EPERM", "EROFS"),
+    "Free space there, or choose a larger disk.": ("ENOSPC",),
+    "Free space of your quota there, or choose another disk.": ("EDQUOT",),
+    "Raise the limit for the size of a file (ulimit -f), or choose a file system for larger files.": ("EFBIG",),
+    "Raise the limit for open files (ulimit -n), or use fewer workers.": ("EMFILE", "ENFILE"),
+    "Free memory, or ask for less: smaller frames, shorter sequences, fewer workers.": ("ENOMEM", "EAGAIN"),
+    "Look after the disk or its connection, then run again.": ("EIO", "ENXIO", "ENODEV", "ESTALE", "ETIMEDOUT"),
+    "End the program that uses it, or choose another place.": ("EBUSY", "ETXTBSY"),
+}
+"""What to do, by the names of errors; a system need not have all of them."""
+
+
+def remedy(error: Exception) -> str:
+    """Say what a user can do about an error of the system, or of FFmpeg, in a sentence."""
+    name = errno.errorcode.get(getattr(error, "errno", None) or 0)
+    return next((text for text, names in _REMEDIES.items() if name in names), "See to its cause, then run again.")

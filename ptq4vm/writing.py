@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from ptq4vm.errors import PTQ4VMError
+from ptq4vm.errors import PTQ4VMError, remedy
+from ptq4vm.ownership import temporary_path
 
 
 @contextmanager
@@ -20,16 +20,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         PTQ4VMError: nothing can be written there.
     """
     path = Path(os.path.realpath(path))  # unlike resolve, takes loops of links
-    # The suffix stays last: writers choose their format by it.
-    part = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
+    part = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         part.replace(path)
     except OSError as error:
-        raise PTQ4VMError(
-            f"Can't write {path}: {error}. Choose a place that exists, has room and lets you write"
-        ) from error
+        raise PTQ4VMError(f"Can't write {path}: {error}. {remedy(error)}") from error
     finally:
         # Suppressed for what stands in the way of the folder itself, where there is no file to remove.
         if part.parent.is_dir():

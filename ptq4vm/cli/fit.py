@@ -1,22 +1,26 @@
 """Lightning's own subcommands: fit, validate, test and predict."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ptq4vm.callbacks import LoggedConfig
+from ptq4vm.callbacks import LoggedConfig, PromptStop
 from ptq4vm.cli.common import TRUST, console
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.ownership import owned
 from ptq4vm.phases import PTQPhase
 from ptq4vm.phases.checkpoints import WholeCheckpoints
 from ptq4vm.reporting import WorkBar
 
 
 class _CLI(LightningCLI):
+    owns: ExitStack
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Lightning's, whose help says that a configuration is code."""
         return super().init_parser(epilog=TRUST, **kwargs)
@@ -24,12 +28,6 @@ class _CLI(LightningCLI):
     def __init__(self, *args: Any, bar: WorkBar, **kwargs: Any) -> None:
         self.bar = bar
         super().__init__(*args, **kwargs)
-
-    def instantiate_classes(self) -> None:
-        """Lightning's; what the data takes long for shows on a bar."""
-        super().instantiate_classes()
-        if self.trainer.is_global_zero:
-            self.datamodule.progress = self.bar
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
@@ -41,9 +39,20 @@ class _CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Lightning's Trainer; what it refuses is a user's mistake."""
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:
             raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
+        trainer.callbacks.append(PromptStop())  # type: ignore[attr-defined]
+        return trainer
+
+    def instantiate_classes(self) -> None:
+        """Show the data's work on the bar, and own what a fit writes: of two with one output one would be lost."""
+        super().instantiate_classes()
+        if not self.trainer.is_global_zero:
+            return
+        self.datamodule.progress = self.bar
+        if self.subcommand == "fit" and self.model.output is not None:
+            self.owns.enter_context(owned(Path(self.model.output)))
 
     def before_predict(self) -> None:
         """Mattes go to files as they come (add ptq4vm.callbacks.AlphaWriter); kept, they would fill the memory."""
@@ -52,7 +61,7 @@ class _CLI(LightningCLI):
 
 def run_lightning(args: list[str]) -> None:
     """Hand the command line to Lightning's CLI."""
-    with WorkBar(console=console) as bar:
+    with ExitStack() as _CLI.owns, WorkBar(console=console) as bar:
         _CLI(
             PTQPhase,
             VideoMattingDataModule,

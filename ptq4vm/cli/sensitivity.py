@@ -11,6 +11,7 @@ from ptq4vm.cli.common import COLUMNS, TRUST, console, parse_settings, pick_devi
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.flow import create_flow
 from ptq4vm.models import list_models
+from ptq4vm.ownership import owned
 from ptq4vm.phases import make_teacher
 from ptq4vm.phases.base import make_float_network
 from ptq4vm.quantizers import QConfig, canonical_bits
@@ -35,7 +36,7 @@ def run_sensitivity(args: list[str]) -> None:
     wanted = [canonical_bits(one) for one in ([config.bits] if isinstance(config.bits, str) else config.bits)]
     network = make_float_network(config.network, config.weights, config.downsample_ratio).to(pick_device(config.device))
     path = config.output / "sensitivity.json"
-    with SteadyProgress(*COLUMNS, console=console) as progress:
+    with owned(config.output, folder=True), SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("calibration set", total=None)
 
         def report(done: int, total: int, what: str) -> None:

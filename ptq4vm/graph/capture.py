@@ -1,13 +1,16 @@
 """A block as a map from sequences to sequences, and the store of what flows between blocks."""
 
+import mmap
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ptq4vm.errors import PTQ4VMError
+from ptq4vm.errors import PTQ4VMError, remedy
 from ptq4vm.models.base import Block
 from ptq4vm.types import RecurrentState
 
@@ -76,7 +79,13 @@ class SequenceStore:
     """Named tensors for N sequences: in half of the GPU's memory, beyond that in mapped files.
 
     Of the files the system keeps in memory what fits and writes the rest to disk, so that any number of sequences can
-    be held.
+    be held. They have no names, so that the system gives their space back when the process ends, however it ends, and
+    all their space is reserved, since a disk that fills under a map ends the process.
+
+    Args:
+        folder: on the disk where the files lie; made if it isn't there.
+        num_sequences: N.
+        device: where :meth:`read` puts tensors.
     """
 
     def __init__(self, folder: Path, num_sequences: int, device: torch.device | str = "cpu") -> None:
@@ -84,7 +93,6 @@ class SequenceStore:
         self.num_sequences = num_sequences
         self.device = torch.device(device)
         self._tensors: dict[str, Tensor] = {}
-        folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -101,13 +109,17 @@ class SequenceStore:
             free, total = torch.cuda.mem_get_info(self.device)
             if free - size * 4 > total / 2:  # the other half is for learning
                 return torch.empty(self.num_sequences, *value.shape, device=self.device)
-        free = shutil.disk_usage(self.folder).free
-        if size * 4 > free:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                _reserve(file.fileno(), size * 4)
+                # Holds the file for as long as the tensor lives.
+                flat = torch.frombuffer(mmap.mmap(file.fileno(), size * 4), dtype=torch.float32)
+        except OSError as error:
             raise PTQ4VMError(
-                f"Expected {size * 4 / 1e9:.1f} GB free in {self.folder} for the cached activations, got "
-                f"{free / 1e9:.1f} GB. Put the run folder on a larger disk, or lower num_sequences or seq_length."
-            )
-        flat = torch.from_file(str(self.folder / f"{name.replace('/', '-')}.f32"), shared=True, size=size)
+                f"Expected {size * 4 / 1e9:.3g} GB free in {self.folder} for the cached activations, got: {error}, "
+                f"with {_free(self.folder)} GB free. {remedy(error)} Or lower num_sequences or seq_length."
+            ) from error
         return flat.view(self.num_sequences, *value.shape)
 
     def read(self, name: str, index: Tensor | slice) -> Tensor:
@@ -116,10 +128,22 @@ class SequenceStore:
 
     def drop(self, name: str) -> None:
         """Forget a name and give back its space."""
-        if self._tensors.pop(name, None) is not None:
-            (self.folder / f"{name.replace('/', '-')}.f32").unlink(missing_ok=True)
+        self._tensors.pop(name, None)
 
     def close(self) -> None:
-        """Forget all and remove the folder."""
+        """Forget all and give back its space."""
         self._tensors.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Make an empty file so large that no write to it needs more space."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    zeros = memoryview(bytes(2**20))
+    while size > 0:
+        size -= os.write(file, zeros[:size])
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 1e9:.3g}" if folder.is_dir() else "?"

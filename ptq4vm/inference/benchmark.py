@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -152,13 +152,14 @@ class _Worker:
 
     def ask(self, what: str) -> float:
         """Have it do something, and wait for the answer."""
-        self._connection.send(what)
+        with suppress(BrokenPipeError):  # of a process that ended, which the missing answer tells
+            self._connection.send(what)
         return float(self._answer())  # type: ignore[arg-type]
 
     def _answer(self) -> object:
         try:
             answer = self._connection.recv()
-        except EOFError as error:
+        except (EOFError, ConnectionResetError) as error:
             raise PTQ4VMError(
                 f"Expected an answer from the process that runs {self.plan.model}, but it ended; memory may have run "
                 "out. Try fewer models or smaller frames."

@@ -194,6 +194,7 @@ class PTQPhase(MattingModule):
             strategy.checkpoint_io = WholeCheckpoints()
         if stage == "fit" and self.output is not None and Path(self.output).exists():
             raise PTQ4VMError(f"Expected {self.output} to be new, got a file. Choose another output, or remove it.")
+        processes.introduce()
         teacher = self._teacher[0].to(strategy.root_device)
         self.calibration.numbers_only = self.keeps_sequences
         # Evaluation needs the teacher only to cut the built-in portrait out, and no calibration set.

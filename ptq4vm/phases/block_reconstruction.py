@@ -1,6 +1,5 @@
 """BIQ: block-wise initial quantization, as a Lightning fit with one epoch for each block."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -152,9 +151,7 @@ class BlockReconstructionModule(PTQPhase):
         super().on_fit_start()
         clips = self.calibration.calibration_set
         share = processes.share(range(len(clips)))
-        # In the run's own folder, so that what a killed run left behind is found and removed.
-        folder = Path(self.trainer.default_root_dir) / f"activations-{self.global_rank}"
-        shutil.rmtree(folder, ignore_errors=True)
+        folder = Path(self.trainer.default_root_dir)
         self._store, self._walked = SequenceStore(folder, len(share), self.device), 0
         for place, index in enumerate(share):
             for side in ("float", "quantized"):

@@ -119,9 +119,9 @@ def quantize(
     with run.progress():
         run.draw()
     run.launch()
-    processes.first_alone(lambda: run.claim(settings))
-    processes.once(run.begin, teacher)
-    with run.progress():
+    with run.owned(), run.progress():
+        processes.first_alone(lambda: run.claim(settings))
+        processes.once(run.begin, teacher)
         steps = block_steps * block_batch_size / data.num_sequences
         learns = {name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row)) for name, row in methods.items()}
         run.prepare(teacher, learns)
@@ -144,9 +144,14 @@ def quantize(
                     run.fit(folder, name, row, GACModule, options, gac_batch_size, None, gac_epochs)
                 scored, made_with = load_quantized(folder / f"{name}.safetensors")
                 table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
-            processes.once(shutil.copyfile, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
+            processes.once(_copy_whole, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
         run.say("writing the table, the pictures and the report")
         return _report(run, teacher, list(plans), table)
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    with written_whole(target) as part:
+        shutil.copyfile(source, part)
 
 
 def _learns(row: Row) -> bool:

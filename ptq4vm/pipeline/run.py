@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ptq4vm import processes
-from ptq4vm.callbacks import ResultLog, WorkProgress
+from ptq4vm.callbacks import PromptStop, ResultLog, WorkProgress
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.flow import create_flow
@@ -22,6 +22,7 @@ from ptq4vm.graph import bits_label, network_cost, trace
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
+from ptq4vm.ownership import owned
 from ptq4vm.phases import MattingModule, make_teacher
 from ptq4vm.phases.base import FloatMattes, Scoring
 from ptq4vm.pipeline.record import now, record_start
@@ -88,6 +89,14 @@ class Run:
         settings = {"devices": 1, **{key: self.trainer[key] for key in names if self.trainer.get(key) is not None}}
         with _trainer_settings():
             Fabric(**settings).launch()
+        processes.introduce()
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Inside, the folder is this run's alone; raises PTQ4VMError where another run works in it."""
+        with ExitStack() as stack:
+            processes.once(lambda: stack.enter_context(owned(self.folder, folder=True)))
+            yield
 
     # ---- progress ---------------------------------------------------------------------------------------------
 
@@ -194,7 +203,7 @@ class Run:
             "default_root_dir": folder,
         }
         settings["callbacks"] = [*(self.trainer.get("callbacks") or []), *options.get("callbacks", [])]
-        settings["callbacks"].append(WorkProgress(self._advance, self._macs))
+        settings["callbacks"] += [WorkProgress(self._advance, self._macs), PromptStop()]
         with _trainer_settings():
             return L.Trainer(**settings)
 

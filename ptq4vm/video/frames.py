@@ -7,13 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from ptq4vm.errors import PTQ4VMError
+from ptq4vm.errors import PTQ4VMError, remedy
+from ptq4vm.ownership import temporary_path
 
 Frame = NDArray[np.uint8]
 """One picture, (H, W, 3) RGB or, where a writer takes it, (H, W) grey or (H, W, 4) RGB and alpha, not multiplied."""
@@ -84,7 +84,7 @@ class FrameWriter(ABC):
         self.path, self.size = Path(os.path.realpath(path)), size  # unlike resolve, takes loops of links
         self.num_frames = 0
         self._closed = False
-        self._part = self.path.with_name(f".{self.path.name}.{uuid4().hex[:8]}.part")
+        self._part = temporary_path(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -164,4 +164,4 @@ class FrameWriter(ABC):
         self._part.unlink(missing_ok=True)
 
     def _cannot_write(self, error: Exception) -> PTQ4VMError:
-        return PTQ4VMError(f"Can't write {self.path}: {error}. Choose a place that exists, has room and lets you write")
+        return PTQ4VMError(f"Can't write {self.path}: {error}. {remedy(error)}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.ownership import temporary_path
 from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -210,13 +211,14 @@ class FolderWriter(FrameWriter):
         if not self.path.exists():
             self._part.rename(self.path)
             return
-        earlier = self._part.with_suffix(".old")
-        self.path.rename(earlier)
+        earlier = temporary_path(self.path)
         try:
+            self.path.rename(earlier)
             self._part.rename(self.path)
-        except OSError:
-            earlier.rename(self.path)
-            raise
+        finally:
+            # After an error or a signal in between, what was there stays.
+            if earlier.exists() and not self.path.exists():
+                earlier.rename(self.path)
         shutil.rmtree(earlier, ignore_errors=True)
 
     def _discard(self) -> None:
