@@ -14,7 +14,15 @@ from torch.utils.data.distributed import DistributedSampler
 from ptq4vm import processes
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.builtin import PICTURES, PORTRAIT, SETTLE_FRAMES, BuiltinSource, bundled
-from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_from_all, draw_sequences
+from ptq4vm.data.calibration import (
+    CalibrationBuilder,
+    CalibrationSet,
+    Progress,
+    SequencePlace,
+    draw_from_all,
+    draw_sequences,
+    fingerprint_sequences,
+)
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
 from ptq4vm.data.loading import EvaluationChunks, NoFrames, ShuffledPasses, collate_calibration, collate_chunk
@@ -26,7 +34,7 @@ from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
@@ -113,6 +121,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.numbers_only = False
         """For phases that keep the sequences themselves: training batches then only name them."""
+        self.reached = (0, 0)
+        """Where a fit goes on: its epoch, and how many of its batches were drawn before."""
         default = os.environ.get("PTQ4VM_CACHE") or Path.home() / ".cache" / "ptq4vm"
         self.cache_dir = Path(cache_dir or default).expanduser()
         self._calibration_sources: list[ClipSource] = []
@@ -120,6 +130,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self._references: ReferencedChunks | None = None
         self._held_out: HeldOutClips | None = None
         self._calibration_set: CalibrationSet | None = None
+        self._scenes: tuple[CutoutSource, list[SequencePlace], int] | None = None
+        self._content: dict[str, Any] = {}
         if not self.sources or not set(self.sources) <= set(get_args(Source)):
             raise PTQ4VMError(f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}.")
         at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0}
@@ -196,25 +208,63 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: files can't be read or written; ``held_out`` names no videos or no backgrounds.
         """
-        chunks = self._chunks()
-        source = chunks.source
-        settings = {"teacher": teacher.key, "clips": source.fingerprint(), "chunks": chunks.chunks}
+        content, chunks = self.content(), self._chunks()
+        settings = {"teacher": teacher.key, "clips": content["evaluation"], "chunks": chunks.chunks}
         folder = self.cache_dir / "references" / short_hash(settings | {"format": FORMAT_VERSION})
         self._references = processes.together(lambda: ReferencedChunks(chunks, folder).build(teacher, progress))
         if not self.held_out:
             return
-        # As large as what is evaluated: how much of a frame a person fills decides how hard it is.
-        height, width = self._references[0].src.shape[-2:]
-        people = VideoSource(self.root / self.videos, (height, width), self.held_out)
-        scenes = CutoutSource(people, Backgrounds(self.root / self.backgrounds, self.held_out), (height, width))
+        scenes, places, length = self._held_out_scenes()
         scenes.use(teacher)
-        length = min(HELD_OUT_FRAMES, *map(scenes.num_frames, range(len(scenes))))
-        places = draw_sequences(scenes, HELD_OUT_CLIPS, length, 0)
-        held_out = {"clips": scenes.fingerprint(), "frames": (HELD_OUT_CLIPS, length, height, width)}
+        held_out = {"teacher": teacher.key, "clips": content["held_out"], "size": scenes.size}
         folder = self.cache_dir / "held_out" / short_hash(held_out | {"format": FORMAT_VERSION})
         builder = CalibrationBuilder(places, length, None, labels=False, seed=0, num_workers=self.num_workers)
         sequences = processes.together(lambda: builder.build(folder, teacher, flow, progress))
         self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
+
+    def _held_out_scenes(self) -> tuple[CutoutSource, list[SequencePlace], int]:
+        """Held-out people before such backgrounds, what is taken of them, and frames of each."""
+        if self._scenes is None:
+            # As large as what is evaluated: a person's share of a frame decides how hard it is.
+            source, (height, width) = self._make_chunks().source, self.size
+            if not isinstance(source, BuiltinSource):
+                height, width = source.read(0, 0, 1).src.shape[-2:]
+            stages = Backgrounds(self.root / self.backgrounds, self.held_out)
+            people = VideoSource(self.root / self.videos, (height, width), self.held_out)
+            scenes = CutoutSource(people, stages, (height, width))
+            length = min(HELD_OUT_FRAMES, *map(scenes.num_frames, range(len(scenes))))
+            self._scenes = scenes, draw_sequences(scenes, HELD_OUT_CLIPS, length, 0), length
+        return self._scenes
+
+    def content(self) -> dict[str, Any]:
+        """Fingerprints of the frames that are read, by their use; equal wherever the files lie.
+
+        ``calibration`` has one for each source, after :meth:`setup` for a fit; ``held_out`` is
+        there if such people are. ``format`` changes with how frames are made of files.
+
+        Raises:
+            PTQ4VMError: a file can't be read; ``held_out`` names no videos or no backgrounds.
+        """
+        found, chunks = self._content, self._make_chunks()
+        if "evaluation" not in found:
+            found["evaluation"] = chunks.source.fingerprint(chunks.clips())
+        if self.held_out and "held_out" not in found:
+            found["held_out"] = fingerprint_sequences(*self._held_out_scenes())
+        if self._calibration_sources:
+            self._calibration_content()
+        return {**found, "format": FORMAT_VERSION}
+
+    def _calibration_content(self) -> list[str]:
+        if "calibration" not in self._content:
+            self.setup("fit")
+            drawn, sources = (self._sequences, self.seq_length), self._calibration_sources
+            self._content["calibration"] = [fingerprint_sequences(one, *drawn) for one in sources]
+        return self._content["calibration"]
+
+    def contract(self) -> dict[str, Any]:
+        """All of the data that shapes what a fit learns, in plain values."""
+        batches = {"batch_size": self.batch_size, "steps_per_epoch": self.steps_per_epoch}
+        return {**self._set_settings(), **batches}
 
     def _cached_cutout(self, teacher: Teacher, src: Tensor) -> Tensor:
         shown = {"portrait": PORTRAIT, "frames": SETTLE_FRAMES, "format": FORMAT_VERSION}
@@ -224,11 +274,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
             write_tensors(path, {"pha": teacher.forward(src).pha})
         return read_tensors(path)["pha"]
 
-    def _set_folder(self, teacher: Teacher) -> Path:
-        settings = {
+    def _set_settings(self) -> dict[str, Any]:
+        """What decides the calibration set, but for the float network."""
+        return {
             "format": FORMAT_VERSION,
             "source": self.sources,
-            "fingerprint": [source.fingerprint() for source in self._calibration_sources],
+            "content": self._calibration_content(),
             "labels": self.labels,
             "num_sequences": self.num_sequences,
             "seq_length": self.seq_length,
@@ -236,9 +287,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
             "enlarge": self.enlarge,
             "augment": self.augment,
             "seed": self.seed,
-            # Whoever cut the portrait out decided what the clips look like.
-            "cutout": teacher.key if "builtin" in self.sources else None,
         }
+
+    def _set_folder(self, teacher: Teacher) -> Path:
+        # Whoever cut people out decided what the clips look like.
+        cutout = teacher.key if {"builtin", "cutout"} & set(self.sources) else None
+        settings = {**self._set_settings(), "cutout": cutout}
         return self.cache_dir / "calibration" / short_hash(settings)
 
     def _make_calibration_source(self, name: Source) -> ClipSource:
@@ -286,6 +340,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         longest = math.ceil(count / processes.count())
         passes = longest if steps is None else steps * self.batch_size
         sampler = ShuffledPasses(processes.share(range(count)), passes, self.seed)
+        sampler.go_on(*self.reached, self.batch_size)
         if self.numbers_only:
             return DataLoader(torch.arange(count), batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]
         return DataLoader(
@@ -303,9 +358,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return self._references or self._chunks()
 
     def _chunks(self) -> EvaluationChunks:
+        chunks = self._make_chunks()
+        if isinstance(chunks.source, BuiltinSource):
+            chunks.source.portrait()  # Say here, not in a loader process, that attach is missing.
+        return chunks
+
+    def _make_chunks(self) -> EvaluationChunks:
         source = self._evaluation_source or self._make_evaluation_source()
-        if isinstance(source, BuiltinSource):
-            source.portrait()  # Say here, not in a loader process, that attach is missing.
         return EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
 
     def _loader(self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips) -> DataLoader[MattingClip]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ptq4vm.data.files import (
     cover_crop,
-    files_fingerprint,
     list_folders,
     list_frames,
     matches,
+    named_below,
     natural_key,
     read_frames,
     require_folder,
@@ -81,10 +81,10 @@ class VideoSource(ClipSource):
             src = cover_crop(src, self.size)
         return MattingClip(src, name=self.names[index], start=start)
 
-    def fingerprint(self) -> str:
-        """Hash of every file's path, size and time of change."""
-        paths = [path for clip in self._clips for path in (list_frames(clip) if clip.is_dir() else [clip])]
-        return files_fingerprint(self.root, paths)
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """The video, or these frames of a folder."""
+        path = self._clips[index]
+        return named_below(self.root, list_frames(path)[start:stop] if path.is_dir() else [path])
 
 
 @contextmanager
