@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from ptq4vm.errors import PTQ4VMError, remedy
 from ptq4vm.graph import quantized_layers
@@ -220,7 +221,35 @@ class ResultLog(L.Callback):
 
 
 class LoggedConfig(SaveConfigCallback):
-    """Hands the resolved configuration of `fit` to the loggers, beside writing it as Lightning does."""
+    """Hands the resolved configuration to the loggers, and writes it, as work begins.
+
+    By then all has been checked: what is refused leaves the configuration of the run before as it
+    was. That of a fit names no checkpoint to go on from: read again, it begins a fit anew.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Too early to write anything."""
+
+    def on_train_start(  # noqa: D102
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        self.config = self.config.clone()
+        self.config.pop("ckpt_path", None)
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(  # noqa: D102
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            super().setup(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: D102
+        super().setup(trainer, pl_module, "test")
+
+    def on_predict_start(  # noqa: D102
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> None:
+        super().setup(trainer, pl_module, "predict")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: D102
         for logger in trainer.loggers:

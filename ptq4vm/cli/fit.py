@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ptq4vm.callbacks import LoggedConfig, PromptStop
 from ptq4vm.cli.common import TRUST, console
@@ -29,9 +31,8 @@ class _CLI(LightningCLI):
         self.bar = bar
         super().__init__(*args, **kwargs)
 
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Lightning's, which then looks into the checkpoint to go on from: a damaged or foreign one is told before."""
-        super().parse_arguments(parser, args)
+    def _parse_ckpt_path(self) -> None:
+        """Look early whether it is a checkpoint; settings aren't taken from it."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None and Path(path).is_file():
             WholeCheckpoints().load_checkpoint(path)
@@ -54,9 +55,27 @@ class _CLI(LightningCLI):
         if self.subcommand == "fit" and self.model.output is not None:
             self.owns.enter_context(owned(Path(self.model.output)))
 
+    def before_fit(self) -> None:
+        """Check everything before Lightning's loggers write, and say what is gone on from."""
+        options, stage = self.config_init[self.subcommand], TrainerFn(self.subcommand)
+        try:
+            # Which file "last" or "best" means.
+            path = self.trainer._checkpoint_connector._select_ckpt_path(
+                stage, options.get("ckpt_path"), model_provided=True, model_connected=False
+            )
+        except ValueError as error:
+            raise PTQ4VMError(f"Expected a checkpoint that is there, got: {error}") from error
+        options["ckpt_path"] = path
+        said = self.model.check(self.trainer, self.datamodule, self.subcommand, path)
+        if said is not None:
+            rank_zero_only(console.print)(said, highlight=False, markup=False, soft_wrap=True)
+
+    before_validate = before_test = before_fit
+
     def before_predict(self) -> None:
         """Mattes go to files as they come (add ptq4vm.callbacks.AlphaWriter); kept, they would fill the memory."""
         self.config_init["predict"]["return_predictions"] = False
+        self.before_fit()
 
 
 def run_lightning(args: list[str]) -> None:

@@ -8,9 +8,9 @@ from torch import Generator, Tensor
 
 from ptq4vm.data.files import (
     cover_crop,
-    files_fingerprint,
     list_folders,
     matches,
+    named_below,
     ping_pong,
     read_frames,
     require_folder,
@@ -57,17 +57,21 @@ class Backgrounds:
 
     def read(self, index: int, start: int, stop: int, size: tuple[int, int]) -> Tensor:
         """Frames [start, stop), scaled and cut to size, (T, 3, H, W)."""
-        paths = self._clips[self.names[index]]
+        paths = self._frames(index, start, stop)
         if len(paths) == 1:
             return cover_crop(read_frames(paths), size).expand(stop - start, -1, -1, -1)
-        return cover_crop(read_frames([paths[ping_pong(t, len(paths))] for t in range(start, stop)]), size)
+        return cover_crop(read_frames(paths), size)
 
-    def fingerprint(self) -> str:
-        """Hash of every file's path, size and time of change."""
-        paths = [path for name in self.names for path in self._clips[name]]
-        ours = [path for path in paths if path.is_relative_to(self.root)]
-        others = [path.name for path in paths if not path.is_relative_to(self.root)]
-        return "-".join([files_fingerprint(self.root, ours), *others])
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """As :meth:`ClipSource.files`."""
+        return named_below(self.root, self._frames(index, start, stop))
+
+    def _frames(self, index: int, start: int, stop: int) -> list[Path]:
+        """Those of frames [start, stop), or the still."""
+        paths = self._clips[self.names[index]]
+        if len(paths) == 1:
+            return paths
+        return [paths[ping_pong(t, len(paths))] for t in range(start, stop)]
 
 
 def pair_evenly(people: int, backgrounds: int, seed: int) -> list[tuple[int, int]]:

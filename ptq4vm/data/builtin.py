@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -191,8 +191,7 @@ class BuiltinSource(LayeredSource):
         fgr, pha = self.portrait()
         generator = Generator().manual_seed(derive_seed(2 * self.seed + (self.split == "test"), index))
         person = Person(fgr, pha, self.size, generator)
-        pictures = PICTURES[self.split]
-        scene = Scene(pictures[(index + self.seed) % len(pictures)], self.size, generator)
+        scene = Scene(self._picture(index), self.size, generator)
         way, scene_way = ([layer.matrix(t) for t in range(start, stop)] for layer in (person, scene))
         alpha = torch.stack([sample(person.pha, matrix, self.size, "zeros") for matrix in way])
         return Layers(
@@ -222,7 +221,16 @@ class BuiltinSource(LayeredSource):
             self.cutout = None  # What it holds on to, a network, need not go to loader processes.
         return self._portrait
 
-    def fingerprint(self) -> str:
-        """Hash of the settings; the photographs are scikit-image's and don't change."""
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """The portrait and the photograph behind it."""
+        return [(name, bundled(name)) for name in (PORTRAIT, self._picture(index))]
+
+    def fingerprint(self, places: Iterable[tuple[int, int, int]] | None = None) -> str:
+        """Hash of the pictures and of the settings, which decide how all moves."""
         settings = (self.split, self.size, len(self), self._num_frames, self.seed)
-        return short_hash({"settings": settings, "pictures": PICTURES[self.split], "version": 2})
+        pictures = super().fingerprint(places)
+        return short_hash({"settings": settings, "pictures": pictures, "version": 2})
+
+    def _picture(self, index: int) -> str:
+        pictures = PICTURES[self.split]
+        return pictures[(index + self.seed) % len(pictures)]

@@ -108,6 +108,12 @@ def draw_from_all(
     return [drawn[i % len(sources)][i // len(sources)] for i in range(count)]
 
 
+def fingerprint_sequences(source: ClipSource, places: list[SequencePlace], length: int) -> str:
+    """Hash of what the sequences of one source are made of; those of others are passed over."""
+    ours = (place for place in places if place.source is source)
+    return source.fingerprint((place.clip, place.start, place.start + length) for place in ours)
+
+
 def exact_visibility(pha: Tensor, flow: Tensor) -> Tensor:
     """Where an exact flow leads to something that was to be seen in the frame before.
 

@@ -1,6 +1,7 @@
 """People cut out of unlabelled videos by the float network, before other backgrounds."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Generator
@@ -68,10 +69,11 @@ class CutoutSource(LayeredSource):
         fgr, pha = (layer[0, start - first :].float().cpu() for layer in (output.fgr, output.pha))
         return Layers(fgr, pha, self._backgrounds.read(stage, start, stop, self.size))
 
-    def fingerprint(self) -> str:
-        """Hash of every file's path, size and time of change, and of the network that cuts people out."""
-        key = "" if self._teacher is None else self._teacher.key
-        return f"{self.people.fingerprint()}-{self._backgrounds.fingerprint()}-{key}-{SETTLE_FRAMES}"
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """Of the video, with the frames that the network sees before, and of the background."""
+        clip, stage = self._pairs[index]
+        video = self.people.files(clip, max(0, start - SETTLE_FRAMES), stop)
+        return video + self._backgrounds.files(stage, start, stop)
 
     def draw_order(self, generator: Generator) -> list[int]:
         """The pairs as they stand: they are mixed by seed already, and evenly."""

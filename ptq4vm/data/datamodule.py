@@ -16,7 +16,15 @@ from ptq4vm import processes
 from ptq4vm.cache import cache_folder
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.builtin import PICTURES, PORTRAIT, SETTLE_FRAMES, BuiltinSource, bundled
-from ptq4vm.data.calibration import CalibrationBuilder, CalibrationSet, Progress, draw_from_all, draw_sequences
+from ptq4vm.data.calibration import (
+    CalibrationBuilder,
+    CalibrationSet,
+    Progress,
+    SequencePlace,
+    draw_from_all,
+    draw_sequences,
+    fingerprint_sequences,
+)
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
 from ptq4vm.data.loading import EvaluationChunks, NoFrames, ShuffledPasses, collate_calibration, collate_chunk
@@ -119,12 +127,16 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """For phases that keep the sequences themselves: training batches then only name them."""
         self.progress: Progress | None = None
         """Told of everything that takes long, unless a call names another."""
+        self.reached = (0, 0)
+        """Where a fit goes on: its epoch, and how many of its batches were drawn before."""
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
         self._calibration_sources: list[ClipSource] = []
         self._evaluation_source: ClipSource | None = None
         self._references: ReferencedChunks | None = None
         self._held_out: HeldOutClips | None = None
         self._calibration_set: CalibrationSet | None = None
+        self._scenes: tuple[CutoutSource, list[SequencePlace], int] | None = None
+        self._content: dict[str, Any] = {}
         if not self.sources or not set(self.sources) <= set(get_args(Source)):
             raise PTQ4VMError(f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}.")
         at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0}
@@ -219,29 +231,66 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """
         progress = progress or self.progress
         chunks = processes.first_alone(lambda: self._readable(self._chunks()))
-        source = chunks.source
-        settings = {"teacher": teacher.key, "clips": source.fingerprint(), "chunks": chunks.chunks}
+        content = self.content()
+        settings = {"teacher": teacher.key, "clips": content["evaluation"], "chunks": chunks.chunks}
         folder = self.cache_dir / "references" / short_hash(settings | {"format": FORMAT_VERSION})
         self._references = processes.together(lambda: ReferencedChunks(chunks, folder).build(teacher, progress))
         if not self.held_out:
             return
-        # As large as what is evaluated: how much of a frame a person fills decides how hard it is.
-        height, width = self._references[0].src.shape[-2:]
-        people = VideoSource(self.root / self.videos, (height, width), self.held_out, cache=self.cache_dir)
-        scenes = CutoutSource(people, Backgrounds(self.root / self.backgrounds, self.held_out), (height, width))
+        scenes, places, length = self._held_out_scenes()
         scenes.use(teacher)
-        length = HELD_OUT_FRAMES
-        for clip in range(len(people)):
-            if progress is not None:
-                progress(clip, len(people), "looking at held-out people")
-            length = min(length, people.longest_shot(clip))
-        places = draw_sequences(scenes, HELD_OUT_CLIPS, length, 0, progress)
-        held_out = {"clips": scenes.fingerprint(), "frames": (HELD_OUT_CLIPS, length, height, width)}
-        held_out["places"] = [(place.clip, place.start) for place in places]
+        held_out = {"teacher": teacher.key, "clips": content["held_out"], "size": scenes.size}
         folder = self.cache_dir / "held_out" / short_hash(held_out | {"format": FORMAT_VERSION})
         builder = CalibrationBuilder(places, length, None, labels=False, seed=0, num_workers=self.num_workers)
         sequences = processes.together(lambda: builder.build(folder, teacher, flow, progress, "held-out people"))
         self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
+
+    def _held_out_scenes(self) -> tuple[CutoutSource, list[SequencePlace], int]:
+        """Held-out people before such backgrounds, what is taken of them, and frames of each."""
+        if self._scenes is None:
+            # As large as what is evaluated: a person's share of a frame decides how hard it is.
+            source, (height, width) = self._chunks().source, self.size
+            if not isinstance(source, BuiltinSource):
+                height, width = source.read(0, 0, 1).src.shape[-2:]
+            stages = Backgrounds(self.root / self.backgrounds, self.held_out)
+            people = VideoSource(self.root / self.videos, (height, width), self.held_out, cache=self.cache_dir)
+            scenes, length = CutoutSource(people, stages, (height, width)), HELD_OUT_FRAMES
+            for clip in range(len(people)):
+                if self.progress is not None:
+                    self.progress(clip, len(people), "looking at held-out people")
+                length = min(length, people.longest_shot(clip))
+            self._scenes = scenes, draw_sequences(scenes, HELD_OUT_CLIPS, length, 0, self.progress), length
+        return self._scenes
+
+    def content(self) -> dict[str, Any]:
+        """Fingerprints of the frames that are read, by their use; equal wherever the files lie.
+
+        ``calibration`` has one for each source, after :meth:`setup` for a fit; ``held_out`` is
+        there if such people are. ``format`` changes with how frames are made of files.
+
+        Raises:
+            PTQ4VMError: a file can't be read; ``held_out`` names no videos or no backgrounds.
+        """
+        found, chunks = self._content, self._chunks()
+        if "evaluation" not in found:
+            found["evaluation"] = chunks.source.fingerprint(chunks.clips())
+        if self.held_out and "held_out" not in found:
+            found["held_out"] = fingerprint_sequences(*self._held_out_scenes())
+        if self._calibration_sources:
+            self._calibration_content()
+        return {**found, "format": FORMAT_VERSION}
+
+    def _calibration_content(self) -> list[str]:
+        if "calibration" not in self._content:
+            self.setup("fit")
+            drawn, sources = (self._sequences, self.seq_length), self._calibration_sources
+            self._content["calibration"] = [fingerprint_sequences(one, *drawn) for one in sources]
+        return self._content["calibration"]
+
+    def contract(self) -> dict[str, Any]:
+        """All of the data that shapes what a fit learns, in plain values."""
+        batches = {"batch_size": self.batch_size, "steps_per_epoch": self.steps_per_epoch}
+        return {**self._set_settings(), **batches}
 
     def _cached_cutout(self, teacher: Teacher, src: Tensor) -> Tensor:
         shown = {"portrait": PORTRAIT, "frames": SETTLE_FRAMES, "format": FORMAT_VERSION}
@@ -251,13 +300,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
             write_tensors(path, {"pha": teacher.forward(src).pha})
         return read_tensors(path)["pha"]
 
-    def _set_folder(self, teacher: Teacher) -> Path:
-        settings = {
+    def _set_settings(self) -> dict[str, Any]:
+        """What decides the calibration set, but for the float network."""
+        return {
             "format": FORMAT_VERSION,
             "source": self.sources,
-            "fingerprint": [source.fingerprint() for source in self._calibration_sources],
-            # Decided by the seed, and by where cuts were found.
-            "places": [(place.clip, place.start) for place in self._sequences],
+            "content": self._calibration_content(),
             "labels": self.labels,
             "num_sequences": self.num_sequences,
             "seq_length": self.seq_length,
@@ -265,9 +313,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
             "enlarge": self.enlarge,
             "augment": self.augment,
             "seed": self.seed,
-            # Whoever cut the portrait out decided what the clips look like.
-            "cutout": teacher.key if "builtin" in self.sources else None,
         }
+
+    def _set_folder(self, teacher: Teacher) -> Path:
+        # Whoever cut people out decided what the clips look like.
+        cutout = teacher.key if {"builtin", "cutout"} & set(self.sources) else None
+        settings = {**self._set_settings(), "cutout": cutout}
         return self.cache_dir / "calibration" / short_hash(settings)
 
     def _make_calibration_source(self, name: Source) -> ClipSource:
@@ -315,6 +366,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         longest = math.ceil(count / processes.count())
         passes = longest if steps is None else steps * self.batch_size
         sampler = ShuffledPasses(processes.share(range(count)), passes, self.seed)
+        sampler.go_on(*self.reached, self.batch_size)
         if self.numbers_only:
             return DataLoader(torch.arange(count), batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]
         return DataLoader(

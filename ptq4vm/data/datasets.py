@@ -9,9 +9,9 @@ from torch import Generator
 from ptq4vm.data.backgrounds import Backgrounds, pair_evenly
 from ptq4vm.data.files import (
     cover_crop,
-    files_fingerprint,
     list_folders,
     matches,
+    named_below,
     read_frames,
     require_folder,
     size_text,
@@ -114,10 +114,12 @@ class VideoMatteSource(LayeredSource):
         bgr = self._backgrounds.read(stage, start, stop, self.size)
         return Layers(cover_crop(fgr, self.size), cover_crop(pha, self.size), bgr)
 
-    def fingerprint(self) -> str:
-        """Hash of every file's path, size and time of change."""
-        foregrounds = [path for layers in self._foregrounds.values() for layer in layers for path in layer]
-        return f"{files_fingerprint(self._root, foregrounds)}-{self._backgrounds.fingerprint()}"
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """Of the foreground, its alpha and the background."""
+        clip, stage = self._pairs[index]
+        layers = list(self._foregrounds.values())[clip]
+        found = named_below(self._root, [path for layer in layers for path in layer[start:stop]])
+        return found + self._backgrounds.files(stage, start, stop)
 
     def draw_order(self, generator: Generator) -> list[int]:
         """The pairs as they stand: they are mixed by seed already, and evenly."""
@@ -202,7 +204,7 @@ class EvaluationSource(ClipSource):
         stems = tuple(path.stem for path in layers["com"][start:stop])
         return MattingClip(read["com"], read.get("pha"), read.get("fgr"), None, self.names[index], start, stems)
 
-    def fingerprint(self) -> str:
-        """Hash of every file's path, size and time of change."""
-        paths = [path for layers in self._layers for frames in layers.values() for path in frames]
-        return files_fingerprint(self.root, paths)
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """Of all layers that are read."""
+        layers = self._layers[index].values()
+        return named_below(self.root, [path for frames in layers for path in frames[start:stop]])

@@ -1,6 +1,7 @@
 """Frames in folders: finding, reading and resizing them."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch.nn import functional
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video import images
 
+_BLOCKS, _BLOCK = 16, 2**16
+"""Of a file larger than all of them together, so many blocks of so many bytes are digested."""
+
 
 def list_folders(folder: Path) -> list[Path]:
     """The folders within a folder, in natural order; hidden ones are left out."""
@@ -21,6 +25,15 @@ def list_folders(folder: Path) -> list[Path]:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name fits one of the patterns, as in a shell: ``take_*``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def named_below(root: Path, paths: Iterable[Path]) -> list[tuple[str, Path]]:
+    """Each path with its name relative to a folder, or its own name where it lies elsewhere."""
+
+    def name(path: Path) -> str:
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+    return [(name(path), path) for path in paths]
 
 
 def require_folder(folder: Path, what: str, layout: str) -> Path:
@@ -100,10 +113,26 @@ def ping_pong(index: int, length: int) -> int:
     return min(index, 2 * (length - 1) - index)
 
 
-def files_fingerprint(root: Path, paths: Iterable[Path]) -> str:
-    """Hash of the files' paths below `root`, sizes and times of change; it reads none of them."""
-    digest = hashlib.sha256()
-    for path in paths:
-        status = path.stat()
-        digest.update(f"{path.relative_to(root).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+def content_digest(path: Path) -> str:
+    """SHA-256 of what a file holds, wherever it lies and whenever it was written.
+
+    A file of up to 1 MiB is read whole. Of a larger one its size and 16 blocks of 64 KiB count,
+    evenly spread from its first byte to its last: a compressed video that was cut or encoded anew
+    differs in most of them, but a change between the blocks that keeps the size goes unnoticed.
+
+    Raises:
+        PTQ4VMError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256(str(size).encode())
+            whole = size <= _BLOCKS * _BLOCK
+            for block in range(1 if whole else _BLOCKS):
+                file.seek(0 if whole else block * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCKS * _BLOCK if whole else _BLOCK))
+    except OSError as error:
+        raise PTQ4VMError(
+            f"Expected a file that can be read, got: {error}. Put it back, or take it out."
+        ) from error
+    return digest.hexdigest()

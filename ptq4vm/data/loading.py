@@ -73,6 +73,10 @@ class EvaluationChunks(Dataset[MattingClip]):
                     stacklevel=2,
                 )
 
+    def clips(self) -> list[Chunk]:
+        """The frames of each clip that its chunks hold together."""
+        return [Chunk(clip, 0, stop) for clip, stop in {c.clip: c.stop for c in self.chunks}.items()]
+
     def by_clip(self) -> list[list[int]]:
         """The numbers of the chunks of each clip."""
         return [[*numbers] for _, numbers in groupby(range(len(self)), lambda number: self.chunks[number].clip)]
@@ -102,18 +106,27 @@ class ShuffledPasses(DistributedSampler[int]):
     def __init__(self, items: Sequence[int], count: int, seed: int) -> None:
         super().__init__(items, num_replicas=1, rank=0, seed=seed)  # type: ignore[arg-type]
         self.items, self.count = items, count
+        self._done = (0, 0)
+
+    def go_on(self, epoch: int, batches: int, batch_size: int) -> None:
+        """Begin with this epoch, and leave out so many batches, which were drawn before a stop.
+
+        Lightning tells a sampler its epoch after loader processes have drawn from it.
+        """
+        self.epoch, self._done = epoch, (epoch, batches * batch_size)
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[int]:
         generator = Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        unfinished, done = self._done
+        skipped = done if self.epoch == unfinished else 0
         self.epoch += 1  # Where nobody calls set_epoch, epochs still differ.
-        left = self.count
-        while left > 0:
-            order = torch.randperm(len(self.items), generator=generator)[:left].tolist()
-            yield from (self.items[place] for place in order)
-            left -= len(self.items)
+        order: list[int] = []
+        while len(order) < self.count:
+            order += torch.randperm(len(self.items), generator=generator).tolist()
+        yield from (self.items[place] for place in order[skipped : self.count])
 
 
 def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:

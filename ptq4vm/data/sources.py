@@ -1,13 +1,16 @@
 """What every source of clips offers."""
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from ptq4vm.data.files import content_digest
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingClip
 
@@ -52,8 +55,36 @@ class ClipSource(ABC):
         return max(after - before for before, after in pairwise((0, *self.cuts(index, 0, count), count)))
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """A short hash that changes when the clips do: a part of cache keys."""
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """The files that frames [start, stop) of a clip are made of, in a fixed order.
+
+        Each comes with a name that stays the same when the whole data set is copied elsewhere.
+        """
+
+    def fingerprint(self, places: Iterable[tuple[int, int, int]] | None = None) -> str:
+        """A short hash that changes with what these frames are made of: for caches and run folders.
+
+        Names and contents count, not where the files lie nor when they were written. Files that no
+        place needs are not read. Large ones are sampled, as
+        :func:`~ptq4vm.data.files.content_digest` says.
+
+        Args:
+            places: clip, first frame and the one after the last; all frames if not given.
+
+        Raises:
+            PTQ4VMError: a file can't be read.
+        """
+        if places is None:
+            places = [(clip, 0, self.num_frames(clip)) for clip in range(len(self))]
+        digests: dict[Path, str] = {}
+        whole = hashlib.sha256()
+        for clip, start, stop in places:
+            whole.update(f"[{start}, {stop})\n".encode())
+            for name, path in self.files(clip, start, stop):
+                if path not in digests:
+                    digests[path] = content_digest(path)
+                whole.update(f"{name} {digests[path]}\n".encode())
+        return whole.hexdigest()[:16]
 
     def draw_order(self, generator: Generator) -> list[int]:
         """An order of clips for drawing a calibration set from."""

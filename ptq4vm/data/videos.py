@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from ptq4vm.data.files import (
     cover_crop,
-    files_fingerprint,
     list_folders,
     matches,
+    named_below,
     read_frames,
     require_folder,
 )
@@ -94,8 +94,7 @@ class VideoSource(ClipSource):
             path = self._clips[index]
             paths = list_frames(path) if path.is_dir() else [path]
             frames = image_frames(paths) if path.is_dir() else iter(self._readers[path])
-            fingerprint = f"{path.resolve()}-{files_fingerprint(self.root, paths)}"
-            self._shots[index] = find_shots(frames, fingerprint, self.cache)
+            self._shots[index] = find_shots(frames, self.fingerprint([(index, 0, len(paths))]), self.cache)
         return self._shots[index]
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
@@ -107,10 +106,10 @@ class VideoSource(ClipSource):
             src = cover_crop(src, self.size)
         return MattingClip(src, name=self.names[index], start=start)
 
-    def fingerprint(self) -> str:
-        """Hash of every file's path, size and time of change."""
-        paths = [path for clip in self._clips for path in (list_frames(clip) if clip.is_dir() else [clip])]
-        return files_fingerprint(self.root, paths)
+    def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
+        """The video, or these frames of a folder."""
+        path = self._clips[index]
+        return named_below(self.root, list_frames(path)[start:stop] if path.is_dir() else [path])
 
     def _decode(self, path: Path, start: int, stop: int) -> Tensor:
         reader = self._readers[path]

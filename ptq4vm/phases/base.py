@@ -1,6 +1,7 @@
 """What all phases share: a network scored on an evaluation tree, and its float teacher."""
 
 import copy
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -21,7 +23,7 @@ from ptq4vm.graph import float_twin_, fold_batch_norm_, quantized_layers, requir
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases.checkpoints import WholeCheckpoints
+from ptq4vm.phases.checkpoints import CONTRACT, WholeCheckpoints, reached, require_contract
 from ptq4vm.quantizers import QConfig, weights_prepared
 from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
 
@@ -140,6 +142,7 @@ class PTQPhase(MattingModule):
         flow: optical flow for the calibration clips: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
         flow_weights: torchvision RAFT weights.
         scoring: as in :class:`MattingModule`.
+        settings: the other arguments that shape what is learned: plain values, no paths.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class PTQPhase(MattingModule):
         flow: Literal["dis", "raft"] = "dis",
         flow_weights: Path | None = None,
         scoring: Scoring = "float",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(network, scoring)
         # In a list, so that neither Lightning's checkpoints nor its optimizers see the teacher.
@@ -159,8 +163,11 @@ class PTQPhase(MattingModule):
         self._teacher_key = teacher_key(teacher)
         self.output = output
         self.flow = create_flow(flow, flow_weights)
+        self._settings = dict(settings or {})
         self._fit = ExitStack()
 
+    epoch_is = "epoch"
+    """The word for what is learned in an epoch."""
     keeps_sequences = False
     """Whether training batches are but the numbers of calibration sequences."""
 
@@ -177,26 +184,59 @@ class PTQPhase(MattingModule):
             raise PTQ4VMError(f"Expected a VideoMattingDataModule, got {type(datamodule).__name__}.")
         return datamodule
 
-    def setup(self, stage: str) -> None:
-        """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
-        strategy = self.trainer.strategy
-        if self.trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+    def check(
+        self,
+        trainer: L.Trainer,
+        data: VideoMattingDataModule,
+        stage: str,
+        checkpoint: str | Path | None = None,
+    ) -> str | None:
+        """See that all is as it must be; Lightning's loggers write before its first hook.
+
+        Args:
+            trainer: that is to run this phase.
+            data: its datamodule.
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+            checkpoint: Lightning's, to go on from.
+
+        Returns:
+            A line that tells what is gone on from; None without a checkpoint.
+
+        Raises:
+            PTQ4VMError: the trainer, the files or the checkpoint don't suit.
+        """
+        self._check_trainer(trainer, stage)
+        data.setup(stage)
+        if checkpoint is None:
+            return None
+        found = trainer.strategy.load_checkpoint(checkpoint, weights_only=True)
+        self._require_same(found, checkpoint, trainer, data, stage)
+        (epoch, batch), step = reached(found), found.get("global_step")
+        return f"goes on from {checkpoint}: {self.epoch_is} {epoch}, batch {batch}, step {step}"
+
+    def _check_trainer(self, trainer: L.Trainer, stage: str) -> None:
+        strategy = trainer.strategy
+        if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
             raise PTQ4VMError(
-                f"Expected the strategy ddp on {self.trainer.world_size} devices, got {type(strategy).__name__}. "
+                f"Expected the strategy ddp on {trainer.world_size} devices, got {type(strategy).__name__}. "
                 "Set --trainer.strategy ddp."
             )
-        if stage == "fit" and self.trainer.precision != "32-true":
+        if stage == "fit" and trainer.precision != "32-true":
             raise PTQ4VMError(
-                f"Expected precision 32-true, got {self.trainer.precision}: integer codes must be exact. Leave "
+                f"Expected precision 32-true, got {trainer.precision}: integer codes must be exact. Leave "
                 "--trainer.precision out."
             )
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
             strategy.checkpoint_io = WholeCheckpoints()
         if stage == "fit" and self.output is not None and Path(self.output).exists():
             raise PTQ4VMError(f"Expected {self.output} to be new, got a file. Choose another output, or remove it.")
+
+    def setup(self, stage: str) -> None:
+        """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
+        self._check_trainer(self.trainer, stage)
         processes.introduce()
-        teacher = self._teacher[0].to(strategy.root_device)
-        self.calibration.numbers_only = self.keeps_sequences
+        teacher = self._teacher[0].to(self.trainer.strategy.root_device)
+        self.calibration.numbers_only, self.calibration.reached = self.keeps_sequences, (0, 0)
         # Evaluation needs the teacher only to cut the built-in portrait out, and no calibration set.
         self.calibration.attach(make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None)
 
@@ -228,17 +268,68 @@ class PTQPhase(MattingModule):
         if self.output is not None:
             processes.once(save_quantized, self.network, self.qconfig, self.output, made)
 
+    def contract(
+        self, trainer: L.Trainer, data: VideoMattingDataModule, stage: str
+    ) -> dict[str, Any]:
+        """All that shapes what this phase learns, in plain values; files by their content.
+
+        Where files lie and output goes, devices, loggers and the processes that read are not in it:
+        they may differ when a fit goes on. For stages other than ``fit`` it is what makes the
+        network.
+        """
+        made = {
+            "phase": type(self).__name__,
+            "float_network": self._teacher_key,
+            "qconfig": self.qconfig.to_dict(),
+            **self._settings,
+        }
+        if stage == "fit":
+            shaping = (
+                "max_steps", "limit_train_batches", "overfit_batches", "accumulate_grad_batches",
+                "gradient_clip_val", "gradient_clip_algorithm",
+            )  # fmt: skip
+            made |= {name: getattr(trainer, name) for name in shaping}
+            made |= {"max_epochs": self._max_epochs(trainer), "processes": trainer.world_size}
+            made |= {"flow_method": self.flow.key, "data": data.contract()}
+        return json.loads(json.dumps(made))
+
+    def _max_epochs(self, trainer: L.Trainer) -> int:
+        """As Lightning will take it; it decides how learning rates fall."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        endless = trainer.max_steps != -1 or any(isinstance(one, Timer) for one in callbacks)
+        return trainer.max_epochs or (-1 if endless else 1000)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Have it say how it was made."""
+        checkpoint[CONTRACT] = self.contract(self.trainer, self.calibration, "fit")
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another module or network before Lightning loads it.
+        """Refuse a checkpoint of another module, network or fit before Lightning loads it.
 
         Raises:
-            PTQ4VMError: its tensors have not the names and shapes of this module's.
+            PTQ4VMError: it was made with others, or doesn't say with which.
         """
+        stage = str(self.trainer.state.fn.value)  # type: ignore[union-attr]
+        path = self.trainer.ckpt_path
+        self._require_same(checkpoint, path, self.trainer, self.calibration, stage)
+        if stage == "fit":
+            self.calibration.reached = reached(checkpoint)
+
+    def _require_same(
+        self,
+        checkpoint: Mapping[str, Any],
+        path: str | Path | None,
+        trainer: L.Trainer,
+        data: VideoMattingDataModule,
+        stage: str,
+    ) -> None:
+        now = self.contract(trainer, data, stage)
+        require_contract(checkpoint, now, path, fitting=stage == "fit")
         found, expected = _shapes(checkpoint["state_dict"]), _shapes(self.state_dict())
         wrong = sorted(name for name, _ in found ^ expected)
         if wrong:
             raise PTQ4VMError(
-                f"Expected a checkpoint of {type(self).__name__} with these settings, got one with missing, left-over "
+                f"Expected a checkpoint of this {type(self).__name__}, got one with missing, left-over "
                 f"or differently shaped tensors: {', '.join(wrong[:5])}. Give the checkpoint that this configuration "
                 "wrote."
             )
@@ -252,6 +343,14 @@ class PTQPhase(MattingModule):
     def on_validation_start(self) -> None:
         """Within a fit of block reconstruction the blocks ahead are not calibrated yet."""
         require_calibrated(self.network)
+
+
+def learning_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``locals()`` at the beginning of a phase's ``__init__``: what shapes its result."""
+    # The qconfig and what files hold are told apart; output and scoring shape nothing.
+    files = {"checkpoint", "weights", "flow_weights", "output"}
+    elsewhere = files | {"self", "__class__", "qconfig", "scoring"}
+    return {name: value for name, value in arguments.items() if name not in elsewhere}
 
 
 def _shapes(state: Mapping[str, Any]) -> set[tuple[str, Any]]:

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,8 @@ from ptq4vm.graph import (
     run_block,
 )
 from ptq4vm.models.base import Block, MattingModel
-from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
+from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings, make_float_network
+from ptq4vm.phases.checkpoints import reached
 from ptq4vm.phases.losses import cosine, reconstruction_loss
 from ptq4vm.quantizers import (
     Observer,
@@ -91,6 +93,7 @@ class BlockReconstructionModule(PTQPhase):
         flow_weights: Path | None = None,
         scoring: Scoring = "float",
     ) -> None:
+        settings = learning_settings(locals())
         if granularity == "layer" and qconfig.placement != "deploy":
             raise PTQ4VMError(
                 f"Expected granularity block with placement {qconfig.placement}, got layer: a layer's output is "
@@ -98,7 +101,8 @@ class BlockReconstructionModule(PTQPhase):
                 "placement deploy."
             )
         teacher = make_float_network(network, weights, downsample_ratio)
-        super().__init__(quantize_network(teacher, qconfig), qconfig, teacher, output, flow, flow_weights, scoring)
+        quantized = quantize_network(teacher, qconfig)
+        super().__init__(quantized, qconfig, teacher, output, flow, flow_weights, scoring, settings)
         self.granularity = granularity
         self.learn_rounding, self.learn_scales = learn_rounding, learn_scales
         self.drop_prob = drop_prob
@@ -121,6 +125,7 @@ class BlockReconstructionModule(PTQPhase):
         self._store: SequenceStore | None = None
         self._walked = 0
 
+    epoch_is = "block"
     keeps_sequences = True
 
     # ---- the fit ----------------------------------------------------------------------------------------------
@@ -128,13 +133,16 @@ class BlockReconstructionModule(PTQPhase):
     def setup(self, stage: str) -> None:  # noqa: D102
         super().setup(stage)
         if stage == "fit":
-            self.trainer.fit_loop.max_epochs = len(self.learned_blocks)
+            self.trainer.fit_loop.max_epochs = self._max_epochs(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Blocks that were learned have hard roundings; which ones the epoch tells."""
+        """Blocks that were learned have hard roundings."""
         super().on_load_checkpoint(checkpoint)
-        for block in self.learned_blocks[: checkpoint["epoch"] + 1]:
+        for block in self.learned_blocks[: reached(checkpoint)[0]]:
             self._set_mode(block, "hard")
+
+    def _max_epochs(self, trainer: L.Trainer) -> int:
+        return len(self.learned_blocks)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
         layers = quantized_layers(self.network).values()
@@ -174,8 +182,28 @@ class BlockReconstructionModule(PTQPhase):
         """The block of the current epoch."""
         return self.learned_blocks[self.current_epoch]
 
+    def on_train_start(self) -> None:
+        """Take up the block that a checkpoint was written within: its epoch isn't begun again."""
+        epoch, batches = self.calibration.reached
+        if not self.trainer.fit_loop.restarted_mid_epoch or epoch == len(self.learned_blocks):
+            return
+        if batches == 0:
+            self.on_train_epoch_start()
+            return
+        self._reach_block()  # its ranges were found, and since then learned
+        self._set_mode(self.block, "soft")
+
     def on_train_epoch_start(self) -> None:
         """Bring the walk to the current block, compute its float outputs, find its ranges."""
+        self._reach_block()
+        observed = observing(self._quantizers(self.block), _choose_together)
+        with self._mode(self.block, "nearest"), torch.no_grad(), observed, weights_prepared(self._layers(self.block)):
+            for index in range(self.store.num_sequences):
+                self._run(self.block, self.network, self._inputs(self.block, "quantized", slice(index, index + 1)))
+        self.log("biq/nearest", self._score("nearest"), sync_dist=True)
+        self._set_mode(self.block, "soft")
+
+    def _reach_block(self) -> None:
         for block in self.blocks[self._walked :]:
             if block is self.block:
                 break
@@ -186,12 +214,6 @@ class BlockReconstructionModule(PTQPhase):
             self._forget_after(block)
         self._walked = self.blocks.index(self.block)
         self._walk(self.block, "float", self.teacher)
-        observed = observing(self._quantizers(self.block), _choose_together)
-        with self._mode(self.block, "nearest"), torch.no_grad(), observed, weights_prepared(self._layers(self.block)):
-            for index in range(self.store.num_sequences):
-                self._run(self.block, self.network, self._inputs(self.block, "quantized", slice(index, index + 1)))
-        self.log("biq/nearest", self._score("nearest"), sync_dist=True)
-        self._set_mode(self.block, "soft")
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Cosine decay of the scales' learning rate within the block."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers, run_blocks
-from ptq4vm.phases.base import PTQPhase, Scoring, make_float_network
+from ptq4vm.models import weights_checksum
+from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings, make_float_network
 from ptq4vm.phases.losses import alpha_loss, cosine, feature_loss, temporal_loss
 from ptq4vm.quantizers import clamp_ste, weights_prepared
 from ptq4vm.types import CalibrationClip
@@ -77,11 +78,13 @@ class GACModule(PTQPhase):
         flow_weights: Path | None = None,
         scoring: Scoring = "float",
     ) -> None:
+        settings = learning_settings(locals())
         if truth_weight <= 0 and teacher_weight <= 0:
             raise PTQ4VMError("Expected truth_weight or teacher_weight above 0, got neither. Set one of them.")
         network, qconfig = load_quantized(Path(checkpoint))
+        settings["start"] = weights_checksum(network)
         teacher = make_float_network(network.name, weights, network.downsample_ratio)
-        super().__init__(network, qconfig, teacher, output, flow, flow_weights, scoring)
+        super().__init__(network, qconfig, teacher, output, flow, flow_weights, scoring, settings)
         self.lr, self.weight_lr, self.max_grad_norm, self.window = lr, weight_lr, max_grad_norm, window
         self.truth_weight, self.teacher_weight = truth_weight, teacher_weight
         self.l1_weight, self.mse_weight = l1_weight, mse_weight
@@ -184,4 +187,4 @@ class GACModule(PTQPhase):
         for layer in quantized_layers(self.network).values():
             layer.fix_()
             layer.absorb_affine_()
-        self._save({"phase": "gac", "flow": self.flow_weight})
+        self._save({"phase": "gac", "flow": self.flow_weight, "start": self._settings["start"]})

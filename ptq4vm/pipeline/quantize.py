@@ -11,7 +11,7 @@ from ptq4vm import processes
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.export import TargetName, find_target
-from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
+from ptq4vm.graph import FINAL_CHECKPOINT
 from ptq4vm.mixed_precision import CANDIDATE_BITS, choose_bits, require_budget
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule
@@ -120,7 +120,7 @@ def quantize(
         run.draw()
     run.launch()
     with run.owned(), run.progress():
-        processes.first_alone(lambda: run.claim(settings))
+        processes.first_alone(lambda: run.claim(settings, teacher))
         processes.once(run.begin, teacher)
         steps = block_steps * block_batch_size / data.num_sequences
         learns = {name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row)) for name, row in methods.items()}
@@ -133,8 +133,8 @@ def quantize(
         for bits_name, plan in plans.items():
             folder = run.folder / bits_name.lower()
             for name, row in methods.items():
+                plan_of_row, start = dataclasses.replace(plan, **row.qconfig), None
                 if row.start is None:
-                    plan_of_row = dataclasses.replace(plan, **row.qconfig)
                     options = {**common, "qconfig": plan_of_row, **(block_reconstruction or {}), **row.options}
                     steps_of_row = block_steps if _learns(row) else 1
                     run.fit(folder, name, row, BlockReconstructionModule, options, block_batch_size, steps_of_row, 1)
@@ -142,7 +142,7 @@ def quantize(
                     start = folder / f"{row.start}.safetensors"
                     options = {"weights": weights, "checkpoint": start, **(gac or {}), **row.options}
                     run.fit(folder, name, row, GACModule, options, gac_batch_size, None, gac_epochs)
-                scored, made_with = load_quantized(folder / f"{name}.safetensors")
+                scored, made_with = run.load(folder / f"{name}.safetensors", start, plan_of_row)
                 table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
             processes.once(_copy_whole, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
         run.say("writing the table, the pictures and the report")

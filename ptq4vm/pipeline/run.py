@@ -18,7 +18,7 @@ from ptq4vm.callbacks import PromptStop, ResultLog, WorkProgress
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import bits_label, network_cost, trace
+from ptq4vm.graph import bits_label, load_quantized, network_cost, read_header, trace
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
@@ -28,12 +28,22 @@ from ptq4vm.phases.base import FloatMattes, Scoring
 from ptq4vm.pipeline.record import now, record_start
 from ptq4vm.pipeline.rows import Row
 from ptq4vm.quantizers import QConfig
-from ptq4vm.reading import read_json
+from ptq4vm.reading import read_json, typed
 from ptq4vm.reporting import ResultRow, SteadyProgress, measured
 from ptq4vm.reporting.runs import FRAMES, LOG, RECORD, SETTINGS
 from ptq4vm.reporting.tables import table_cells
 from ptq4vm.terminal import plain_console, text_column
 from ptq4vm.writing import write_json
+
+_PLACES = ("root", "foregrounds", "backgrounds", "composites", "videos", "evaluation")
+_KINDS = {
+    "weights": "weights",
+    "calibration": "calibration clips",
+    "evaluation": "evaluation clips",
+    "held_out": "held-out clips",
+    "format": "this version's way of reading clips",
+}
+"""What a run folder's ``content`` holds, in words."""
 
 
 class Run:
@@ -47,19 +57,41 @@ class Run:
         self._work: dict[str, float] = {}
         self._scoring_work = 0.0
 
-    def claim(self, settings: dict[str, Any]) -> None:
-        """Write the settings into a new folder, or see that an existing one has the same."""
+    def claim(self, settings: dict[str, Any], teacher: MattingModel) -> None:
+        """Write the settings into a new folder, or see that an existing one has the same.
+
+        Weights and clips are compared by what they hold. They may lie elsewhere and have other
+        names, which are then written down.
+        """
         path = self.folder / SETTINGS
-        settings = {**settings, "data": _data_settings(self.data)}
-        if path.is_file():
-            changed = differences(read_json(path), json.loads(json.dumps(settings, default=_plain)))
-            if changed:
-                raise PTQ4VMError(
-                    f"Expected {self.folder} to be new or a run with these settings, got another configuration "
-                    f"({changed}). Choose another --output, or remove the folder."
-                )
-            return
-        _write_json(path, settings)
+        content = {"weights": weights_checksum(teacher), **self.data.content()}
+        settings = {**settings, "data": _data_settings(self.data), "content": content}
+        settings = json.loads(json.dumps(settings, default=_plain))
+        before = read_json(path) if path.is_file() else None
+        if before is not None:
+            self._require_same(before, settings)
+        if before != settings:
+            _write_json(path, settings)
+
+    def _require_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        remedy = "Choose another --output, or remove the folder."
+        if changed := differences(_without_places(before), _without_places(now)):
+            raise PTQ4VMError(
+                f"Expected {self.folder} to be new or a run with these settings, got another "
+                f"configuration ({changed}). {remedy}"
+            )
+        if not isinstance(held := before.get("content"), dict):
+            raise PTQ4VMError(
+                f"Expected {self.folder} to say which weights and clips it was begun with, got a "
+                f"run of an earlier version: whether these are the same can't be known. {remedy}"
+            )
+        told = ({kind: one.get(k) for k, kind in _KINDS.items()} for one in (held, now["content"]))
+        if changed := differences(*told):
+            raise PTQ4VMError(
+                f"Expected the weights and clips that {self.folder} was begun with, wherever they "
+                f"lie, got others ({changed}). Put the former ones back, choose another --output, "
+                "or remove the folder."
+            )
 
     def begin(self, teacher: MattingModel) -> None:
         """Keep how the run was started beside its settings; unlike those it may change when the run goes on."""
@@ -237,12 +269,41 @@ class Run:
         resume = str(last) if last.is_file() else None
         with measured() as usage:
             phase = module(**options, output=output)
+            if (restored := phase.check(trainer, self.data, "fit", resume)) is not None:
+                self.say(f"{folder.name.upper()}: {row.title} {restored}")
             trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
         if processes.rank() > 0:
             return
         if resume is None:  # else only what was left to do was measured
             _write_json(folder / f"{name}.usage.json", usage)
         last.unlink(missing_ok=True)
+
+    def load(self, path: Path, start: Path | None, plan: QConfig) -> tuple[MattingModel, QConfig]:
+        """A row's quantized network and what it was converted with.
+
+        Args:
+            path: its checkpoint.
+            start: the checkpoint that the row starts from, if it does.
+            plan: how a row without one is quantized.
+
+        Raises:
+            PTQ4VMError: one of the two files isn't what this run made.
+        """
+        network, qconfig = load_quantized(path)
+        remedy = f"Put the file back, or remove {path} and what was made of it."
+        changed = "" if start is not None else differences(qconfig.to_dict(), plan.to_dict())
+        if changed:
+            raise PTQ4VMError(
+                f"Expected {path} to have this run's settings, got others ({changed}). {remedy}"
+            )
+        if start is not None:
+            made = read_header(path)["made"]
+            if made.get("start") != weights_checksum(load_quantized(start)[0]):
+                raise PTQ4VMError(
+                    f"Expected {path} to start from {start} as it is now, got one that started "
+                    f"from another. {remedy}"
+                )
+        return network, qconfig
 
     def _loggers(self) -> list[Any]:
         """The loggers that the user asked for, which get the table's rows too; the CSV logs only fits."""
@@ -251,6 +312,7 @@ class Run:
 
     def score(self, path: Path, title: str, network: MattingModel, plan: QConfig | None = None) -> ResultRow:
         """A row of the table; scored once and kept at ``path``. Without a plan it is the float network's."""
+        checksum = weights_checksum(network)
         if not path.is_file():
             self.say(f"{path.parent.name.upper()}: scoring {title}")
             module = (FloatMattes if plan is None else MattingModule)(network, self.scoring)
@@ -259,10 +321,16 @@ class Run:
                 found, _ = self._test(path.parent, module, people)
                 values |= {f"held_out_{key.removesuffix('_to_float')}": value for key, value in found.items()}
             processes.once(_write_json, path.with_suffix(FRAMES), per_frame)
-            processes.once(_write_json, path, values)
+            processes.once(_write_json, path, {**values, "network": checksum})
         else:
             self._advance(self._scoring_work)
-        values = read_json(path, dict[str, float], "metrics by name", "Remove it: it is measured again.")
+        content = read_json(path)
+        if content.pop("network", None) != checksum:
+            raise PTQ4VMError(
+                f"Expected in {path} the scores of the network that this run has now, got those of "
+                f"another: a file was replaced. Put it back, or remove {path} to score it again."
+            )
+        values = typed(content, dict[str, float], "metrics by name", path, "Remove it: it is measured again.")
         for logger in self._loggers():
             logger.log_metrics({f"{path.parent.name}/{path.stem}/{key}": value for key, value in values.items()})
         cost = network_cost(network, *self._size)
@@ -301,6 +369,15 @@ def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
         "evaluation", "num_sequences", "seq_length", "size", "enlarge", "augment", "seed", "eval_clips", "eval_frames",
     )  # fmt: skip
     return {"root": str(data.root.resolve()), **{name: getattr(data, name) for name in names}}
+
+
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings less the names of files and folders, whose content is compared instead."""
+    data = settings.get("data")
+    if isinstance(data, dict):
+        data = {name: value for name, value in data.items() if name not in _PLACES}
+    others = {name: value for name, value in settings.items() if name not in ("weights", "content")}
+    return {**others, "data": data}
 
 
 def _write_json(path: Path, value: Any) -> None:

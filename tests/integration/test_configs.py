@@ -7,16 +7,13 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
-import tiny
-import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
-from safetensors.torch import save_file
 
 from ptq4vm import cli
 from ptq4vm.cli import quantize as quantize_command
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.phases import BlockReconstructionModule, PTQPhase
+from ptq4vm.phases import PTQPhase
 from ptq4vm.pipeline import Row
 from ptq4vm.pipeline.rows import check_rows
 
@@ -158,39 +155,3 @@ def test_what_lightning_refuses_is_told_without_a_traceback(extra, capsys, tmp_p
     args = ["fit", "--config", str(CONFIGS / "fit" / "rtn.yaml"), "--data.height", "32", "--data.width", "32"]
     assert cli.main([*args, "--data.num_sequences", "1", *extra]) == 2
     assert extra[1] in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda found: found["state_dict"].update({"../../evil": torch.zeros(1)}), "left-over"),
-        (lambda found: found["state_dict"].update({next(iter(found["state_dict"])): torch.zeros(7)}), "shaped"),
-        (lambda found: found.update(callbacks=Path.touch), "carries more than tensors"),
-        (lambda found: found.pop("state_dict"), "holds something else"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_a_fit_goes_on_from_no_foreign_checkpoint(change, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_file(tiny.TinyMatting().state_dict(), tmp_path / "tiny.safetensors")
-    weights = str(tmp_path / "tiny.safetensors")
-    checkpoint = {
-        "state_dict": BlockReconstructionModule("tiny", weights).state_dict(), "epoch": 0, "loops": {},
-        "global_step": 1, "pytorch-lightning_version": "2.6.0", "callbacks": {}, "optimizer_states": [],
-        "lr_schedulers": [],
-    }  # fmt: skip
-    change(checkpoint)
-    torch.save(checkpoint, "last.ckpt")
-    args = ["fit", "--config", str(CONFIGS / "fit" / "qdrop.yaml"), "--ckpt_path", "last.ckpt", "--trainer.accelerator"]
-    args += ["cpu", "--model.init_args.network", "tiny", "--model.init_args.weights", weights, "--data.height", "32"]
-    args += [
-        "--data.width",
-        "32",
-        "--data.num_sequences",
-        "1",
-        "--data.cache_dir",
-        str(tmp_path),
-        "--trainer.devices=1",
-    ]
-    assert cli.main(args) == 2
-    assert message in " ".join(capsys.readouterr().err.split())

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -108,6 +109,10 @@ def test_what_was_measured_is_not_measured_again(network, data, few, tmp_path, m
     assert found == measure_sensitivity(network, data, [], QCONFIG, 2, path)
     with pytest.raises(PTQ4VMError, match="sequences: 2 there, 1 now"):
         measure_sensitivity(network, data, ["W4A4"], QCONFIG, 1, path)
+    other = copy.deepcopy(network)
+    other.project_mat.conv.bias.data += 0.01
+    with pytest.raises(PTQ4VMError, match=r"network: rvm_mobilenetv3-\w+-1 there"):
+        measure_sensitivity(other, data, ["W4A4"], QCONFIG, 2, path)
     path.write_text("{}")
     with pytest.raises(PTQ4VMError, match="Remove it"):
         measure_sensitivity(network, data, ["W4A4"], QCONFIG, 2, path)

@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from layouts import (
 
 from ptq4vm.data import EvaluationSource, VideoMatteSource, VideoSource
 from ptq4vm.data.backgrounds import Backgrounds
-from ptq4vm.data.files import cover_crop, ping_pong
+from ptq4vm.data.files import content_digest, cover_crop, ping_pong
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video.images import natural_key
 
@@ -76,11 +79,53 @@ def test_videomatte_scales_everything_to_the_size(trees):
     assert {layer.shape[-2:] for layer in layers[:3]} == {(20, 50)}
 
 
-def test_fingerprint_follows_the_files(trees):
+def test_fingerprint_follows_the_files(trees, tmp_path):
     before = videomatte(*trees, SIZE).fingerprint()
     assert videomatte(*trees, SIZE).fingerprint() == before
-    write(trees[1] / "train" / "room" / "0.png", picture(5))
+    copied = [shutil.copytree(tree, tmp_path / "copied" / tree.name) for tree in trees]
+    for path in copied[0].rglob("*.*"):
+        os.utime(path, (1, 1))
+    assert videomatte(*copied, SIZE).fingerprint() == before
+    changed = trees[1] / "train" / "room" / "0.png"
+    status = changed.stat()
+    changed.write_bytes(bytes(byte ^ 1 for byte in changed.read_bytes()))  # of the same size, at the same time
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert videomatte(*trees, SIZE).fingerprint() != before
+
+
+def test_fingerprint_of_some_frames_follows_their_files_alone(tmp_path):
+    root = write_evaluation(tmp_path / "evaluation")
+    places = [(1, 2, 4), (0, 0, 1)]
+    before = EvaluationSource(root).fingerprint(places)
+    assert before != EvaluationSource(root).fingerprint(places[::-1])
+    frames = sorted((root / "set_a" / "two" / "com").iterdir())
+    write(frames[4], picture(200))
+    write(root / "set_c" / "new" / "com" / "0.png", picture(1))
+    write(root / "set_c" / "new" / "pha" / "0.png", alpha(1))
+    assert EvaluationSource(root).fingerprint(places) == before
+    write(frames[3], picture(200))
+    assert EvaluationSource(root).fingerprint(places) != before
+
+
+@pytest.mark.parametrize("size", [10, 2**20, 2**20 + 1, 50 * 2**20])
+def test_content_is_digested_from_the_first_byte_to_the_last(size, tmp_path):
+    """A large file by blocks of it, so that a long video costs no more."""
+    paths = [tmp_path / name for name in ("whole", "first", "last", "longer")]
+    for path, edit in zip(paths, (None, 0, size - 1, size), strict=True):
+        with path.open("wb") as file:
+            file.truncate(size)
+            if edit is not None:
+                file.seek(edit)
+                file.write(b"x")
+    assert len({content_digest(path) for path in paths}) == 4
+    assert content_digest(paths[0]) == content_digest(paths[0].rename(tmp_path / "elsewhere"))
+
+
+def test_a_file_that_vanished_is_told(trees):
+    source = videomatte(*trees, SIZE)
+    shutil.rmtree(trees[1])
+    with pytest.raises(PTQ4VMError, match=r"hall.*Put it back"):
+        source.fingerprint()
 
 
 @pytest.mark.parametrize("deeper", [False, True])
