@@ -229,7 +229,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: files can't be read or written; ``held_out`` names no videos or no backgrounds.
         """
-        progress = progress or self.progress
+        before, self.progress = self.progress, progress or self.progress
+        try:
+            self._add_references(teacher, flow, self.progress)
+        finally:
+            self.progress = before
+
+    def _add_references(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> None:
         chunks = processes.first_alone(lambda: self._readable(self._chunks()))
         content = self.content()
         settings = {"teacher": teacher.key, "clips": content["evaluation"], "chunks": chunks.chunks}

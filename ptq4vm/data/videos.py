@@ -83,7 +83,8 @@ class VideoSource(ClipSource):
         path = self._clips[index]
         if path.is_dir() or index in self._shots:
             return self.num_frames(index)
-        return self._readers[path].num_frames
+        claim = self._readers[path].num_frames
+        return claim if claim is not None and claim > 0 else None
 
     def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
         """Looked for once in the whole clip."""

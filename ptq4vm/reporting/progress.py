@@ -4,8 +4,10 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from typing_extensions import Self
+
+from ptq4vm.terminal import text_column
 
 _EVERY = 25.0
 """Seconds between lines: whoever waits is to see one every half minute."""
@@ -61,7 +63,7 @@ class WorkBar:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show how much is done; the bar goes when it is all."""
         if self._bar is None:
-            what_column = TextColumn("{task.description}", markup=False)
+            what_column = text_column("{task.description}")
             columns = (what_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = SteadyProgress(*columns, **self._options)
             self._task = self._bar.add_task(what, total=total)

@@ -20,13 +20,13 @@ from ptq4vm.data import (
     VideoMatteSource,
     VideoMattingDataModule,
     VideoSource,
-    videos,
 )
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.calibration import draw_from_all, draw_sequences
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.loading import EvaluationChunks
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.video.reader import VideoReader
 
 
 def spanned(places, length, cuts):
@@ -81,13 +81,12 @@ def test_cuts_in_folders_of_images_are_looked_for_where_sequences_lie(tmp_path):
 def test_a_video_is_looked_through_once(tmp_path, monkeypatch):
     path = write_shots(tmp_path / "v" / "a.avi", 9, 8)
     looked = []
-    decoded = videos._decoded
 
-    def counted(path):
-        looked.append(path.name)
-        yield from decoded(path)
+    def counted(reader):
+        looked.append(reader.path.name)
+        yield from (frame for _, frame in reader.timed())
 
-    monkeypatch.setattr(videos, "_decoded", counted)
+    monkeypatch.setattr(VideoReader, "__iter__", counted)
 
     def shots():
         source = VideoSource(tmp_path / "v", cache=tmp_path / "cache")
@@ -116,10 +115,10 @@ def test_far_too_long_sequences_are_refused_before_anything_is_read(tmp_path, mo
     write_video(tmp_path / "v" / "a.avi", frames=3)
     write_video(tmp_path / "v" / "b.avi", frames=8)
 
-    def read(path):
-        yield pytest.fail(f"{path} is read")
+    def read(reader):
+        yield pytest.fail(f"{reader.path} is read")
 
-    monkeypatch.setattr(videos, "_decoded", read)
+    monkeypatch.setattr(VideoReader, "__iter__", read)
     source = VideoSource(tmp_path / "v")
     with pytest.raises(PTQ4VMError, match=r"seq_length = 1000 .* got at most 8, in clip v/b\.avi"):
         draw_from_all([BuiltinSource("train", (32, 48), 1, 2000), source], 4, 1000, 0)
@@ -133,7 +132,8 @@ def test_containers_are_not_trusted_with_little(tmp_path):
     write_video(tmp_path / "a.avi", frames=16)
     for claim in (9, 0, -1, 16):
         source = VideoSource(tmp_path)
-        source._claims = dict.fromkeys(source._claims, claim)
+        for reader in source._readers.values():
+            reader.num_frames = claim
         assert draw_sequences(source, 1, 16, 0)[0].start == 0
 
 
@@ -185,7 +185,7 @@ def test_held_out_people_are_drawn_within_shots(tmp_path):
     assert [clip.src.shape[1] for clip in module.held_out_dataloader()] == [9] * 8
     assert list(dict.fromkeys(seen)) == [
         "drawing sequences", "looking for calibration sequences", "calibration sequences",
-        "float mattes of the evaluation clips", "looking at held-out people", "looking for held-out people",
+        "looking at held-out people", "float mattes of the evaluation clips", "looking for held-out people",
         "held-out people",
     ]  # fmt: skip
 
