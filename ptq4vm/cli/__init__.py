@@ -210,4 +210,4 @@ def _nobody_reads() -> bool:
 def _tell(message: str, style: str) -> None:
     from ptq4vm.terminal import plain_console
 
-    plain_console(stderr=True).print(f"ptq4vm: {message}", style=style)
+    plain_console(stderr=True).print(f"ptq4vm: {message}", style=style, soft_wrap=True)

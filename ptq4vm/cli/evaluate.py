@@ -33,10 +33,10 @@ def run_evaluate(args: list[str]) -> None:
     add_ratio_option(parser, "An exported graph has its own.")
     add_runtime_options(parser)
     config = parser.parse_args(args)
+    network = open_model(config)
     data = VideoMattingDataModule(evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames)
     data.setup("test")
     size = data.evaluation_set[0].src.shape[-2:]
-    network = open_model(config)
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
     trainer = L.Trainer(accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks)  # type: ignore[arg-type]

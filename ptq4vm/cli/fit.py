@@ -47,13 +47,10 @@ class _CLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Show the data's work on the bar, and own what a fit writes: of two with one output one would be lost."""
+        """Lightning's; the data's long work shows on the bar."""
         super().instantiate_classes()
-        if not self.trainer.is_global_zero:
-            return
-        self.datamodule.progress = self.bar
-        if self.subcommand == "fit" and self.model.output is not None:
-            self.owns.enter_context(owned(Path(self.model.output)))
+        if self.trainer.is_global_zero:
+            self.datamodule.progress = self.bar
 
     def before_fit(self) -> None:
         """Check everything before Lightning's loggers write, and say what is gone on from."""
@@ -67,6 +64,9 @@ class _CLI(LightningCLI):
             raise PTQ4VMError(f"Expected a checkpoint that is there, got: {error}") from error
         options["ckpt_path"] = path
         said = self.model.check(self.trainer, self.datamodule, self.subcommand, path)
+        if self.subcommand == "fit" and self.model.output is not None and self.trainer.is_global_zero:
+            # Of two fits with one output the work of one would be lost.
+            self.owns.enter_context(owned(Path(self.model.output)))
         if said is not None:
             rank_zero_only(console.print)(said, highlight=False, markup=False, soft_wrap=True)
 

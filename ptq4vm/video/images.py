@@ -161,11 +161,15 @@ class ImageWriter(FrameWriter):
         pass
 
 
+_MARK = ".ptq4vm"
+"""Marks a folder whose frames have names of their own: it may be replaced."""
+
+
 class FolderWriter(FrameWriter):
     """A folder of PNGs, grey, RGB or RGBA with 8 bits: 0000.png, 0001.png, … or of the names given.
 
-    A folder that is there already is replaced, but only where nothing else than such numbered
-    frames would be lost.
+    A folder that is there already is replaced, but only where nothing else than such frames would
+    be lost: numbered ones, or those of a folder that a hidden file marks as written here.
 
     Args:
         path: the folder.
@@ -190,11 +194,13 @@ class FolderWriter(FrameWriter):
 
     def _refuse_to_overwrite(self) -> None:
         if self.path.is_dir():
-            other = next((file for file in self.path.iterdir() if not re.fullmatch(r"\d{4,}\.png", file.name)), None)
+            files = [file.name for file in self.path.iterdir()]
+            frame = r".+\.png" if _MARK in files else r"\d{4,}\.png"
+            other = next((name for name in files if name != _MARK and not re.fullmatch(frame, name)), None)
             if other is not None:
                 raise PTQ4VMError(
-                    f"Expected the folder {self.path} to be new or to hold numbered frames only, "
-                    f"got {other.name} in it; name another folder, or empty it"
+                    f"Expected the folder {self.path} to be new or to hold earlier frames only, "
+                    f"got {other} in it; name another folder"
                 )
         elif self.path.exists():
             raise PTQ4VMError(f"Expected a folder to write frames to, got the file {self.path}; name another")
@@ -206,6 +212,8 @@ class FolderWriter(FrameWriter):
     def _finish(self) -> None:
         # Again, since the run may have been long.
         self._refuse_to_overwrite()
+        if self._names:
+            (self._part / _MARK).touch()
 
     def _publish(self) -> None:
         if not self.path.exists():

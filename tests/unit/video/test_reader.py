@@ -295,9 +295,13 @@ def test_an_image_sequence_keeps_its_names(tmp_path, make_frames):
     with open_writer(tmp_path / "out", (49, 65), names=reader.names) as writer:
         for frame in reader:
             writer.write(frame)
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert names == ["shot.1001.png", "shot.1002.png", "shot.1003.png"]
+    with open_writer(tmp_path / "out", (49, 65), names=("again",)) as writer:
+        writer.write(frame)
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["again.png"]
+    # The same names in a folder that was not written here may be somebody's originals.
     with pytest.raises(PTQ4VMError, match=r"shot\.100.\.png in it; name another folder"):
-        open_writer(tmp_path / "out", (49, 65), names=reader.names)
+        open_writer(tmp_path / "in", (49, 65), names=reader.names)
     with pytest.raises(PTQ4VMError, match="got two named a"):
         open_writer(tmp_path / "other", (49, 65), names=("a", "a"))
