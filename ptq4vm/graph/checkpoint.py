@@ -118,6 +118,9 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
     # What a damaged or foreign header says may stumble anywhere on its way to becoming a network.
     except Exception as error:
         raise PTQ4VMError(f"Expected a complete quantized checkpoint, got {path}: {error}. Quantize again.") from error
+    absorbed = [f"{name}.weight_quantizer.absorbed" for name in quantized_layers(network)]
+    if not set(absorbed) & set(tensors):
+        _complete_absorbed(network, tensors, header.get("made"))
     expected = network.state_dict()
     wrong = sorted(set(expected) ^ set(tensors))
     if wrong:
@@ -152,6 +155,18 @@ def _build(header: dict[str, Any]) -> tuple[MattingModel, QConfig]:
     # The scales come from the file: the cheapest way to find them is enough here.
     quick = dataclasses.replace(qconfig, range_method="minmax")
     return quantize_network(create_model(header["network"], **arguments), quick), qconfig
+
+
+def _complete_absorbed(network: MattingModel, tensors: dict[str, Tensor], made: Any) -> None:
+    """Fill in which γ the weight scales have absorbed, in place, where an earlier version didn't write it.
+
+    After block reconstruction it is 1; after anything else it is not known.
+    """
+    for name, layer in quantized_layers(network).items():
+        if made == {"phase": "block_reconstruction"}:
+            tensors[f"{name}.weight_quantizer.absorbed"] = torch.ones_like(layer.weight_quantizer.scale)
+        else:
+            layer.weight_quantizer.absorbed = None
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
