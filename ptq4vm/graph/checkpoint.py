@@ -152,8 +152,8 @@ def _build(header: dict[str, Any]) -> tuple[MattingModel, QConfig]:
     qconfig, arguments = QConfig(**header["qconfig"]), dict(header["arguments"])
     if {"weights", "report"} & set(arguments):
         raise ValueError("a header that names files")
-    # The scales come from the file: the cheapest way to find them is enough here.
-    quick = dataclasses.replace(qconfig, range_method="minmax")
+    # Weights and scales come from the file: the cheapest way to them is enough here.
+    quick = dataclasses.replace(qconfig, range_method="minmax", equalize=False)
     return quantize_network(create_model(header["network"], **arguments), quick), qconfig
 
 
