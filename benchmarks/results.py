@@ -42,7 +42,6 @@ PUBLISHED_GRID = {
     "depthwise_granularity": "per_tensor",
     "equalize": False,
 }
-PER_LAYER_TITLE = "per-layer GAC on true alpha, our rates"
 BASELINES: dict[str, dict[str, Any]] = {
     "rtn_minmax": {"title": "round to nearest, min-max", "options": NEAREST, "qconfig": {"range_method": "minmax"}},
     "rtn": {"title": "round to nearest, MSE", "options": NEAREST},
@@ -75,7 +74,7 @@ def main() -> None:
 
 
 def with_baselines(recipe: str) -> dict[str, Any]:
-    """A recipe with people and places held out, and all rows of the paper's comparison unless it stands alone.
+    """A recipe with people and places held out, and rows of other methods unless it stands alone.
 
     Ours come last: without flow, then from the recipe. Both begin with the same blocks as per-layer GAC does.
     """
@@ -89,9 +88,10 @@ def with_baselines(recipe: str) -> dict[str, Any]:
         for title, drop_prob in DROPPING.items():
             start = "biq" if drop_prob == own else title.lower()
             rows[start] = {"title": f"{title} (BIQ)" if start == "biq" else title, "options": {"drop_prob": drop_prob}}
-            for name, part, flow_weight in (("gac", PER_LAYER_TITLE, 0.0), ("ofa", f"{PER_LAYER_TITLE} + OFA", 0.05)):
+            for name, part, flow_weight in (("gac", "GAC", 0.0), ("ofa", "GAC + OFA", 0.05)):
                 options = {**PER_LAYER, "flow_weight": flow_weight}
-                rows[f"{title.lower()}_{name}"] = {"title": f"{title} + {part}", "start": start, "options": options}
+                titled = f"{title} + per-layer {part}, MSE to true alpha (our learning rates)"
+                rows[f"{title.lower()}_{name}"] = {"title": titled, "start": start, "options": options}
     rows["gac"] = {"title": "BIQ + GAC", "start": "biq", "options": {"flow_weight": 0.0}}
     config["rows"] = rows | {name: row for name, row in config["rows"].items() if name not in rows}
     return config

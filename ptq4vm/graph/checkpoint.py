@@ -143,6 +143,8 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
             f"Expected {bits.get(name, 'no such layer')} for {name} in {path}, as its qconfig has it, got "
             f"{header['layers'].get(name, 'nothing')} in its table of layers. Quantize again."
         )
+    if not any(f"{name}.weight_quantizer.absorbed" in tensors for name in layers):
+        _complete_absorbed(network, tensors, header.get("made"))
     _check_fit(network, tensors, path)
     for name, layer in layers.items():
         tensors[f"{name}.weight"] = _dequantized(name, layer, tensors, path)
@@ -155,8 +157,8 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
 def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
     """The network that a header describes, with weights that are still to be loaded."""
     qconfig = QConfig(**header["qconfig"])
-    # The scales come from the file: the cheapest way to find them is enough here.
-    quick = dataclasses.replace(qconfig, range_method="minmax")
+    # Weights and scales come from the file: the cheapest way to them is enough here.
+    quick = dataclasses.replace(qconfig, range_method="minmax", equalize=False)
     return quantize_network(create_described(header["network"], header["arguments"], path), quick), qconfig
 
 
@@ -232,6 +234,7 @@ def _negative(variance: Tensor, spec: QuantSpec | None) -> str | None:
 
 _RANGES: dict[str, Callable[[Tensor, QuantSpec | None], str | None]] = {
     "scale": _wrong_scale,
+    "absorbed": _wrong_scale,
     "zero_point": _wrong_zero_point,
     "log_scale": _wrong_log_scale,
     "offset": _wrong_offset,
@@ -249,6 +252,18 @@ def _dequantized(name: str, layer: QuantizedLayer, tensors: dict[str, Tensor], p
     codes = _unpack(tensors[f"{name}.weight"], spec, layer.weight.shape, f"{path}: {name}.weight")
     scale, zero_point = (tensors[f"{name}.weight_quantizer.{key}"] for key in ("scale", "zero_point"))
     return (codes - zero_point) * scale
+
+
+def _complete_absorbed(network: MattingModel, tensors: dict[str, Tensor], made: Any) -> None:
+    """Fill in which γ the weight scales have absorbed, in place, where an earlier version didn't write it.
+
+    After block reconstruction it is 1; after anything else it is not known.
+    """
+    for name, layer in quantized_layers(network).items():
+        if made == {"phase": "block_reconstruction"}:
+            tensors[f"{name}.weight_quantizer.absorbed"] = torch.ones_like(layer.weight_quantizer.scale)
+        else:
+            layer.weight_quantizer.absorbed = None
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph.equalize import equalize_
+from ptq4vm.graph.equalize import equalize_, require_statistics
 from ptq4vm.graph.fold_bn import fold_batch_norm_
 from ptq4vm.graph.trace import TracedLayer, example_frame, trace
 from ptq4vm.models.base import MattingModel
@@ -30,9 +30,12 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
     makes the projection that emits alpha the last one at every downsample_ratio.
 
     Raises:
-        PTQ4VMError: ``layer_bits`` or ``float_modules`` names what the network doesn't have.
+        PTQ4VMError: ``layer_bits`` or ``float_modules`` names what the network doesn't have; or ``equalize`` is set,
+            and its BatchNorms are the identity, as where weights come from an ONNX file.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    if qconfig.equalize:
+        require_statistics(network)
     float_twin_(network, qconfig)
     names = {name for name, _ in network.named_modules()}
     for name in (*qconfig.layer_bits, *qconfig.float_modules):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers.functional import choose_qparams, dequantize, quantize, round_ste
 from ptq4vm.quantizers.observers import find_range
 from ptq4vm.quantizers.qconfig import QuantSpec
@@ -68,6 +69,8 @@ class WeightQuantizer(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    absorbed: Tensor | None
+    """The product of all γ that were multiplied into the scale, shaped as it; None where that is not known."""
     home: Tensor
 
     def __init__(self, weight: Tensor, spec: QuantSpec) -> None:
@@ -81,6 +84,7 @@ class WeightQuantizer(nn.Module):
         shape = (weight.shape[0], *(1,) * (weight.dim() - 1))
         self.register_buffer("scale", scale.expand(len(weight)).reshape(shape).clone())
         self.register_buffer("zero_point", zero_point.expand(len(weight)).reshape(shape).clone())
+        self.register_buffer("absorbed", torch.ones_like(self.scale))
         self.rounding: nn.Parameter | None = None
         self.latent: nn.Parameter | None = None
         self.register_buffer("home", None)
@@ -97,12 +101,32 @@ class WeightQuantizer(nn.Module):
 
         Args:
             weight: on its grid.
-            floats: what it was made from, same shape: says how near to another code each code is. None of them moves
-                by more than one step.
+            floats: the float network's weight, same shape: says how near to another code each code is. None of them
+                moves by more than one step.
+
+        Raises:
+            PTQ4VMError: which γ the scale has absorbed is not known.
         """
+        reference = self.reference(floats)
+        if reference is None:
+            raise PTQ4VMError(
+                "Expected a checkpoint that tells which scales global calibration has absorbed, got one of an earlier "
+                "version. Repeat its global calibration, or set weight_lr to 0."
+            )
         codes = self.codes(weight)
-        near = codes + (floats / self.scale + self.zero_point - codes).clamp(-_NEAR, _NEAR)
+        near = codes + (reference / self.scale + self.zero_point - codes).clamp(-_NEAR, _NEAR)
         self.home, self.latent, self.mode = near.clone(), nn.Parameter(near), "latent"
+
+    @torch.no_grad()
+    def absorb_(self, gamma: Tensor) -> None:
+        """Multiply the scale by γ, which broadcasts against it."""
+        self.scale.mul_(gamma)
+        if self.absorbed is not None:
+            self.absorbed.mul_(gamma)
+
+    def reference(self, floats: Tensor) -> Tensor | None:
+        """The float weight that the codes stand for: the float network's times all γ absorbed; None if not known."""
+        return None if self.absorbed is None else floats * self.absorbed
 
     def codes(self, weight: Tensor) -> Tensor:
         """The weight's integer codes by the current mode (soft ones lie between two integers)."""

@@ -165,7 +165,7 @@ class QuantizedLayer(nn.Module, ABC):
             return
         if self.weight_quantizer.mode != "fixed":
             raise RuntimeError("fix_ must come before absorb_affine_")
-        self.weight_quantizer.scale.mul_(self.affine.scale_like(self.weight))
+        self.weight_quantizer.absorb_(self.affine.scale_like(self.weight))
         weight, bias = self.affine(self.weight, self.bias)
         self.weight.copy_(weight)
         self.bias.copy_(bias)

@@ -61,6 +61,7 @@ class QConfig:
             channel. Each channel meets weights of its own only, so its scale folds into theirs and integers still do;
             OpenVINO takes it so, ONNX Runtime's integer kernels want one for all.
         equalize: before quantization, level the channels that a ReLU hands on to the next convolution, which is exact.
+            How far they reach is read off BatchNorm, so weights from an ONNX file, where it is folded, are refused.
         range_method: how ranges are found: minmax, percentile or mse.
         float_modules: dotted names of submodules that stay float. The refiner works on variances of the full-size
             frame, which 8 bits do not hold, and runs only at downsample_ratio < 1.

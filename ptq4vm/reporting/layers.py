@@ -100,8 +100,12 @@ def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) ->
     found = {}
     for name, layer in layers.items():
         weight: Tensor = twin.get_submodule(name).weight  # type: ignore[assignment]
-        noise = layer.weight_quantizer(layer.weight) - weight
-        in_weights = _decibels(float(weight.square().sum()), float(noise.square().sum()))
+        # What γ changed is no noise.
+        reference = layer.weight_quantizer.reference(weight)
+        in_weights = None
+        if reference is not None:
+            noise = layer.weight_quantizer(layer.weight) - reference
+            in_weights = _decibels(float(reference.square().sum()), float(noise.square().sum()))
         found[name] = Signal(in_weights, _decibels(*powers[name]))
     return found
 

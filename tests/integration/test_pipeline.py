@@ -25,7 +25,7 @@ from ptq4vm.quantizers import QConfig
 
 OPTIONS = {
     "bits": ["W4A8"],
-    "qconfig": QConfig(range_method="minmax", depthwise_granularity="per_channel", equalize=True),
+    "qconfig": QConfig(range_method="minmax", depthwise_granularity="per_channel"),
     "gac": {"feature_weight": 0.5, "weight_lr": 1e-3, "window": 2},
     "block_steps": 2,
     "gac_epochs": 2,

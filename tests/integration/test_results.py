@@ -35,6 +35,10 @@ def test_every_method_has_a_row_that_the_pipeline_takes(results, recipe):
         for method, drop_prob in results.DROPPING.items():
             assert rows[blocks[method]].options["drop_prob"] == drop_prob
             assert {rows[f"{method.lower()}_{part}"].start for part in ("gac", "ofa")} == {blocks[method]}
+            for part in ("gac", "ofa"):
+                row = rows[f"{method.lower()}_{part}"]
+                own_settings = {"lr", "weight_lr", "window", "max_grad_norm"} - set(row.options)
+                assert ("our learning rates" in row.title) == bool(own_settings), "named for what it is"
     for row in rows.values():
         QConfig(**row.qconfig)
         known = (BlockReconstructionModule if row.start is None else GACModule).__init__.__annotations__

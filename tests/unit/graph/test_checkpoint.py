@@ -5,13 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors import safe_open
+from safetensors.torch import load, save, save_file
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import load_quantized, network_cost, quantize_network, quantized_layers, save_quantized
+from ptq4vm.graph import (
+    load_quantized,
+    network_cost,
+    quantize_network,
+    quantized_layers,
+    read_header,
+    save_quantized,
+)
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.models import create_model
-from ptq4vm.quantizers import QConfig, activation_quantizers, observing
+from ptq4vm.quantizers import QConfig, WeightQuantizer, activation_quantizers, observing
 
 
 @pytest.fixture(scope="module", params=["W8A8", "W4A4"])
@@ -44,6 +52,35 @@ def test_absorbed_saved_and_loaded_network_computes_the_same(quantized, tmp_path
     torch.testing.assert_close(absorbed.pha, before.pha, rtol=0, atol=2e-2)
     torch.testing.assert_close(after.pha, absorbed.pha, rtol=0, atol=2e-2)
     assert (after.pha - absorbed.pha).abs().mean() < 1e-4
+
+
+def without_absorbed(path, made, into):
+    """As versions before wrote it: which γ was absorbed is not told."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(".absorbed")}  # noqa: SIM118
+    header = {**read_header(path), "made": made}
+    save_file(tensors, into, metadata={"ptq4vm": json.dumps(header)})
+    return into
+
+
+def test_absorbed_scales_are_kept_and_old_checkpoints_load(saved, tmp_path):
+    name = "aspp.aspp1.0"
+    network, qconfig = load_quantized(saved)
+    layer = quantized_layers(network)[name]
+    fresh = WeightQuantizer(layer.weight, layer.weight_quantizer.spec)
+    assert layer.weight_quantizer.absorbed.shape == fresh.scale.shape
+    assert layer.weight_quantizer.absorbed.log().abs().max() == pytest.approx(0.1, abs=0.02)
+    old = without_absorbed(saved, {"phase": "block_reconstruction"}, tmp_path / "biq.safetensors")
+    layer = quantized_layers(load_quantized(old)[0])[name]
+    assert torch.equal(layer.weight_quantizer.absorbed, torch.ones_like(layer.weight_quantizer.scale))
+    old = without_absorbed(saved, {"phase": "gac", "flow": 0.0}, tmp_path / "gac.safetensors")
+    for path in (old, tmp_path / "again.safetensors"):
+        network, _ = load_quantized(path)
+        quantizer = quantized_layers(network)[name].weight_quantizer
+        assert quantizer.reference(layer.weight) is None
+        with pytest.raises(PTQ4VMError, match="weight_lr to 0"):
+            quantizer.start_latent(layer.weight, layer.weight)
+        save_quantized(network, qconfig, tmp_path / "again.safetensors", {"phase": "gac"})
 
 
 def test_first_and_last_executed_layers_have_eight_bits(quantized):

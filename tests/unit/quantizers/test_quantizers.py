@@ -291,6 +291,41 @@ def test_codes_are_learned_on_within_one_step(bits):
     assert fresh.mode == "fixed"
 
 
+def pinned(quantizer):
+    """The share of latents that lie as near as they may to the edge of their code."""
+    return float(((quantizer.latent - quantizer.latent.round()).abs() > 0.4899).float().mean())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_codes_are_learned_on_from_where_they_were_however_often_gamma_was_absorbed(bits, granularity, per_channel):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 32, 3)
+    floats = conv.weight.detach().clone()
+    plain, calibrated = (QuantizedConv2d(conv, QuantSpec(bits, "symmetric", granularity), QuantSpec(8)) for _ in "ab")
+    for layer in (plain, calibrated):
+        layer.fix_()
+    for _ in range(3):
+        for layer in (plain, calibrated):
+            layer.weight_quantizer.start_latent(layer.weight, floats)
+        latents = [layer.weight_quantizer.latent.detach() for layer in (plain, calibrated)]
+        torch.testing.assert_close(latents[1], latents[0], rtol=0, atol=1e-3)
+        shares = [pinned(layer.weight_quantizer) for layer in (plain, calibrated)]
+        assert shares[1] == pytest.approx(shares[0], abs=1e-3)
+        assert shares[0] < 0.1
+        calibrated.start_affine(per_channel=per_channel)
+        calibrated.affine.log_scale.data.fill_(0.02)
+        moves = 0.05 * torch.randn_like(floats)
+        for layer in (plain, calibrated):
+            layer.weight_quantizer.latent.data += moves
+            layer.fix_()
+        calibrated.absorb_affine_()
+        codes = [layer.weight_quantizer.codes(layer.weight) for layer in (plain, calibrated)]
+        assert torch.equal(*codes)
+    torch.testing.assert_close(calibrated.weight, plain.weight * np.exp(0.06), rtol=1e-5, atol=0)
+
+
 def test_observers_of_shares_merge_into_one_of_all():
     torch.manual_seed(0)
     values = torch.randn(5, 3, 40, 50) * torch.tensor([1.0, 3.0, 0.2, 9.0, 1.0]).reshape(5, 1, 1, 1)

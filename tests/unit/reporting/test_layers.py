@@ -51,6 +51,17 @@ def test_a_bit_is_worth_six_decibels(random_rvm):
     assert eight["project_mat.conv"].weights == four["project_mat.conv"].weights
 
 
+def test_what_global_calibration_scaled_is_no_noise(random_rvm):
+    plain, scaled = quantized(random_rvm), quantized(random_rvm)
+    for layer in quantized_layers(scaled).values():
+        layer.start_affine(per_channel=True)
+        layer.affine.log_scale.data.fill_(0.05)
+        layer.absorb_affine_()
+    found = [measure_signal(random_rvm, network, SRC) for network in (plain, scaled)]
+    for name, signal in found[0].items():
+        assert found[1][name].weights == pytest.approx(signal.weights, abs=0.01)
+
+
 @pytest.mark.parametrize("placement", ["full", "paper"])
 def test_a_layer_that_took_the_next_function_along_is_compared_behind_it(random_rvm, placement):
     found = measure_signal(random_rvm, quantized(random_rvm, placement=placement), SRC)

@@ -1,0 +1,115 @@
+"""The same network from a .pth, with BatchNorm, and from an ONNX file, where it is folded."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import yaml
+from onnx import helper, numpy_helper
+
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.export import TARGETS
+from ptq4vm.graph import (
+    float_twin_,
+    fold_batch_norm_,
+    load_quantized,
+    quantize_network,
+    quantized_layers,
+    save_quantized,
+)
+from ptq4vm.models import create_model
+from ptq4vm.quantizers import QConfig, activation_quantizers, observing
+
+NAME = "rvm_mobilenetv3"
+RECIPES = Path(__file__).parents[3] / "lightning_configs" / "quantize"
+
+
+def write_official_layout(network, path):
+    """Its convolutions in order, BatchNorm folded, as RVM's authors export them; nothing else is read."""
+    folded = fold_batch_norm_(copy.deepcopy(network))
+    nodes, stored = [], []
+    for name, conv in folded.named_modules():
+        if isinstance(conv, torch.nn.Conv2d) and not name.startswith("project_seg"):
+            parts = {"weight": conv.weight, "bias": conv.bias}
+            names = [f"{len(nodes)}_{part}" for part, value in parts.items() if value is not None]
+            values = [value.detach().numpy() for value in parts.values() if value is not None]
+            stored += [numpy_helper.from_array(*pair) for pair in zip(values, names, strict=True)]
+            nodes.append(helper.make_node("Conv", ["src", *names], [f"{len(nodes)}"]))
+    onnx.save(helper.make_model(helper.make_graph(nodes, "rvm", [], [], stored)), path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    torch.manual_seed(0)
+    network = create_model(NAME)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.05, 2.0)
+            module.bias.data.uniform_(-0.1, 1.0)
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(network.state_dict(), folder / "rvm.pth")
+    write_official_layout(network, folder / "rvm.onnx")
+    return folder / "rvm.pth", folder / "rvm.onnx"
+
+
+def recipe_qconfigs():
+    """By recipe and bits, each different one once."""
+    found = {}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        recipe = yaml.safe_load(path.read_text())
+        for bits in recipe["bits"]:
+            settings = {**recipe.get("qconfig", {}), "bits": "W4A4" if bits == "auto" else bits}
+            qconfig = QConfig(**settings)
+            if "target" in recipe:
+                qconfig = TARGETS[recipe["target"]].fit(qconfig)
+            found.setdefault(str(qconfig), pytest.param(qconfig, id=f"{path.stem}-{bits}"))
+    return list(found.values())
+
+
+@pytest.mark.parametrize("range_method", ["minmax", pytest.param("mse", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("qconfig", recipe_qconfigs())
+def test_both_give_the_same_quantized_network(files, qconfig, range_method):
+    qconfig = dataclasses.replace(qconfig, range_method=range_method)
+    src = torch.rand(1, 2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    networks = [quantize_network(create_model(NAME, weights=file), qconfig) for file in files]
+    for network in networks:
+        with torch.no_grad(), observing(activation_quantizers(network)):
+            network.unroll(src)
+    layers = [quantized_layers(network) for network in networks]
+    assert list(layers[0]) == list(layers[1])
+    for name, one in layers[0].items():
+        other = layers[1][name]
+        assert torch.equal(*(x.weight_quantizer.codes(x.weight) for x in (one, other)))
+        grids = [
+            torch.cat([quantizer.scale.flatten() for quantizer in (x.weight_quantizer, *x.activation_quantizers)])
+            for x in (one, other)
+        ]
+        # Folding a second time, into an identity whose variance is 1 - eps rounded to float32, multiplies by less than
+        # half a unit in the last place beside 1: weights stay, bit for bit, and scales to float32's own 1e-7.
+        torch.testing.assert_close(*grids, rtol=1e-6, atol=0)
+
+
+def test_only_weights_with_statistics_are_equalised(files, tmp_path):
+    qconfig = QConfig(equalize=True, range_method="minmax")
+    with_statistics, folded = (create_model(NAME, weights=file) for file in files)
+    with pytest.raises(PTQ4VMError, match=r"got the identity: .* read from an ONNX file.*Set equalize off"):
+        quantize_network(folded, qconfig)
+    with pytest.raises(PTQ4VMError, match="never trained"):
+        quantize_network(create_model(NAME), qconfig)
+    network = quantize_network(with_statistics, qconfig)
+    level = float_twin_(copy.deepcopy(with_statistics), qconfig)
+    for name, layer in quantized_layers(network).items():
+        assert torch.equal(layer.weight, level.get_submodule(name).weight)
+    with torch.no_grad(), observing(activation_quantizers(network)):
+        network.unroll(torch.rand(1, 1, 3, 32, 48))
+    for layer in quantized_layers(network).values():
+        layer.fix_()
+    save_quantized(network, qconfig, tmp_path / "q.safetensors", {})
+    loaded, again = load_quantized(tmp_path / "q.safetensors")
+    assert again == qconfig, "a checkpoint loads, whatever weights it was built from"
+    assert torch.equal(loaded.project_mat.conv.weight, network.project_mat.conv.weight)
