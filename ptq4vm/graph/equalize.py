@@ -42,7 +42,7 @@ def require_statistics(network: MattingModel) -> None:
         PTQ4VMError: as :func:`equalize_`; or one is the identity, as where weights come from an ONNX file.
     """
     for writer, (norm, _) in _links(network).items():
-        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
         if not norm.running_mean.any() and (gain - 1).abs().max() < _IDENTITY:  # type: ignore[union-attr, operator]
             raise PTQ4VMError(
                 f"Expected the statistics of a BatchNorm behind {writer!r} to equalise it, got the identity: the "
