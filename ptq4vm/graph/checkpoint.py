@@ -22,8 +22,6 @@ from ptq4vm.writing import written_whole
 
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"
-_OPTIONAL: tuple[str, ...] = ()
-"""Ends of the names of tensors that a file may lack; the network's own stay then."""
 _SCALES = (1e-15, 1e8)
 """Sane scales: calibration gives 1e-8 and more, times γ; the product of two is still a normal float32."""
 _DRIFT = 0.5
@@ -166,11 +164,8 @@ def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
 
 
 def _check_fit(network: MattingModel, tensors: dict[str, Tensor], path: Path) -> None:
-    """See that these are the network's tensors, each within its range; optional ones that lack are filled in."""
+    """See that these are the network's tensors, each within its range."""
     expected = network.state_dict()
-    for name in expected.keys() - tensors.keys():
-        if name.endswith(_OPTIONAL):
-            tensors[name] = expected[name]
     wrong = sorted(set(expected) ^ set(tensors))
     if wrong:
         raise PTQ4VMError(
