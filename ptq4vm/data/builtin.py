@@ -16,8 +16,9 @@ from torch import Generator, Tensor
 from ptq4vm.data.files import cover_crop, read_image
 from ptq4vm.data.motion import Wave, sample, similarity, uniform, way_flow
 from ptq4vm.data.sources import LayeredSource, Layers, derive_seed
-from ptq4vm.data.storage import short_hash
+from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.types import Teacher
 
 Cutout = Callable[[Tensor], Tensor]
 """src (1, T, 3, H, W) -> alpha (1, T, 1, H, W)."""
@@ -234,3 +235,19 @@ class BuiltinSource(LayeredSource):
     def _picture(self, index: int) -> str:
         pictures = PICTURES[self.split]
         return pictures[(index + self.seed) % len(pictures)]
+
+
+def cached_cutout(teacher: Teacher, src: Tensor, cache_dir: Path, version: int) -> Tensor:
+    """Alpha of the portrait's frames by the float network, computed once and kept.
+
+    Args:
+        teacher: the float network.
+        src: the portrait, (1, T, 3, H, W).
+        cache_dir: the cache.
+        version: changes with the cache's format.
+    """
+    key = short_hash({"teacher": teacher.key, "portrait": PORTRAIT, "frames": SETTLE_FRAMES, "format": version})
+    path = make_folder(cache_dir / "cutouts") / f"{key}.safetensors"
+    if not is_whole(path, ["pha"]):
+        write_tensors(path, {"pha": teacher.forward(src).pha})
+    return read_tensors(path)["pha"]

@@ -15,22 +15,21 @@ from torch.utils.data.distributed import DistributedSampler
 from ptq4vm import processes
 from ptq4vm.cache import cache_folder
 from ptq4vm.data.backgrounds import Backgrounds
-from ptq4vm.data.builtin import PICTURES, PORTRAIT, SETTLE_FRAMES, BuiltinSource, bundled
+from ptq4vm.data.builtin import PICTURES, BuiltinSource, bundled, cached_cutout
 from ptq4vm.data.calibration import (
     CalibrationBuilder,
     CalibrationSet,
     Progress,
     SequencePlace,
     draw_from_all,
-    draw_sequences,
     fingerprint_sequences,
 )
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
 from ptq4vm.data.loading import EvaluationChunks, NoFrames, ShuffledPasses, collate_calibration, collate_chunk
-from ptq4vm.data.references import HeldOutClips, ReferencedChunks
+from ptq4vm.data.references import HeldOutClips, ReferencedChunks, draw_held_out
 from ptq4vm.data.sources import ClipSource
-from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
+from ptq4vm.data.storage import short_hash
 from ptq4vm.data.transforms import ClipAugmentation
 from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
@@ -41,7 +40,6 @@ FORMAT_VERSION = 6
 Chunks = TypeVar("Chunks", bound=EvaluationChunks | ReferencedChunks)
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
-HELD_OUT_CLIPS, HELD_OUT_FRAMES = 8, 24
 
 
 class VideoMattingDataModule(pl.LightningDataModule):
@@ -139,12 +137,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self._content: dict[str, Any] = {}
         if not self.sources or not set(self.sources) <= set(get_args(Source)):
             raise PTQ4VMError(f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}.")
-        at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0}
-        at_least |= {"steps_per_epoch": 1, "eval_clips": 1, "eval_frames": 1}
+        at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0,
+                    "steps_per_epoch": 1, "eval_clips": 1, "eval_frames": 1, "enlarge": 1}  # fmt: skip
         numbers: dict[str, Any] = {name: (getattr(self, name), low) for name, low in at_least.items()}
-        for name, (value, low) in (
-            numbers | {"height": (height, 16), "width": (width, 16), "enlarge": (enlarge, 1)}
-        ).items():
+        for name, (value, low) in {**numbers, "height": (height, 16), "width": (width, 16)}.items():
             if value is not None and value < low:
                 raise PTQ4VMError(f"Expected {name} of at least {low}, got {value}. Change it in the data settings.")
 
@@ -160,9 +156,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             self._evaluation_source = self._make_evaluation_source()
         if stage in (None, "fit") and not self._calibration_sources:
             sources = [self._make_calibration_source(name) for name in self.sources]
-            self._sequences = draw_from_all(
-                sources, self.num_sequences, self.seq_length, self.seed, self.progress
-            )
+            self._sequences = draw_from_all(sources, self.num_sequences, self.seq_length, self.seed, self.progress)
             self._calibration_sources = sources
 
     def attach(self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None) -> None:
@@ -197,7 +191,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.setup(stage)
         for source in (*self._calibration_sources, self._evaluation_source):
             if isinstance(source, BuiltinSource):
-                source.use(lambda src: self._cached_cutout(teacher, src))
+                source.use(lambda src: cached_cutout(teacher, src, self.cache_dir, FORMAT_VERSION))
             elif isinstance(source, CutoutSource):
                 source.use(teacher)
         for source in self._calibration_sources:
@@ -229,11 +223,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: files can't be read or written; ``held_out`` names no videos or no backgrounds.
         """
-        before, self.progress = self.progress, progress or self.progress
-        try:
+        with self._telling(progress):
             self._add_references(teacher, flow, self.progress)
-        finally:
-            self.progress = before
 
     def _add_references(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> None:
         chunks = processes.first_alone(lambda: self._readable(self._chunks()))
@@ -260,12 +251,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
                 height, width = source.read(0, 0, 1).src.shape[-2:]
             stages = Backgrounds(self.root / self.backgrounds, self.held_out)
             people = VideoSource(self.root / self.videos, (height, width), self.held_out, cache=self.cache_dir)
-            scenes, length = CutoutSource(people, stages, (height, width)), HELD_OUT_FRAMES
-            for clip in range(len(people)):
-                if self.progress is not None:
-                    self.progress(clip, len(people), "looking at held-out people")
-                length = min(length, people.longest_shot(clip))
-            self._scenes = scenes, draw_sequences(scenes, HELD_OUT_CLIPS, length, 0, self.progress), length
+            self._scenes = draw_held_out(CutoutSource(people, stages, (height, width)), self.progress)
         return self._scenes
 
     def content(self) -> dict[str, Any]:
@@ -297,14 +283,6 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """All of the data that shapes what a fit learns, in plain values."""
         batches = {"batch_size": self.batch_size, "steps_per_epoch": self.steps_per_epoch}
         return {**self._set_settings(), **batches}
-
-    def _cached_cutout(self, teacher: Teacher, src: Tensor) -> Tensor:
-        shown = {"portrait": PORTRAIT, "frames": SETTLE_FRAMES, "format": FORMAT_VERSION}
-        key = short_hash({"teacher": teacher.key, **shown})
-        path = make_folder(self.cache_dir / "cutouts") / f"{key}.safetensors"
-        if not is_whole(path, ["pha"]):
-            write_tensors(path, {"pha": teacher.forward(src).pha})
-        return read_tensors(path)["pha"]
 
     def _set_settings(self) -> dict[str, Any]:
         """What decides the calibration set, but for the float network."""
@@ -417,17 +395,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """Frames of all held-out clips together."""
         return 0 if self._held_out is None else self._held_out.num_frames
 
-    def _evaluation_dataloader(self) -> DataLoader[MattingClip]:
-        return self._loader(self.evaluation_set)
-
     def val_dataloader(self) -> DataLoader[MattingClip]:
         """Chunks of evaluation clips in order, (1, T, C, H, W), one clip after the other."""
-        return self._evaluation_dataloader()
+        return self._loader(self.evaluation_set)
 
-    def test_dataloader(self) -> DataLoader[MattingClip]:
-        """As :meth:`val_dataloader`."""
-        return self._evaluation_dataloader()
-
-    def predict_dataloader(self) -> DataLoader[MattingClip]:
-        """As :meth:`val_dataloader`."""
-        return self._evaluation_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader

@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptq4vm import processes
-from ptq4vm.data.calibration import CalibrationSet, Progress, file_name
+from ptq4vm.data.calibration import CalibrationSet, Progress, SequencePlace, draw_sequences, file_name
+from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.loading import Chunk, EvaluationChunks
 from ptq4vm.data.sources import ClipSource
 from ptq4vm.data.storage import is_whole, make_folder, read_tensors, write_tensors
 from ptq4vm.types import MattingClip, Teacher
 
+HELD_OUT_CLIPS, HELD_OUT_FRAMES = 8, 24
 _LEVELS = 65535
 """Alpha is kept in 16 bits: a hundredth of what the smallest differences of interest are."""
 
@@ -97,6 +99,22 @@ class HeldOutClips(Dataset[MattingClip]):
         """One clip, (T, C, H, W)."""
         sequence = self.sequences[index]
         return MattingClip(sequence.src, name=self.names[index], float_pha=sequence.teacher_pha)
+
+
+def draw_held_out(
+    scenes: CutoutSource, progress: Progress | None = None
+) -> tuple[CutoutSource, list[SequencePlace], int]:
+    """Draw sequences of held-out people, as long as the shortest of their longest shots allows.
+
+    Returns:
+        The scenes, where each sequence begins, and frames of each.
+    """
+    people, length = scenes.people, HELD_OUT_FRAMES
+    for clip in range(len(people)):
+        if progress is not None:
+            progress(clip, len(people), "looking at held-out people")
+        length = min(length, people.longest_shot(clip))
+    return scenes, draw_sequences(scenes, HELD_OUT_CLIPS, length, 0, progress), length
 
 
 def _to_codes(alpha: Tensor) -> Tensor:
