@@ -212,7 +212,7 @@ class FolderWriter(FrameWriter):
     def _finish(self) -> None:
         # Again, since the run may have been long.
         self._refuse_to_overwrite()
-        if self._names:
+        if not all(re.fullmatch(r"\d{4,}", name) for name in self._names):
             (self._part / _MARK).touch()
 
     def _publish(self) -> None:
