@@ -46,9 +46,7 @@ def require_writable(path: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}."):
             pass
     except OSError as error:
-        raise PTQ4VMError(
-            f"Can't write {path}: {error}. Choose a place that exists, has room and lets you write"
-        ) from error
+        raise PTQ4VMError(f"Can't write {path}: {error}. {remedy(error)}") from error
 
 
 def write_json(path: Path, value: Any, **options: Any) -> None:

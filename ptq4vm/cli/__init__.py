@@ -82,13 +82,18 @@ def main(args: list[str] | None = None) -> int:
     A user's mistake, a system's refusal or a signal is told in a line, without a traceback, and leaves no temporary
     files behind.
 
+    Args:
+        args: of the command line; those of the program if not given. The program then ends with this function: a
+            signal that comes later, while Python clears up, ends it without a traceback.
+
     Returns:
         The exit status: 0; 2 after an error; 130, 143 or 129 after SIGINT, SIGTERM or SIGHUP, 141 where nobody reads
         standard output any more.
     """
+    is_program = args is None
     args = sys.argv[1:] if args is None else args
     known = _COMMANDS.get(args[0]) if args else None
-    with _stopped_by_signals() as quiet:
+    with _stopped_by_signals(is_program) as quiet:
         try:
             _run(args)
             sys.stdout.flush()
@@ -124,6 +129,8 @@ def _run(args: list[str]) -> None:
 
 
 _ERROR = 2
+_RENEWED_AFTER = 0.05
+"""Seconds, by which a finalizer has ended."""
 
 
 class _Stopped(SystemExit):
@@ -131,8 +138,11 @@ class _Stopped(SystemExit):
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[Callable[[], None]]:
+def _stopped_by_signals(is_program: bool) -> Iterator[Callable[[], None]]:
     """Inside, SIGTERM and SIGHUP raise; one that is ignored, as by nohup, stays so.
+
+    Args:
+        is_program: nothing but Python's own clearing up comes behind.
 
     Yields:
         Call it to have these and SIGINT ignored: the command has ended, and says so in peace.
@@ -145,17 +155,29 @@ def _stopped_by_signals() -> Iterator[Callable[[], None]]:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
 
+    def renew(lost: "sys.UnraisableHookArgs") -> None:
+        # Python prints what is raised in a finalizer, and goes on: the stop has to come once more.
+        if isinstance(lost.exc_value, KeyboardInterrupt | _Stopped):
+            number = int(getattr(lost.exc_value, "code", 128 + signal.SIGINT)) - 128
+            timer = threading.Timer(_RENEWED_AFTER, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+        else:
+            print_it(lost)
+
     mine = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if mine else ()
     before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
     for number, handler in before.items():
         if handler is signal.SIG_DFL:  # not SIGINT, which Python has a handler for
             signal.signal(number, stop)
+    print_it, sys.unraisablehook = sys.unraisablehook, renew
     try:
         yield ignore
     finally:
+        sys.unraisablehook = print_it
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if is_program and handler is not signal.SIG_IGN else handler)
 
 
 def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:

@@ -49,7 +49,8 @@ def start(command, folder, log):
             os.dup2(log, 1)
             os.dup2(log, 2)
             try:
-                status = cli.main([str(argument) for argument in arguments(command, folder)])
+                sys.argv[1:] = map(str, arguments(command, folder))
+                status = cli.main()
             except KeyboardInterrupt:  # before or after all work
                 status = 130
             with contextlib.suppress(KeyboardInterrupt):

@@ -188,3 +188,39 @@ def test_an_error_of_another_kind_keeps_its_traceback(monkeypatch, ended):
     monkeypatch.setattr(processes, "_known", [this_process(), ended])
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.main(["quantize"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_within_a_finalizer_comes_once_more(number):
+    body = f"""
+    import os, time
+    class Held:
+        def __del__(self):
+            os.kill(os.getpid(), {int(number)})
+            time.sleep(0.2)
+    held = Held()
+    del held
+    time.sleep(20)"""
+    process = command(body, "runs")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_stop_after_the_command_ends_the_program_without_a_traceback():
+    code = (
+        "import sys, time, ptq4vm.cli as cli\n"
+        "cli._run = lambda args: None\n"
+        "sys.argv[1:] = ['runs']\n"
+        "cli.main()\n"
+        "print('done', flush=True)\n"
+        "time.sleep(20)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes)
+    assert process.stdout.readline() == "done\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == -signal.SIGINT
