@@ -13,7 +13,7 @@ class PTQ4VMError(Exception):
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of some settings has changed, for an error to say; empty when nothing has.
+    """Say which settings have changed, for an error; empty when none has.
 
     A missing one counts as None. Nested ones are compared one by one, under dotted names.
     """
@@ -41,7 +41,7 @@ _REMEDIES = {
     "Look after the disk or its connection, then run again.": ("EIO", "ENXIO", "ENODEV", "ESTALE", "ETIMEDOUT"),
     "End the program that uses it, or choose another place.": ("EBUSY", "ETXTBSY"),
 }
-"""What to do, by the names of errors; a system need not have all of them."""
+"""Remedies and the names of errors they are for; a system need not have all of them."""
 
 
 def remedy(error: Exception) -> str:

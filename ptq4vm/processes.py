@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 Items = TypeVar("Items", bound=Sequence[Any])
 
 _BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What messages of broken connections hold, where their type is plain RuntimeError."""
+"""Parts of the messages of broken connections whose type is plain RuntimeError."""
 
 _PATIENCE = 2.0
 """Seconds for a process whose connections are closed to end."""

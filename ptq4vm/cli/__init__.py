@@ -57,7 +57,7 @@ class _Command(NamedTuple):
     function: str
     """Module and function; the module is imported when its command is chosen."""
     stopped: str
-    """What there is to do after it was stopped."""
+    """The next step after it was stopped."""
 
 
 _COMMANDS = {

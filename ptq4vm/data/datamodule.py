@@ -285,7 +285,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return {**self._set_settings(), **batches}
 
     def _set_settings(self) -> dict[str, Any]:
-        """What decides the calibration set, but for the float network."""
+        """Settings that decide the calibration set, but for the float network."""
         return {
             "format": FORMAT_VERSION,
             "source": self.sources,

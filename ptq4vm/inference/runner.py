@@ -46,7 +46,7 @@ class MatteFrame(NamedTuple):
 
 
 class MatteReport(NamedTuple):
-    """What :func:`matte_video` did."""
+    """Result of :func:`matte_video`."""
 
     frames: int
     """How many were matted."""

@@ -40,7 +40,7 @@ class _OptionalDescription(TypedDict, total=False):
 
 
 class Description(_OptionalDescription):
-    """What an exported graph says of itself, as :func:`ptq4vm.export.export_onnx` writes it."""
+    """Description in an exported graph, as :func:`ptq4vm.export.export_onnx` writes it."""
 
     network: str
     arguments: dict[str, Any]
@@ -168,7 +168,7 @@ def is_exported(path: Path) -> bool:
 
 
 def read_description(path: Path) -> Description:
-    """What an exported graph says of itself, seen to agree with its inputs and outputs.
+    """Read the description of an exported graph, and see that inputs and outputs agree with it.
 
     Raises:
         PTQ4VMError: no ONNX file, none of ours, or a description or a graph that :func:`ptq4vm.export.export_onnx`

@@ -20,7 +20,7 @@ _SAVE_ALONE = "Save the weights alone with `torch.save(model.state_dict(), path)
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Under what training programs keep the state dict, beside the optimizer's and other things."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
-"""What DataParallel, torch.compile and training programs put before every name."""
+"""Prefixes that DataParallel, torch.compile and training programs give every name."""
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

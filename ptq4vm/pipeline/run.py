@@ -43,7 +43,7 @@ _KINDS = {
     "held_out": "held-out clips",
     "format": "this version's way of reading clips",
 }
-"""What a run folder's ``content`` holds, in words."""
+"""Parts of a run folder's ``content``, in words."""
 
 
 class Run:

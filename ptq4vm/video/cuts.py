@@ -104,7 +104,7 @@ class CutDetector:
 
 
 class _View:
-    """What is looked at of a frame."""
+    """The features of a frame that are compared."""
 
     def __init__(self, frame: Frame) -> None:
         # Every n-th pixel of a large frame is enough; averaging all takes longer than all else.
