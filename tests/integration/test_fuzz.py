@@ -31,8 +31,8 @@ from ptq4vm.models.weights import load_weights
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 from ptq4vm.reporting import ResultRow, write_metrics
 
-CHECKPOINTS, CONFIGS, WEIGHTS, GRAPHS, RUNS, CACHES = 1000, 1000, 200, 400, 350, 300
-"""Of weights for each kind of file: 3,650 in all."""
+CHECKPOINTS, CONFIGS, WEIGHTS, GRAPHS, RUNS, CACHES = 500, 250, 150, 300, 250, 250
+"""Of weights for each of three kinds of file: 2,000 in all."""
 RECIPES = Path(__file__).parents[2] / "lightning_configs" / "quantize"
 
 
