@@ -57,7 +57,9 @@ def now() -> Seconds:
 
 def median(values: list[Seconds]) -> Seconds:
     """Of each clock on its own."""
-    return Seconds(statistics.median(v.wall for v in values), statistics.median(v.cpu for v in values))
+    return Seconds(
+        statistics.median(v.wall for v in values), statistics.median(v.cpu for v in values)
+    )
 
 
 @dataclass
@@ -81,10 +83,14 @@ class StepTimer(pl.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
         self.begin = now()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:  # noqa: D102
         self.step = now()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:  # noqa: D102
         self.into.steps[self.name(pl_module)].append(now() - self.step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
@@ -127,7 +133,9 @@ HOOKS = {
 }
 
 
-def fit(module: Any, data: VideoMattingDataModule, timer: StepTimer, folder: Path, accelerator: str) -> None:
+def fit(
+    module: Any, data: VideoMattingDataModule, timer: StepTimer, folder: Path, accelerator: str
+) -> None:
     """As the pipeline does it, without logger and checkpoints."""
     pl.seed_everything(0, verbose=False)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -150,17 +158,27 @@ def run_round(arguments: argparse.Namespace, data: VideoMattingDataModule, folde
         fit(blocks, data, timer, folder, arguments.accelerator)
     result.fit = timer.end - timer.begin
     data.steps_per_epoch = arguments.gac_steps
-    fit(GACModule(checkpoint), data, StepTimer(result, lambda _: "gac"), folder, arguments.accelerator)
+    fit(
+        GACModule(checkpoint),
+        data,
+        StepTimer(result, lambda _: "gac"),
+        folder,
+        arguments.accelerator,
+    )
     return result
 
 
 def summarize(rounds: list[Round], arguments: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds; the first step of each block and of global calibration is left out."""
-    steps = {name: median([s for r in rounds for s in r.steps[name][1:]]) for name in rounds[0].steps}
+    steps = {
+        name: median([s for r in rounds for s in r.steps[name][1:]]) for name in rounds[0].steps
+    }
     gac = steps.pop("gac")
     block_step = sum(steps.values(), Seconds())
     total = median([r.fit for r in rounds])
-    learned = median([sum((s for n, v in r.steps.items() if n != "gac" for s in v), Seconds()) for r in rounds])
+    learned = median(
+        [sum((s for n, v in r.steps.items() if n != "gac" for s in v), Seconds()) for r in rounds]
+    )
     beside = total - learned
     # What is beside the steps is done once for each block, however many steps there are.
     shares = {
@@ -173,7 +191,9 @@ def summarize(rounds: list[Round], arguments: argparse.Namespace) -> dict[str, A
         "blocks": {name: asdict(value) for name, value in steps.items()},
         "fit": asdict(total),
         "beside_steps": asdict(beside),
-        "hooks": {name: asdict(median([r.hooks[name] for r in rounds])) for name in rounds[0].hooks},
+        "hooks": {
+            name: asdict(median([r.hooks[name] for r in rounds])) for name in rounds[0].hooks
+        },
         "share_beside_steps": shares,
     }
 
@@ -181,13 +201,21 @@ def summarize(rounds: list[Round], arguments: argparse.Namespace) -> dict[str, A
 def show(summary: dict[str, Any], before: dict[str, Any] | None, title: str) -> None:
     """Tables on the terminal; with `before`, how many times faster each row has become, by CPU time."""
     console = Console()
-    table = Table("step", "steps/s", "wall ms", "CPU ms", *(["times faster"] if before else []), title=title)
+    table = Table(
+        "step", "steps/s", "wall ms", "CPU ms", *(["times faster"] if before else []), title=title
+    )
 
     def row(name: str, get: Callable[[dict[str, Any]], dict[str, float] | None]) -> None:
         value = get(summary) or {}
-        cells = [f"{1 / value['wall']:.2f}", f"{1e3 * value['wall']:.1f}", f"{1e3 * value['cpu']:.1f}"]
+        cells = [
+            f"{1 / value['wall']:.2f}",
+            f"{1e3 * value['wall']:.1f}",
+            f"{1e3 * value['cpu']:.1f}",
+        ]
         old = get(before) if before else None
-        table.add_row(name, *cells, *([f"{old['cpu'] / value['cpu']:.2f}" if old else "-"] if before else []))
+        table.add_row(
+            name, *cells, *([f"{old['cpu'] / value['cpu']:.2f}" if old else "-"] if before else [])
+        )
 
     row("one step of every block", lambda s: s["block_step"])
     row("global calibration", lambda s: s["gac_step"])
@@ -207,23 +235,50 @@ def show(summary: dict[str, Any], before: dict[str, Any] | None, title: str) -> 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="rvm_mobilenetv3", help="registry name; official weights are fetched")
-    parser.add_argument("--bits", default="W4A4", help="W<weights>A<activations>; hardly matters to speed")
-    parser.add_argument("--size", default="256x144", help="width x height of the calibration frames")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--network", default="rvm_mobilenetv3", help="registry name; official weights are fetched"
+    )
+    parser.add_argument(
+        "--bits", default="W4A4", help="W<weights>A<activations>; hardly matters to speed"
+    )
+    parser.add_argument(
+        "--size", default="256x144", help="width x height of the calibration frames"
+    )
     parser.add_argument("--frames", type=int, default=4, help="frames of a sequence")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a step")
-    parser.add_argument("--sequences", type=int, default=8, help="calibration sequences: walks take longer with more")
-    parser.add_argument("--block-steps", type=int, default=4, help="measured steps of each block, at least 2")
-    parser.add_argument("--gac-steps", type=int, default=6, help="measured steps of global calibration, at least 2")
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        default=8,
+        help="calibration sequences: walks take longer with more",
+    )
+    parser.add_argument(
+        "--block-steps", type=int, default=4, help="measured steps of each block, at least 2"
+    )
+    parser.add_argument(
+        "--gac-steps", type=int, default=6, help="measured steps of global calibration, at least 2"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often both phases take turns")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads; 1 where other jobs run")
-    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "gpu"], help="where the fits run")
-    parser.add_argument("--output", type=Path, default=Path("calibration-speed.json"), help="JSON file to write")
-    parser.add_argument("--against", type=Path, help="JSON file of another version, to compare with")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch's threads; 1 where other jobs run"
+    )
+    parser.add_argument(
+        "--accelerator", default="cpu", choices=["cpu", "gpu"], help="where the fits run"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("calibration-speed.json"), help="JSON file to write"
+    )
+    parser.add_argument(
+        "--against", type=Path, help="JSON file of another version, to compare with"
+    )
     arguments = parser.parse_args()
     if min(arguments.block_steps, arguments.gac_steps) < 2:
-        parser.error("--block-steps and --gac-steps must be at least 2: the first step of each is left out")
+        parser.error(
+            "--block-steps and --gac-steps must be at least 2: the first step of each is left out"
+        )
     return arguments
 
 
@@ -246,7 +301,9 @@ def main() -> None:
     where = f"{arguments.accelerator}, {arguments.threads} threads"
     show(summary, before, f"{arguments.network} {shape}, {where}")
     options = {key: str(value) for key, value in vars(arguments).items()}
-    arguments.output.write_text(json.dumps({"options": options, "torch": torch.__version__, **summary}, indent=2))
+    arguments.output.write_text(
+        json.dumps({"options": options, "torch": torch.__version__, **summary}, indent=2)
+    )
 
 
 if __name__ == "__main__":

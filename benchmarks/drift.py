@@ -18,36 +18,54 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from ptq4vm.atomic_io import written_whole
 from ptq4vm.data import VideoSource
 from ptq4vm.data.files import ping_pong
 from ptq4vm.graph import load_model
 from ptq4vm.metrics import mad
 from ptq4vm.models.base import MattingModel
-from ptq4vm.writing import written_whole
 
 CONSOLE = Console(highlight=False)
 
 
 def main() -> None:
     """Run the float network and the models side by side."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
     parser.add_argument("--names", nargs="+", default=["*"], help="patterns of the videos to take")
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="run folders or quantized checkpoints")
-    parser.add_argument("--network", default="rvm_mobilenetv3", help="the float network they come from")
+    parser.add_argument(
+        "--models", type=Path, nargs="+", required=True, help="run folders or quantized checkpoints"
+    )
+    parser.add_argument(
+        "--network", default="rvm_mobilenetv3", help="the float network they come from"
+    )
     parser.add_argument("--frames", type=int, default=300, help="of each video, to and fro")
     parser.add_argument("--height", type=int, default=288)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--output", type=Path, default=Path("runs/drift"), help="folder for drift.png and drift.json")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/drift"),
+        help="folder for drift.png and drift.json",
+    )
     args = parser.parse_args()
     source = VideoSource(args.videos, (args.height, args.width), args.names)
-    networks = {"float": load_model(args.network), **{str(model): load_model(model) for model in args.models}}
-    curves = torch.stack([measure(source, index, networks, args.frames) for index in range(len(source))]).mean(0)
+    networks = {
+        "float": load_model(args.network),
+        **{str(model): load_model(model) for model in args.models},
+    }
+    curves = torch.stack(
+        [measure(source, index, networks, args.frames) for index in range(len(source))]
+    ).mean(0)
     report(dict(zip(list(networks)[1:], curves.tolist(), strict=True)), source.names, args.output)
 
 
 @torch.inference_mode()
-def measure(source: VideoSource, index: int, networks: dict[str, MattingModel], frames: int) -> Tensor:
+def measure(
+    source: VideoSource, index: int, networks: dict[str, MattingModel], frames: int
+) -> Tensor:
     """MAD x10^3 to the first network's alpha of every frame, (networks - 1, frames)."""
     clip = source.read(index, 0, source.num_frames(index)).src
     states = [network.initial_state(clip[:1]) for network in networks.values()]
@@ -55,7 +73,8 @@ def measure(source: VideoSource, index: int, networks: dict[str, MattingModel], 
     for t in track(range(frames), source.names[index]):
         frame = clip[ping_pong(t, len(clip))][None]
         outputs = [
-            network.forward_frame(frame, state) for network, state in zip(networks.values(), states, strict=True)
+            network.forward_frame(frame, state)
+            for network, state in zip(networks.values(), states, strict=True)
         ]
         states = [output.state for output in outputs]
         target, *others = (output.pha for output in outputs)
@@ -65,11 +84,18 @@ def measure(source: VideoSource, index: int, networks: dict[str, MattingModel], 
 
 def report(curves: dict[str, list[float]], videos: list[str], folder: Path) -> None:
     """Print, write and draw the curves."""
-    thirds = {name: [float(part.mean()) for part in torch.tensor(curve).chunk(3)] for name, curve in curves.items()}
+    thirds = {
+        name: [float(part.mean()) for part in torch.tensor(curve).chunk(3)]
+        for name, curve in curves.items()
+    }
     for name, (_, second, last) in thirds.items():
-        CONSOLE.print(f"{name}: MAD to float {second:.3f}, then {last:.3f}: {last / second - 1:+.1%}")
+        CONSOLE.print(
+            f"{name}: MAD to float {second:.3f}, then {last:.3f}: {last / second - 1:+.1%}"
+        )
     with written_whole(folder / "drift.json") as part:
-        part.write_text(json.dumps({"videos": videos, "thirds": thirds, "mad_to_float": curves}, indent=1))
+        part.write_text(
+            json.dumps({"videos": videos, "thirds": thirds, "mad_to_float": curves}, indent=1)
+        )
     figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():

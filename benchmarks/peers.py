@@ -24,16 +24,23 @@ import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
+from ptq4vm.calibration import make_teacher
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.deploy import export_onnx, state_names
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import export_onnx, state_names
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases import make_teacher
 from ptq4vm.reporting import ResultRow, render_table, write_metrics
 from ptq4vm.types import FlowEstimator, MattingClip, RecurrentState
 
@@ -109,13 +116,21 @@ def peers(
     """
     require_packages([package for peer in peers for package in _PACKAGES[peer]] + ["onnxruntime"])
     torch.set_num_threads(threads)
-    teacher = create_model(network, weights=weights, downsample_ratio=downsample_ratio).requires_grad_(False)
+    teacher = create_model(
+        network, weights=weights, downsample_ratio=downsample_ratio
+    ).requires_grad_(False)
     data.setup("fit")
     size, static = data.size, evaluation_sizes(data) == {data.size}
     graph = export_onnx(teacher, *size, Path(output) / "float.onnx", dynamic_size=not static)
-    runs, minutes, files = {"float": open_onnx_runtime(graph, threads)}, {"float": 0.0}, {"float": [graph]}
+    runs, minutes, files = (
+        {"float": open_onnx_runtime(graph, threads)},
+        {"float": 0.0},
+        {"float": [graph]},
+    )
     with make_progress() as bar:
-        clips = calibration_clips(data, teacher, task(bar, "calibration frames", data.num_sequences))
+        clips = calibration_clips(
+            data, teacher, task(bar, "calibration frames", data.num_sequences)
+        )
         feeds = make_feeds(runs["float"], teacher, clips, states)
         for peer in peers:
             step = bar.add_task(f"{PEERS[peer][0]}: calibrating", total=1)
@@ -162,12 +177,16 @@ def evaluation_sizes(data: VideoMattingDataModule) -> set[tuple[int, int]]:
     return sizes
 
 
-def calibration_clips(data: VideoMattingDataModule, network: MattingModel, advance: Advance) -> Iterator[Tensor]:
+def calibration_clips(
+    data: VideoMattingDataModule, network: MattingModel, advance: Advance
+) -> Iterator[Tensor]:
     """The frames (T, 3, H, W) of each calibration sequence, the same that a recipe with these settings takes."""
 
     def no_flow(src: Tensor) -> tuple[Tensor, Tensor]:
         count, _, height, width = src.shape
-        return src.new_zeros(count - 1, 2, height, width), src.new_zeros(count - 1, 1, height, width)
+        return src.new_zeros(count - 1, 2, height, width), src.new_zeros(
+            count - 1, 1, height, width
+        )
 
     # Under a key of its own, so that the recipes' flows in the cache stay theirs.
     data.attach(make_teacher(network), FlowEstimator(no_flow, "no flow"), lambda *_: advance())
@@ -175,7 +194,9 @@ def calibration_clips(data: VideoMattingDataModule, network: MattingModel, advan
         yield data.calibration_set[number].src
 
 
-def make_feeds(run: Run, network: MattingModel, clips: Iterator[Tensor], states: States) -> list[Feed]:
+def make_feeds(
+    run: Run, network: MattingModel, clips: Iterator[Tensor], states: States
+) -> list[Feed]:
     """Inputs of the graph for every calibration frame, with the float network's state before that frame.
 
     Args:
@@ -220,7 +241,10 @@ class Player:
         if self._state is None:
             self._state = [tensor.numpy() for tensor in self._initial_state(src)]
         names, _ = state_names(len(self._state))
-        self.feed = {"src": np.ascontiguousarray(src.numpy()), **dict(zip(names, self._state, strict=True))}
+        self.feed = {
+            "src": np.ascontiguousarray(src.numpy()),
+            **dict(zip(names, self._state, strict=True)),
+        }
         _, pha, *self._state = self._run(self.feed)
         # A scale that isn't a divisor of 1 lets quantized alpha end a little beyond it.
         return torch.from_numpy(pha)[0].clamp(0, 1)
@@ -244,7 +268,9 @@ def open_openvino(path: Path, threads: int = 1, exact_sums: bool = False) -> Run
 
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     if exact_sums:
-        options["LP_TRANSFORMS_MODE"] = "NO"  # keeps quantization apart from the layers, which stay float32
+        options["LP_TRANSFORMS_MODE"] = (
+            "NO"  # keeps quantization apart from the layers, which stay float32
+        )
     model = openvino.Core().compile_model(str(path), "CPU", options)
 
     def run(feed: Feed) -> list[Array]:
@@ -254,13 +280,17 @@ def open_openvino(path: Path, threads: int = 1, exact_sums: bool = False) -> Run
     return run
 
 
-def quantize(peer: str, graph: Path, feeds: Sequence[Feed], percentile: float = 99.999) -> list[Path]:
+def quantize(
+    peer: str, graph: Path, feeds: Sequence[Feed], percentile: float = 99.999
+) -> list[Path]:
     """Let a peer quantize the float graph to W8A8; the files it wrote, the graph first, beside ``graph``."""
     # Both tools talk on standard output, which is the table's.
     with contextlib.redirect_stdout(io.StringIO()):
         if peer == "nncf":
             return _quantize_nncf(graph, graph.with_name("nncf.xml"), feeds)
-        return _quantize_onnx_runtime(graph, graph.with_name(f"onnxruntime_{peer}.onnx"), feeds, peer, percentile)
+        return _quantize_onnx_runtime(
+            graph, graph.with_name(f"onnxruntime_{peer}.onnx"), feeds, peer, percentile
+        )
 
 
 class _Reader:
@@ -296,7 +326,9 @@ def _quantize_onnx_runtime(
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax if method == "minmax" else CalibrationMethod.Percentile,
+            calibrate_method=CalibrationMethod.MinMax
+            if method == "minmax"
+            else CalibrationMethod.Percentile,
             # Frame by frame: percentile ranges would otherwise hold every tensor of every frame in memory. And each
             # side with a bound of its own, as min-max has it; percentile's default takes one from |x| for both.
             extra_options={
@@ -336,14 +368,19 @@ class _Score:
 
     def update(self, clip: MattingClip, preds: Tensor, reference: Tensor) -> None:
         if clip.pha is None:
-            raise PTQ4VMError(f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree.")
+            raise PTQ4VMError(
+                f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree."
+            )
         last = None if clip.start == 0 else self._previous
         self._truth.update(preds, clip.pha, previous=last and (last[0], last[1]))
         self._distance.update(preds, reference, previous=last and (last[0], last[2]))
         self._previous = (preds[-1], clip.pha[-1], reference[-1])
 
     def compute(self) -> dict[str, float]:
-        return {name: float(value) for name, value in {**self._truth.compute(), **self._distance.compute()}.items()}
+        return {
+            name: float(value)
+            for name, value in {**self._truth.compute(), **self._distance.compute()}.items()
+        }
 
 
 @torch.no_grad()
@@ -410,7 +447,9 @@ def versions() -> dict[str, str]:
 def make_progress() -> Progress:
     """Bars on standard error; standard output is the table's."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    return Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )
 
 
 def task(bar: Progress, what: str, total: int) -> Advance:
@@ -425,8 +464,12 @@ class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 def main(args: list[str] | None = None) -> int:
     """Run the comparison; returns the exit status. A user's mistake is told in a line, without a traceback."""
-    parser = ArgumentParser(prog="benchmarks/peers.py", description=_HELP, formatter_class=_HelpFormatter)
-    parser.add_argument("--config", action="config", help="YAML file with these options; later ones win.")
+    parser = ArgumentParser(
+        prog="benchmarks/peers.py", description=_HELP, formatter_class=_HelpFormatter
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file with these options; later ones win."
+    )
     skipped = {"batch_size", "steps_per_epoch", "num_workers"}
     parser.add_class_arguments(VideoMattingDataModule, "data", skip=skipped, instantiate=False)
     parser.add_function_arguments(peers, skip={"data"})
@@ -436,12 +479,16 @@ def main(args: list[str] | None = None) -> int:
     try:
         rows = peers(VideoMattingDataModule(**vars(options.pop("data"))), **options)
     except PTQ4VMError as error:
-        Console(stderr=True).print(f"peers: {error}", style="bold red", highlight=False, markup=False)
+        Console(stderr=True).print(
+            f"peers: {error}", style="bold red", highlight=False, markup=False
+        )
         return 2
     console = Console()
     # On 80 columns the names would have to give way to so many numbers.
     render_table(rows, Console(width=max(console.width, 130)))
-    console.print(f"metrics     {Path(options['output']) / 'peers.json'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"metrics     {Path(options['output']) / 'peers.json'}", highlight=False, soft_wrap=True
+    )
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ptq4vm import cli
-from ptq4vm.writing import written_whole
+from ptq4vm.atomic_io import written_whole
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = REPOSITORY / "lightning_configs" / "quantize"
@@ -43,10 +43,21 @@ PUBLISHED_GRID = {
     "equalize": False,
 }
 BASELINES: dict[str, dict[str, Any]] = {
-    "rtn_minmax": {"title": "round to nearest, min-max", "options": NEAREST, "qconfig": {"range_method": "minmax"}},
+    "rtn_minmax": {
+        "title": "round to nearest, min-max",
+        "options": NEAREST,
+        "qconfig": {"range_method": "minmax"},
+    },
     "rtn": {"title": "round to nearest, MSE", "options": NEAREST},
-    "adaround": {"title": "AdaRound", "options": {"granularity": "layer", "learn_scales": False, "drop_prob": 0.0}},
-    "published": {"title": "QDrop, published grid", "options": {"drop_prob": 0.5}, "qconfig": PUBLISHED_GRID},
+    "adaround": {
+        "title": "AdaRound",
+        "options": {"granularity": "layer", "learn_scales": False, "drop_prob": 0.0},
+    },
+    "published": {
+        "title": "QDrop, published grid",
+        "options": {"drop_prob": 0.5},
+        "qconfig": PUBLISHED_GRID,
+    },
 }
 """What is not learned block by block on our grid."""
 DROPPING = {"BRECQ": 0.0, "QDrop": 0.5}
@@ -55,12 +66,23 @@ DROPPING = {"BRECQ": 0.0, "QDrop": 0.5}
 
 def main() -> None:
     """Run the recipes and write their tables into the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="the data: foregrounds, backgrounds, evaluation, ...")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        help="the data: foregrounds, backgrounds, evaluation, ...",
+    )
     recipes = ["w8a8", "w4a8", "w4a4", *ALONE]
     parser.add_argument("--recipes", nargs="+", default=recipes, help="names of recipes")
-    parser.add_argument("--seed", type=int, default=0, help="which sequences are drawn, and their order")
-    parser.add_argument("--output", type=Path, default=Path("runs/results"), help="folder for the runs")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="which sequences are drawn, and their order"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/results"), help="folder for the runs"
+    )
     args = parser.parse_args()
     for recipe in args.recipes:
         folder = args.output / f"{recipe}-{args.seed}"
@@ -68,7 +90,14 @@ def main() -> None:
         config = folder / "config.yaml"
         with written_whole(config) as part:
             part.write_text(yaml.safe_dump(with_baselines(recipe), sort_keys=False))
-        settings = ["--output", str(folder / "run"), "--data.root", str(args.root), "--data.seed", str(args.seed)]
+        settings = [
+            "--output",
+            str(folder / "run"),
+            "--data.root",
+            str(args.root),
+            "--data.seed",
+            str(args.seed),
+        ]
         cli.main(["quantize", "--config", str(config), *settings])
         put_table(f"{recipe}-{args.seed}", (folder / "run" / "table.md").read_text())
 
@@ -87,11 +116,18 @@ def with_baselines(recipe: str) -> dict[str, Any]:
         own = config["block_reconstruction"].get("drop_prob", DROPPING["QDrop"])
         for title, drop_prob in DROPPING.items():
             start = "biq" if drop_prob == own else title.lower()
-            rows[start] = {"title": f"{title} (BIQ)" if start == "biq" else title, "options": {"drop_prob": drop_prob}}
+            rows[start] = {
+                "title": f"{title} (BIQ)" if start == "biq" else title,
+                "options": {"drop_prob": drop_prob},
+            }
             for name, part, flow_weight in (("gac", "GAC", 0.0), ("ofa", "GAC + OFA", 0.05)):
                 options = {**PER_LAYER, "flow_weight": flow_weight}
                 titled = f"{title} + per-layer {part}, MSE to true alpha (our learning rates)"
-                rows[f"{title.lower()}_{name}"] = {"title": titled, "start": start, "options": options}
+                rows[f"{title.lower()}_{name}"] = {
+                    "title": titled,
+                    "start": start,
+                    "options": options,
+                }
     rows["gac"] = {"title": "BIQ + GAC", "start": "biq", "options": {"flow_weight": 0.0}}
     config["rows"] = rows | {name: row for name, row in config["rows"].items() if name not in rows}
     return config

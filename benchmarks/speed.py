@@ -20,9 +20,8 @@ from rich.console import Console
 from torch import Tensor
 
 from ptq4vm.data import BuiltinSource
-from ptq4vm.export import METADATA, TARGETS, TargetName, export_onnx
+from ptq4vm.deploy import METADATA, TARGETS, Speed, TargetName, export_onnx, measure_speed
 from ptq4vm.graph import load_model, quantize_network, quantized_layers
-from ptq4vm.inference import Speed, measure_speed
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 from ptq4vm.reporting import ResultRow, markdown_table, write_metrics
@@ -35,37 +34,54 @@ OURS: tuple[TargetName, ...] = ("onnxruntime", "openvino")
 
 def main() -> None:
     """Export, let the peers quantize, time all, and write the tables into the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--peers", nargs="*", default=["minmax"], choices=["minmax", "percentile", "nncf"])
+    parser.add_argument(
+        "--peers", nargs="*", default=["minmax"], choices=["minmax", "percentile", "nncf"]
+    )
     parser.add_argument("--rounds", type=int, default=40, help="how often each is timed")
     parser.add_argument("--threads", type=int, default=None, help="of each; by default all cores")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder for the graphs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/bench"), help="folder for the graphs"
+    )
     args = parser.parse_args()
     peers.require_packages(["nncf"] if "nncf" in args.peers else [])
     for size in args.sizes:
         height, width, ratio = SIZES[size]
         folder = args.output / size
         folder.mkdir(parents=True, exist_ok=True)
-        models = {"PyTorch float": "rvm_mobilenetv3", **make_graphs(folder, height, width, ratio, args.peers)}
+        models = {
+            "PyTorch float": "rvm_mobilenetv3",
+            **make_graphs(folder, height, width, ratio, args.peers),
+        }
         with peers.make_progress() as bar:
             advance = peers.task(bar, f"timing at {size}", args.rounds)
             speeds = measure_speed(
                 list(models.values()), height, width, ratio, args.rounds, args.threads,
                 progress=lambda *_, advance=advance: advance(),
             )  # fmt: skip
-        rows = [to_row(title, speed, speeds[0]) for title, speed in zip(models, speeds, strict=True)]
-        write_metrics(folder / "speed.json", rows, {"size": size, "ratio": ratio, "rounds": args.rounds})
+        rows = [
+            to_row(title, speed, speeds[0]) for title, speed in zip(models, speeds, strict=True)
+        ]
+        write_metrics(
+            folder / "speed.json", rows, {"size": size, "ratio": ratio, "rounds": args.rounds}
+        )
         put_table(f"speed-{size}", markdown_table(rows))
         Console().print(markdown_table(rows), highlight=False, soft_wrap=True)
 
 
 @torch.no_grad()
-def make_graphs(folder: Path, height: int, width: int, ratio: float, stock: list[str]) -> dict[str, str]:
+def make_graphs(
+    folder: Path, height: int, width: int, ratio: float, stock: list[str]
+) -> dict[str, str]:
     """Graphs in the folder, as :func:`measure_speed` names them, by title."""
     network = load_model("rvm_mobilenetv3", "rvm_mobilenetv3")
     network.downsample_ratio = ratio
-    source = BuiltinSource("test", (height, width), 1, FRAMES, cutout=lambda src: network.unroll(src).pha)
+    source = BuiltinSource(
+        "test", (height, width), 1, FRAMES, cutout=lambda src: network.unroll(src).pha
+    )
     src = source.read(0, 0, FRAMES).src
     graph = export_onnx(network, height, width, folder / "float.onnx")
     models = {f"{TARGETS[name].title} float": f"{graph}@{name}" for name in OURS}
@@ -75,7 +91,11 @@ def make_graphs(folder: Path, height: int, width: int, ratio: float, stock: list
         models[f"{TARGETS[name].title} W8A8, ours"] = str(path)
     feeds = peers.make_feeds(peers.open_onnx_runtime(graph), network, iter([src]), "settled")
     for peer in stock:
-        model = nncf_graph(graph, feeds) if peer == "nncf" else onnx.load(peers.quantize(peer, graph, feeds)[0])
+        model = (
+            nncf_graph(graph, feeds)
+            if peer == "nncf"
+            else onnx.load(peers.quantize(peer, graph, feeds)[0])
+        )
         said = json.loads(onnx.load(graph).metadata_props[0].value)
         said |= {"bits": "W8A8", "target": "openvino" if peer == "nncf" else "onnxruntime"}
         onnx.helper.set_model_props(model, {METADATA: json.dumps(said)})

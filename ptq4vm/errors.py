@@ -31,14 +31,38 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 _REMEDIES = {
-    "Correct the path.": ("ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP", "EINVAL", "ENOTEMPTY"),
-    "Choose a place where you may read and write, or have its permissions changed.": ("EACCES", "EPERM", "EROFS"),
+    "Correct the path.": (
+        "ENOENT",
+        "ENOTDIR",
+        "EISDIR",
+        "EEXIST",
+        "ENAMETOOLONG",
+        "ELOOP",
+        "EINVAL",
+        "ENOTEMPTY",
+    ),
+    "Choose a place where you may read and write, or have its permissions changed.": (
+        "EACCES",
+        "EPERM",
+        "EROFS",
+    ),
     "Free space there, or choose a larger disk.": ("ENOSPC",),
     "Free space of your quota there, or choose another disk.": ("EDQUOT",),
-    "Raise the limit for the size of a file (ulimit -f), or choose a file system for larger files.": ("EFBIG",),
+    "Raise the limit for the size of a file (ulimit -f), or choose a file system for larger files.": (
+        "EFBIG",
+    ),
     "Raise the limit for open files (ulimit -n), or use fewer workers.": ("EMFILE", "ENFILE"),
-    "Free memory, or ask for less: smaller frames, shorter sequences, fewer workers.": ("ENOMEM", "EAGAIN"),
-    "Look after the disk or its connection, then run again.": ("EIO", "ENXIO", "ENODEV", "ESTALE", "ETIMEDOUT"),
+    "Free memory, or ask for less: smaller frames, shorter sequences, fewer workers.": (
+        "ENOMEM",
+        "EAGAIN",
+    ),
+    "Look after the disk or its connection, then run again.": (
+        "EIO",
+        "ENXIO",
+        "ENODEV",
+        "ESTALE",
+        "ETIMEDOUT",
+    ),
     "End the program that uses it, or choose another place.": ("EBUSY", "ETXTBSY"),
 }
 """Remedies and the names of errors they are for; a system need not have all of them."""
@@ -47,4 +71,7 @@ _REMEDIES = {
 def remedy(error: Exception) -> str:
     """Say what a user can do about an error of the system, or of FFmpeg, in a sentence."""
     name = errno.errorcode.get(getattr(error, "errno", None) or 0)
-    return next((text for text, names in _REMEDIES.items() if name in names), "See to its cause, then run again.")
+    return next(
+        (text for text, names in _REMEDIES.items() if name in names),
+        "See to its cause, then run again.",
+    )

@@ -174,7 +174,12 @@ def _acquire(path: Path, place: Path) -> int:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock), path.stat()):
                     since = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                    facts = {"process": this_process(), "host": socket.gethostname(), "boot": _boot(), "since": since}
+                    facts = {
+                        "process": this_process(),
+                        "host": socket.gethostname(),
+                        "boot": _boot(),
+                        "since": since,
+                    }
                     os.ftruncate(lock, 0)
                     os.pwrite(lock, json.dumps(facts).encode(), 0)
                     _locked.add(lock)

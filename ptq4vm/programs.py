@@ -17,9 +17,7 @@ def python_program(*arguments: str) -> list[str]:
 
 
 def run_program(
-    command: Sequence[str],
-    folder: Path,
-    seconds: float | None = None,
+    command: Sequence[str], folder: Path, seconds: float | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, without a shell and without input.
 

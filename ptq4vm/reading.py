@@ -73,7 +73,9 @@ def _inside(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def read_json(path: Path, kind: Any = dict, expected: str = "a JSON object", remedy: str = "Remove the file.") -> Any:
+def read_json(
+    path: Path, kind: Any = dict, expected: str = "a JSON object", remedy: str = "Remove the file."
+) -> Any:
     """A JSON file whose content is of a kind.
 
     Args:
@@ -90,7 +92,9 @@ def read_json(path: Path, kind: Any = dict, expected: str = "a JSON object", rem
             raise OSError("no file is there")
         content = parse_json(path.read_bytes())
     except (ValueError, OSError) as error:
-        raise PTQ4VMError(f"Expected JSON in {path}, got something else ({error}). {remedy}") from error
+        raise PTQ4VMError(
+            f"Expected JSON in {path}, got something else ({error}). {remedy}"
+        ) from error
     return typed(content, kind, expected, path, remedy)
 
 
@@ -164,14 +168,22 @@ def _object_mismatch(value: Any, kind: Any, key: str) -> _Mismatch | None:
     if is_typeddict(kind):
         needed = kind.__required_keys__
     else:
-        needed = {one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
+        needed = {
+            one.name
+            for one in fields(kind)
+            if one.default is MISSING and one.default_factory is MISSING
+        }
         unknown = sorted(value.keys() - hints.keys())
         if unknown:
             return _Mismatch(_below(key, unknown[0]), "an unknown setting")
     missing = sorted(needed - value.keys())
     if missing:
         return _Mismatch(_below(key, missing[0]), "nothing")
-    return _first(_mismatch(value[name], hint, _below(key, name)) for name, hint in hints.items() if name in value)
+    return _first(
+        _mismatch(value[name], hint, _below(key, name))
+        for name, hint in hints.items()
+        if name in value
+    )
 
 
 def _first(found: Iterable[_Mismatch | None]) -> _Mismatch | None:
@@ -210,7 +222,9 @@ def load_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = load(data)
     except KeyError as error:
-        raise ValueError(f"tensors of the type {error}, unknown to this safetensors and torch") from error
+        raise ValueError(
+            f"tensors of the type {error}, unknown to this safetensors and torch"
+        ) from error
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise ValueError(str(error)) from error
     size = int.from_bytes(data[:8], "little")

@@ -62,12 +62,18 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     **dict.fromkeys(_LIGHTNING, _Command("fit.run_lightning", _AGAIN)),
-    "fit": _Command("fit.run_lightning", "go on from the last epoch's checkpoint with --ckpt_path."),
-    "quantize": _Command("quantize.run_quantize", "the same command goes on from the last block or epoch."),
+    "fit": _Command(
+        "fit.run_lightning", "go on from the last epoch's checkpoint with --ckpt_path."
+    ),
+    "quantize": _Command(
+        "quantize.run_quantize", "the same command goes on from the last block or epoch."
+    ),
     "report": _Command("runs.run_report", _NOTHING),
     "runs": _Command("runs.run_runs", _NOTHING),
     "compare": _Command("runs.run_compare", _NOTHING),
-    "sensitivity": _Command("sensitivity.run_sensitivity", "the same command goes on from the last layer."),
+    "sensitivity": _Command(
+        "sensitivity.run_sensitivity", "the same command goes on from the last layer."
+    ),
     "evaluate": _Command("evaluate.run_evaluate", _AGAIN),
     "matte": _Command("matte.run_matte", _NOTHING),
     "export": _Command("export.run_export", _NOTHING),
@@ -177,7 +183,9 @@ def _stopped_by_signals(is_program: bool) -> Iterator[Callable[[], None]]:
     finally:
         sys.unraisablehook = print_it
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if is_program and handler is not signal.SIG_IGN else handler)
+            signal.signal(
+                number, signal.SIG_DFL if is_program and handler is not signal.SIG_IGN else handler
+            )
 
 
 def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
@@ -205,22 +213,22 @@ def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
     if isinstance(mistake, PTQ4VMError) or type(mistake).__name__ == "MisconfigurationException":
         return _ERROR, str(mistake)
     # Not imported here: imports may be what was interrupted.
-    processes = sys.modules.get("ptq4vm.processes")
-    lost = None if processes is None else processes.lost(end)
-    if processes is None or lost is None:
+    distributed = sys.modules.get("ptq4vm.distributed")
+    lost = None if distributed is None else distributed.lost(end)
+    if distributed is None or lost is None:
         return None, ""
-    is_first_left = processes.is_first_left()
-    processes.end_others()
+    is_first_left = distributed.is_first_left()
+    distributed.end_others()
     return _ERROR, f"{lost}; {stopped}" if is_first_left else ""
 
 
 def _stop_all(message: str) -> str:
     """End the run's other processes too; the message, where this process is the one to say it."""
-    processes = sys.modules.get("ptq4vm.processes")
-    if processes is None:
+    distributed = sys.modules.get("ptq4vm.distributed")
+    if distributed is None:
         return message
-    processes.end_others()
-    return message if processes.leads() else ""
+    distributed.end_others()
+    return message if distributed.leads() else ""
 
 
 def _nobody_reads() -> bool:

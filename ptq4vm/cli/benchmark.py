@@ -6,7 +6,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
-from ptq4vm.inference import Speed, measure_speed
+from ptq4vm.deploy import Speed, measure_speed
 from ptq4vm.reporting import ResultRow, SteadyProgress, render_table, write_metrics
 
 
@@ -22,11 +22,17 @@ def run_benchmark(args: list[str]) -> None:
         help="names, weights files, quantized checkpoints (simulated in torch), run folders or exported graphs; "
         "graph.onnx@openvino names the runtime. Ratios are to the first.",
     )  # fmt: skip
-    parser.add_argument("--size", type=str, required=True, help="height x width of the frames, e.g. 288x512")
+    parser.add_argument(
+        "--size", type=str, required=True, help="height x width of the frames, e.g. 288x512"
+    )
     add_ratio_option(parser, "Of networks in torch; graphs have theirs baked in.")
     parser.add_argument("--rounds", type=int, default=30, help="how often each is timed")
-    parser.add_argument("--threads", type=int | None, default=None, help="of each; by default all cores")
-    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument(
+        "--threads", type=int | None, default=None, help="of each; by default all cores"
+    )
+    parser.add_argument(
+        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+    )
     parser.add_argument("--json", type=Path | None, default=None, help="write the figures here")
     config = parser.parse_args(args)
     with SteadyProgress(*COLUMNS, console=console) as progress:
@@ -39,7 +45,9 @@ def run_benchmark(args: list[str]) -> None:
     rows = [_speed_row(speed, speeds[0]) for speed in speeds]
     render_table(rows, console)
     if config.json is not None:
-        settings = {name: config[name] for name in ("size", "downsample_ratio", "rounds", "threads")}
+        settings = {
+            name: config[name] for name in ("size", "downsample_ratio", "rounds", "threads")
+        }
         write_metrics(config.json, rows, {**settings, "machine": platform.machine()})
 
 

@@ -6,9 +6,9 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
+from ptq4vm.deploy import Runtime, open_network
+from ptq4vm.deploy.runner import LONG_SIDE, Ratio
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.inference import Runtime, open_network
-from ptq4vm.inference.runner import LONG_SIDE, Ratio
 from ptq4vm.models.base import MattingModel
 from ptq4vm.terminal import plain_console, text_column
 from ptq4vm.video import require_size
@@ -23,7 +23,12 @@ TRUST = (
 """For the help of commands that take one."""
 
 
-COLUMNS = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+COLUMNS = (
+    text_column("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+)
 
 
 def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
@@ -35,7 +40,9 @@ def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
             raise
         # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later; so it
         # does over numbers of hundreds of digits and very deep nesting.
-        raise PTQ4VMError(f"Expected settings of their own kinds, got: {error}. Look for empty ones.") from error
+        raise PTQ4VMError(
+            f"Expected settings of their own kinds, got: {error}. Look for empty ones."
+        ) from error
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -56,7 +63,9 @@ def pick_device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise PTQ4VMError(f"Expected a device that is there, got {name!r}: {error}") from error
     if device.type == "meta":
-        raise PTQ4VMError("Expected a device that computes, got meta. Choose cpu, cuda or leave it out.")
+        raise PTQ4VMError(
+            "Expected a device that computes, got meta. Choose cpu, cuda or leave it out."
+        )
     return device
 
 
@@ -72,9 +81,17 @@ def add_ratio_option(parser: ArgumentParser, use: str) -> None:
 def add_runtime_options(parser: ArgumentParser) -> None:
     """Add ``--runtime`` and ``--threads``."""
     parser.add_argument(
-        "--runtime", type=Runtime | None, default=None, help="of an exported graph; by default the one it is for"
+        "--runtime",
+        type=Runtime | None,
+        default=None,
+        help="of an exported graph; by default the one it is for",
     )
-    parser.add_argument("--threads", type=int | None, default=None, help="of an exported graph; by default all cores")
+    parser.add_argument(
+        "--threads",
+        type=int | None,
+        default=None,
+        help="of an exported graph; by default all cores",
+    )
 
 
 def open_model(config: Namespace) -> MattingModel:

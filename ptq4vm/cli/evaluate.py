@@ -5,42 +5,70 @@ from pathlib import Path
 import lightning.pytorch as L
 from jsonargparse import ArgumentParser
 
-from ptq4vm.callbacks import AlphaWriter
 from ptq4vm.cli.common import add_ratio_option, add_runtime_options, console, open_model
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.deploy import ExportedNetwork
+from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.graph import bits_label, network_cost
-from ptq4vm.inference import ExportedNetwork
-from ptq4vm.inference.runner import choose_downsample_ratio
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule
+from ptq4vm.phases.callbacks import AlphaWriter
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, render_table, write_metrics
 
 
 def run_evaluate(args: list[str]) -> None:
     """Score a network on an evaluation tree."""
-    parser = ArgumentParser(prog="ptq4vm evaluate", description="Score a network on an evaluation tree.")
-    parser.add_argument("model", help="name, weights file, quantized checkpoint, run folder or exported graph")
-    parser.add_argument("--data", type=str, required=True, help="a tree <set>/<clip>/{com,pha,fgr}/<frame>")
+    parser = ArgumentParser(
+        prog="ptq4vm evaluate", description="Score a network on an evaluation tree."
+    )
+    parser.add_argument(
+        "model", help="name, weights file, quantized checkpoint, run folder or exported graph"
+    )
+    parser.add_argument(
+        "--data", type=str, required=True, help="a tree <set>/<clip>/{com,pha,fgr}/<frame>"
+    )
     parser.add_argument("--json", type=Path | None, default=None, help="write the metrics here")
-    parser.add_argument("--alpha", type=Path | None, default=None, help="write the mattes here, as 8-bit PNG")
-    parser.add_argument("--scoring", type=str, default="float", choices=["float", "png8"], help="how mattes are scored")
-    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
-    parser.add_argument("--clips", type=int | None, default=None, help="score at most so many clips")
-    parser.add_argument("--frames", type=int | None, default=None, help="score at most so many frames of a clip")
+    parser.add_argument(
+        "--alpha", type=Path | None, default=None, help="write the mattes here, as 8-bit PNG"
+    )
+    parser.add_argument(
+        "--scoring",
+        type=str,
+        default="float",
+        choices=["float", "png8"],
+        help="how mattes are scored",
+    )
+    parser.add_argument(
+        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+    )
+    parser.add_argument(
+        "--clips", type=int | None, default=None, help="score at most so many clips"
+    )
+    parser.add_argument(
+        "--frames", type=int | None, default=None, help="score at most so many frames of a clip"
+    )
     accelerators = ["auto", "cpu", "gpu", "cuda", "mps"]
-    parser.add_argument("--accelerator", type=str, default="auto", choices=accelerators, help="where to run")
+    parser.add_argument(
+        "--accelerator", type=str, default="auto", choices=accelerators, help="where to run"
+    )
     add_ratio_option(parser, "An exported graph has its own.")
     add_runtime_options(parser)
     config = parser.parse_args(args)
     network = open_model(config)
-    data = VideoMattingDataModule(evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames)
+    data = VideoMattingDataModule(
+        evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames
+    )
     data.setup("test")
     size = data.evaluation_set[0].src.shape[-2:]
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
-    trainer = L.Trainer(accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks)  # type: ignore[arg-type]
-    results = trainer.test(MattingModule(network, config.scoring), datamodule=data, verbose=False)[0]
+    trainer = L.Trainer(
+        accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks
+    )  # type: ignore[arg-type]
+    results = trainer.test(MattingModule(network, config.scoring), datamodule=data, verbose=False)[
+        0
+    ]
     metrics = {key.removeprefix("test/"): value for key, value in results.items()}
     row = _row(str(config.model), network, metrics, *size)
     render_table([row], console)
@@ -50,11 +78,17 @@ def run_evaluate(args: list[str]) -> None:
         })  # fmt: skip
 
 
-def _row(name: str, network: MattingModel, metrics: dict[str, float], height: int, width: int) -> ResultRow:
+def _row(
+    name: str, network: MattingModel, metrics: dict[str, float], height: int, width: int
+) -> ResultRow:
     if isinstance(network, ExportedNetwork):
         said, size_mb = network.description, network.path.stat().st_size / 1e6
-        return ResultRow(name, said["bits"], network.runtime, metrics, size_mb, said["bit_operations"] * 1e9)
+        return ResultRow(
+            name, said["bits"], network.runtime, metrics, size_mb, said["bit_operations"] * 1e9
+        )
     cost = network_cost(network, height, width)
     qconfig: QConfig | None = getattr(network, "qconfig", None)
-    bits, placement = ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
+    bits, placement = (
+        ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
+    )
     return ResultRow(name, bits, placement, metrics, cost.size_mb, cost.bit_operations * 1e9)

@@ -7,9 +7,9 @@ from jsonargparse import ArgumentParser
 
 from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
 from ptq4vm.deploy import export_checked, require_job
+from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model
-from ptq4vm.inference.runner import choose_downsample_ratio
 from ptq4vm.reporting import SteadyProgress
 
 
@@ -20,11 +20,19 @@ def run_export(args: list[str]) -> None:
         description="Write a network as an ONNX graph of integers, play a clip through it in its runtime, and keep the "
         "file only if the mattes are the same.",
     )
-    parser.add_argument("model", help="a network's name, a weights file, a quantized checkpoint or a run folder")
-    parser.add_argument("--size", type=str, required=True, help="height x width of the frames, e.g. 288x512")
+    parser.add_argument(
+        "model", help="a network's name, a weights file, a quantized checkpoint or a run folder"
+    )
+    parser.add_argument(
+        "--size", type=str, required=True, help="height x width of the frames, e.g. 288x512"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the ONNX file")
-    parser.add_argument("--bits", type=Literal[32] | None, default=None, help="32: insist on a float model")
-    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
+    parser.add_argument(
+        "--bits", type=Literal[32] | None, default=None, help="32: insist on a float model"
+    )
+    parser.add_argument(
+        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+    )
     add_ratio_option(parser, "It is baked in, also where sizes are left open.")
     parser.add_function_arguments(
         export_checked, skip={"network", "height", "width", "path", "progress"}, as_group=False
@@ -39,7 +47,17 @@ def run_export(args: list[str]) -> None:
             f"Expected a float model with --bits 32, got {config.model}. Name the network or its weights."
         )
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
-    chosen = ("target", "opset", "dynamic_size", "pack", "simulate", "state_bits", "clip", "frames", "tolerance")
+    chosen = (
+        "target",
+        "opset",
+        "dynamic_size",
+        "pack",
+        "simulate",
+        "state_bits",
+        "clip",
+        "frames",
+        "tolerance",
+    )
     with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("exporting", total=None)
         exported = export_checked(

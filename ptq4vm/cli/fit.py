@@ -10,12 +10,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ptq4vm.callbacks import LoggedConfig, PromptStop
 from ptq4vm.cli.common import TRUST, console
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.ownership import owned
 from ptq4vm.phases import PTQPhase
+from ptq4vm.phases.callbacks import LoggedConfig, PromptStop
 from ptq4vm.phases.checkpoints import WholeCheckpoints
 from ptq4vm.reporting import WorkBar
 
@@ -42,7 +42,9 @@ class _CLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:
-            raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
+            raise PTQ4VMError(
+                f"Expected trainer settings that Lightning takes, got: {error}"
+            ) from error
         trainer.callbacks.append(PromptStop())  # type: ignore[attr-defined]
         return trainer
 
@@ -64,7 +66,11 @@ class _CLI(LightningCLI):
             raise PTQ4VMError(f"Expected a checkpoint that is there, got: {error}") from error
         options["ckpt_path"] = path
         said = self.model.check(self.trainer, self.datamodule, self.subcommand, path)
-        if self.subcommand == "fit" and self.model.output is not None and self.trainer.is_global_zero:
+        if (
+            self.subcommand == "fit"
+            and self.model.output is not None
+            and self.trainer.is_global_zero
+        ):
             # Of two fits with one output the work of one would be lost.
             self.owns.enter_context(owned(Path(self.model.output)))
         if said is not None:
@@ -73,7 +79,7 @@ class _CLI(LightningCLI):
     before_validate = before_test = before_fit
 
     def before_predict(self) -> None:
-        """Mattes go to files as they come (add ptq4vm.callbacks.AlphaWriter); kept, they would fill the memory."""
+        """Mattes go to files as they come (add ptq4vm.phases.callbacks.AlphaWriter); kept, they would fill the memory."""
         self.config_init["predict"]["return_predictions"] = False
         self.before_fit()
 

@@ -6,9 +6,16 @@ from jsonargparse import ArgumentParser
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-from ptq4vm.cli.common import COLUMNS, add_ratio_option, add_runtime_options, console, open_model, pick_device
-from ptq4vm.inference import ExportedNetwork, matte_video
-from ptq4vm.inference.runner import check_paths
+from ptq4vm.cli.common import (
+    COLUMNS,
+    add_ratio_option,
+    add_runtime_options,
+    console,
+    open_model,
+    pick_device,
+)
+from ptq4vm.deploy import ExportedNetwork, matte_video
+from ptq4vm.deploy.runner import check_paths
 from ptq4vm.reporting import SteadyProgress
 from ptq4vm.video import CutList, open_frames
 
@@ -22,29 +29,53 @@ class _FramesPerSecond(ProgressColumn):
 
 def run_matte(args: list[str]) -> None:
     """Matte a video."""
-    parser = ArgumentParser(prog="ptq4vm matte", description="Turn a video or a folder of frames into mattes.")
+    parser = ArgumentParser(
+        prog="ptq4vm matte", description="Turn a video or a folder of frames into mattes."
+    )
     parser.add_argument("input", type=Path, help="a video file, a folder of frames or an image")
-    parser.add_argument("--model", type=str, default="rvm_mobilenetv3", help="name, weights, checkpoint or run folder")
-    parser.add_argument("--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of")
-    parser.add_argument("--alpha", type=Path | None, default=None, help="alpha: .mp4, .mkv, .webm, or a folder of PNG")
+    parser.add_argument(
+        "--model",
+        type=str,
+        default="rvm_mobilenetv3",
+        help="name, weights, checkpoint or run folder",
+    )
+    parser.add_argument(
+        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+    )
+    parser.add_argument(
+        "--alpha",
+        type=Path | None,
+        default=None,
+        help="alpha: .mp4, .mkv, .webm, or a folder of PNG",
+    )
     parser.add_argument("--foreground", type=Path | None, default=None, help="foreground, likewise")
-    parser.add_argument("--composite", type=Path | None, default=None, help="over the background, likewise")
+    parser.add_argument(
+        "--composite", type=Path | None, default=None, help="over the background, likewise"
+    )
     parser.add_argument(
         "--cutout", type=Path | None, default=None,
         help="foreground and alpha in one: .mov (ProRes 4444), .webm (VP9), or a folder of PNG",
     )  # fmt: skip
-    parser.add_argument("--sound", type=bool, default=True, help="copy a video's sound to composite and cutout")
+    parser.add_argument(
+        "--sound", type=bool, default=True, help="copy a video's sound to composite and cutout"
+    )
     parser.add_argument(
         "--cuts", type=str, default="auto",
         help="where a new shot begins and the network starts anew: auto finds it in the frames, off: nowhere, "
         "or a file with a frame's number (from 0) or a time (12.5, 1:02.5) a line",
     )  # fmt: skip
-    parser.add_argument("--background", type=str, default="green", help="a colour, an image or a video")
+    parser.add_argument(
+        "--background", type=str, default="green", help="a colour, an image or a video"
+    )
     add_ratio_option(parser, "An exported graph has its own.")
     parser.add_argument(
-        "--strict", action="store_true", help="stop at a damaged frame, instead of repeating the one before"
+        "--strict",
+        action="store_true",
+        help="stop at a damaged frame, instead of repeating the one before",
     )
-    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
+    parser.add_argument(
+        "--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is"
+    )
     add_runtime_options(parser)
     config = parser.parse_args(args)
     background = Path(config.background) if Path(config.background).exists() else config.background
@@ -65,7 +96,11 @@ def run_matte(args: list[str]) -> None:
             config.cutout, config.sound, config.cuts, config.strict, notes.append,
         )  # fmt: skip
     found = " found" if config.cuts == "auto" else ""
-    cuts = "" if config.cuts == "off" else f", {len(report.cuts)} cut{'s' * (len(report.cuts) != 1)}{found}"
+    cuts = (
+        ""
+        if config.cuts == "off"
+        else f", {len(report.cuts)} cut{'s' * (len(report.cuts) != 1)}{found}"
+    )
     console.print(f"{report.frames} frames{cuts}", highlight=False)
     for note in notes:
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -13,17 +13,23 @@ def run_report(args: list[str]) -> None:
     """Write the report of a run."""
     parser = ArgumentParser(prog="ptq4vm report", description=report_run.__doc__)
     parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--out", type=Path | None, default=None, help="the HTML file; by default RUN/report.html")
+    parser.add_argument(
+        "--out", type=Path | None, default=None, help="the HTML file; by default RUN/report.html"
+    )
     config = parser.parse_args(args)
     path, problem = report_run(config.run, config.out)
     if problem is not None:
-        console.print(f"no frames   {problem}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"no frames   {problem}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
     console.print(f"report      {path}", highlight=False, soft_wrap=True)
 
 
 def run_runs(args: list[str]) -> None:
     """List runs."""
-    parser = ArgumentParser(prog="ptq4vm runs", description="List the runs of `ptq4vm quantize` below a folder.")
+    parser = ArgumentParser(
+        prog="ptq4vm runs", description="List the runs of `ptq4vm quantize` below a folder."
+    )
     parser.add_argument("folder", type=Path, help="e.g. runs")
     list_runs(parser.parse_args(args).folder, console)
 

@@ -7,34 +7,59 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ptq4vm.calibration import make_teacher
+from ptq4vm.calibration.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 from ptq4vm.cli.common import COLUMNS, TRUST, console, parse_settings, pick_device
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.flow import create_flow
-from ptq4vm.models import list_models
+from ptq4vm.models import create_model, list_models
 from ptq4vm.ownership import owned
-from ptq4vm.phases import make_teacher
-from ptq4vm.phases.base import make_float_network
 from ptq4vm.quantizers import QConfig, canonical_bits
 from ptq4vm.reporting import LayerBar, SteadyProgress, draw_sensitivity
-from ptq4vm.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 
 
 def run_sensitivity(args: list[str]) -> None:
     """Measure the sensitivity of each layer."""
-    parser = ArgumentParser(prog="ptq4vm sensitivity", epilog=TRUST, description=measure_sensitivity.__doc__)
-    parser.add_argument("--config", action="config", help="YAML file; may be given several times, later ones win.")
+    parser = ArgumentParser(
+        prog="ptq4vm sensitivity", epilog=TRUST, description=measure_sensitivity.__doc__
+    )
+    parser.add_argument(
+        "--config", action="config", help="YAML file; may be given several times, later ones win."
+    )
     parser.add_argument("network", help=", ".join(list_models()))
-    parser.add_argument("--weights", type=str, default="official", help="official, or a file of float weights")
-    parser.add_argument("--downsample_ratio", type=float, default=1.0, help="the body works at this share of the size")
-    parser.add_argument("--bits", type=list[str] | str, default="W4A4", help="e.g. W4A4, or [W4A4, W4A8, W8A8]")
-    parser.add_argument("--sequences", type=int | None, default=None, help="measure on so many; by default on all")
-    parser.add_argument("--output", type=Path, default=Path("runs/sensitivity"), help="a folder for what was found")
-    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is")
-    parser.add_class_arguments(VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"})
+    parser.add_argument(
+        "--weights", type=str, default="official", help="official, or a file of float weights"
+    )
+    parser.add_argument(
+        "--downsample_ratio",
+        type=float,
+        default=1.0,
+        help="the body works at this share of the size",
+    )
+    parser.add_argument(
+        "--bits", type=list[str] | str, default="W4A4", help="e.g. W4A4, or [W4A4, W4A8, W8A8]"
+    )
+    parser.add_argument(
+        "--sequences", type=int | None, default=None, help="measure on so many; by default on all"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/sensitivity"), help="a folder for what was found"
+    )
+    parser.add_argument(
+        "--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is"
+    )
+    parser.add_class_arguments(
+        VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"}
+    )
     parser.add_class_arguments(QConfig, "qconfig", skip={"bits"})
     config = parse_settings(parser, args)
-    wanted = [canonical_bits(one) for one in ([config.bits] if isinstance(config.bits, str) else config.bits)]
-    network = make_float_network(config.network, config.weights, config.downsample_ratio).to(pick_device(config.device))
+    wanted = [
+        canonical_bits(one)
+        for one in ([config.bits] if isinstance(config.bits, str) else config.bits)
+    ]
+    network = create_model(
+        config.network, weights=config.weights, downsample_ratio=config.downsample_ratio
+    ).to(pick_device(config.device))
     path = config.output / "sensitivity.json"
     with owned(config.output, folder=True), SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("calibration set", total=None)
@@ -43,7 +68,9 @@ def run_sensitivity(args: list[str]) -> None:
             progress.update(task, completed=done, total=total, description=what)
 
         config.data.attach(make_teacher(network), create_flow("dis"), report)
-        found = measure_sensitivity(network, config.data, wanted, config.qconfig, config.sequences, path, report)
+        found = measure_sensitivity(
+            network, config.data, wanted, config.qconfig, config.sequences, path, report
+        )
     picture = config.output / "sensitivity.png"
     draw_sensitivity([_bar(layer, wanted) for layer in found.layers], picture)
     _print_most_sensitive(found, wanted[0])
@@ -60,7 +87,9 @@ def _bar(layer: LayerSensitivity, wanted: list[str]) -> LayerBar:
 
 
 def _print_most_sensitive(found: Sensitivity, bits: str, count: int = 10) -> None:
-    table = Table(title=f"The layers most sensitive to {bits}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=f"The layers most sensitive to {bits}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("layer", overflow="fold")
     for heading in ("weights", "share of MACs", "MAD ×10³", "dtSSD ×10²"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -44,11 +44,17 @@ class Backgrounds:
         self.root = root
         train = require_folder(root / "train", "backgrounds", LAYOUT)
         self._clips = {image.stem: [image] for image in list_frames(train)}
-        self._clips |= {folder.name: frames for folder in list_folders(train) if (frames := list_frames(folder))}
+        self._clips |= {
+            folder.name: frames for folder in list_folders(train) if (frames := list_frames(folder))
+        }
         if not self._clips:
-            raise PTQ4VMError(f"Expected backgrounds laid out as {LAYOUT}, got no image in {train}.")
+            raise PTQ4VMError(
+                f"Expected backgrounds laid out as {LAYOUT}, got no image in {train}."
+            )
         self._clips |= {photograph.name: [photograph] for photograph in photographs}
-        self.names = [name for name in self._clips if matches(name, names) and not matches(name, held_out)]
+        self.names = [
+            name for name in self._clips if matches(name, names) and not matches(name, held_out)
+        ]
         if not self.names:
             raise PTQ4VMError(
                 f"Expected backgrounds named {', '.join(names)} in {train}, but {', '.join(held_out) or 'none'}, got "
@@ -80,4 +86,8 @@ def pair_evenly(people: int, backgrounds: int, seed: int) -> list[tuple[int, int
     clips = torch.randperm(people, generator=generator).tolist()
     stages = torch.randperm(backgrounds, generator=generator).tolist()
     # In each round everybody meets a background not met yet.
-    return [(clip, stages[(i + r) % len(stages)]) for r in range(len(stages)) for i, clip in enumerate(clips)]
+    return [
+        (clip, stages[(i + r) % len(stages)])
+        for r in range(len(stages))
+        for i, clip in enumerate(clips)
+    ]

@@ -31,7 +31,7 @@ PICTURES = {
     "test": ("rocket.jpg", "chelsea.png", "gravel.png", "hubble_deep_field.jpg"),
 }
 """Photographs without people, all of them within scikit-image's wheel."""
-SETTLE_FRAMES = 4
+WARMUP_FRAMES = 4
 """A recurrent network sees the portrait so often before its alpha is taken."""
 
 
@@ -44,7 +44,9 @@ def bundled(name: str) -> Path:
     # Not skimage.data.coffee() and the like: depending on the release, those may go to the network.
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
-        raise PTQ4VMError(f"Expected scikit-image to bring {name}, got nothing at {path}. Install it anew.")
+        raise PTQ4VMError(
+            f"Expected scikit-image to bring {name}, got nothing at {path}. Install it anew."
+        )
     return path
 
 
@@ -59,11 +61,13 @@ def cut_out_portrait(cutout: Cutout) -> Tensor:
     Args:
         cutout: the network; it is shown the portrait as a clip of a few equal frames.
     """
-    still = read_bundled(PORTRAIT).expand(1, SETTLE_FRAMES, -1, -1, -1)
+    still = read_bundled(PORTRAIT).expand(1, WARMUP_FRAMES, -1, -1, -1)
     with torch.no_grad():
         alpha = cutout(still.contiguous())[0, -1].float().cpu()
     alpha = ((alpha - 0.03) / 0.94).clamp(0, 1)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((alpha[0] > 0.05).numpy().astype(np.uint8))
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        (alpha[0] > 0.05).numpy().astype(np.uint8)
+    )
     if len(stats) < 2:
         return alpha
     person = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
@@ -80,7 +84,9 @@ def spread_colours(picture: Tensor, alpha: Tensor) -> Tensor:
     opaque = alpha[0] > 0.95
     if not opaque.any():
         return picture
-    rows, columns = ndimage.distance_transform_edt(~opaque.numpy(), return_distances=False, return_indices=True)
+    rows, columns = ndimage.distance_transform_edt(
+        ~opaque.numpy(), return_distances=False, return_indices=True
+    )
     spread = picture[:, torch.from_numpy(rows), torch.from_numpy(columns)]
     smooth = torch.from_numpy(ndimage.gaussian_filter(spread.numpy(), (0, 2, 2)))
     return torch.where(opaque, picture, smooth)
@@ -89,7 +95,9 @@ def spread_colours(picture: Tensor, alpha: Tensor) -> Tensor:
 class Person:
     """The portrait of one clip and its way through the frame. Its lower edge never rises above the frame's."""
 
-    def __init__(self, fgr: Tensor, pha: Tensor, size: tuple[int, int], generator: Generator) -> None:
+    def __init__(
+        self, fgr: Tensor, pha: Tensor, size: tuple[int, int], generator: Generator
+    ) -> None:
         height, width = size
         # Shrunk with smoothing first: the way through the frame then samples it at nearly its own size.
         tall = round(height * uniform(generator, 0.85, 1.1))
@@ -106,7 +114,9 @@ class Person:
     def matrix(self, frame: int) -> Tensor:
         """From the portrait's pixels to the frame's."""
         pivot = ((self.size[1] - 1) / 2, self.size[0] - 1.0)
-        return similarity(self.x(frame), self.y(frame), self.scale(frame), self.angle(frame), pivot, self.mirror)
+        return similarity(
+            self.x(frame), self.y(frame), self.scale(frame), self.angle(frame), pivot, self.mirror
+        )
 
 
 class Scene:
@@ -117,13 +127,18 @@ class Scene:
         picture = read_bundled(name)
         if (picture[0] == picture[1]).all():
             # The plain textures are grey; a tint makes walls and ground of them.
-            picture = picture * torch.tensor([uniform(generator, 0.5, 1.0) for _ in range(3)])[:, None, None]
+            picture = (
+                picture
+                * torch.tensor([uniform(generator, 0.5, 1.0) for _ in range(3)])[:, None, None]
+            )
         zoom = uniform(generator, 1.2, 1.5)
         cover = (math.ceil(height * zoom), math.ceil(width * zoom))
         self.picture = cover_crop(picture[None], cover)[0]
         # Where the lens focuses on the person, the background is a little soft.
         blur = uniform(generator, 0, 1.2)
-        self.picture = torch.from_numpy(ndimage.gaussian_filter(self.picture.numpy(), (0, blur, blur)))
+        self.picture = torch.from_numpy(
+            ndimage.gaussian_filter(self.picture.numpy(), (0, blur, blur))
+        )
         self.mirror = uniform(generator, 0, 1) < 0.5
         self.middle = ((width - 1) / 2, (height - 1) / 2)
         self.scale = Wave(generator, 1.0, 0.04)
@@ -190,16 +205,24 @@ class BuiltinSource(LayeredSource):
         """
         self.check_range(index, start, stop)
         fgr, pha = self.portrait()
-        generator = Generator().manual_seed(derive_seed(2 * self.seed + (self.split == "test"), index))
+        generator = Generator().manual_seed(
+            derive_seed(2 * self.seed + (self.split == "test"), index)
+        )
         person = Person(fgr, pha, self.size, generator)
         scene = Scene(self._picture(index), self.size, generator)
-        way, scene_way = ([layer.matrix(t) for t in range(start, stop)] for layer in (person, scene))
+        way, scene_way = (
+            [layer.matrix(t) for t in range(start, stop)] for layer in (person, scene)
+        )
         alpha = torch.stack([sample(person.pha, matrix, self.size, "zeros") for matrix in way])
         return Layers(
             fgr=torch.stack([sample(person.fgr, matrix, self.size, "border") for matrix in way]),
             pha=alpha,
-            bgr=torch.stack([sample(scene.picture, matrix, self.size, "reflection") for matrix in scene_way]),
-            flow=torch.where(alpha[1:] >= 0.5, way_flow(way, self.size), way_flow(scene_way, self.size)),
+            bgr=torch.stack(
+                [sample(scene.picture, matrix, self.size, "reflection") for matrix in scene_way]
+            ),
+            flow=torch.where(
+                alpha[1:] >= 0.5, way_flow(way, self.size), way_flow(scene_way, self.size)
+            ),
         )
 
     def portrait(self) -> tuple[Tensor, Tensor]:
@@ -246,7 +269,9 @@ def cached_cutout(teacher: Teacher, src: Tensor, cache_dir: Path, version: int) 
         cache_dir: the cache.
         version: changes with the cache's format.
     """
-    key = short_hash({"teacher": teacher.key, "portrait": PORTRAIT, "frames": SETTLE_FRAMES, "format": version})
+    key = short_hash(
+        {"teacher": teacher.key, "portrait": PORTRAIT, "frames": WARMUP_FRAMES, "format": version}
+    )
     path = make_folder(cache_dir / "cutouts") / f"{key}.safetensors"
     if not is_whole(path, ["pha"]):
         write_tensors(path, {"pha": teacher.forward(src).pha})

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from ptq4vm import processes
+from ptq4vm import distributed
 from ptq4vm.data.sources import ClipSource, LayeredSource, compose, derive_seed
 from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
 from ptq4vm.data.transforms import ClipAugmentation, cut_or_shrink
@@ -71,7 +71,9 @@ def _draw_start(source: ClipSource, clip: int, length: int, generator: Generator
         cuts = source.cuts(clip, start, start + length)
         if not cuts:
             return start
-        starts = [start for start in starts if not any(start < cut < start + length for cut in cuts)]
+        starts = [
+            start for start in starts if not any(start < cut < start + length for cut in cuts)
+        ]
     return None
 
 
@@ -159,10 +161,14 @@ class CalibrationSet(Dataset[CalibrationClip]):
         if not 0 <= index < self.count:
             raise IndexError(f"Expected a sequence within [0, {self.count}), got {index}.")
         file = file_name(index)
-        clip = {name: value.float() / 255 for name, value in read_tensors(self.folder / file).items()}
+        clip = {
+            name: value.float() / 255 for name, value in read_tensors(self.folder / file).items()
+        }
         teacher = {name: value.float() for name, value in read_tensors(self.teacher / file).items()}
         flow = {name: value.float() for name, value in read_tensors(self.flow / file).items()}
-        states = sorted((name for name in teacher if name.startswith("state")), key=lambda name: int(name[5:]))
+        states = sorted(
+            (name for name in teacher if name.startswith("state")), key=lambda name: int(name[5:])
+        )
         return CalibrationClip(
             index=torch.tensor(index),
             src=clip["src"],
@@ -209,7 +215,9 @@ class CalibrationBuilder:
         self.num_workers = num_workers
         # An exact flow is as much of a label as the alpha it follows, and it survives neither augmentation nor cutting.
         untouched = augmentation is None and size is None
-        self.exact_flow = all(place.source.exact_flow for place in sequences) and labels and untouched
+        self.exact_flow = (
+            all(place.source.exact_flow for place in sequences) and labels and untouched
+        )
 
     def compose(self, index: int) -> MattingClip:
         """Draw a sequence from the source: (T, C, H, W), floats, with alpha and foreground only if labels are kept."""
@@ -250,7 +258,7 @@ class CalibrationBuilder:
         flow_key = "exact" if self.exact_flow else flow.key
         teacher_folder = make_folder(folder / f"teacher-{short_hash({'key': teacher.key})}")
         flow_folder = make_folder(folder / f"flow-{short_hash({'key': flow_key})}")
-        share = processes.share(range(len(self.sequences)))
+        share = distributed.share(range(len(self.sequences)))
         missing = []
         for done, index in enumerate(share):
             if progress is not None:
@@ -300,12 +308,17 @@ class CalibrationBuilder:
         if self.exact_flow:
             clip = self.compose(index)
             if clip.flow is None or clip.pha is None:
-                raise TypeError(f"Expected exact flow and alpha of clip {clip.name}: its source says it has them.")
+                raise TypeError(
+                    f"Expected exact flow and alpha of clip {clip.name}: its source says it has them."
+                )
             flow, visible = clip.flow, exact_visibility(clip.pha, clip.flow)
         else:
             src = read_tensors(sequence)["src"].float() / 255
             if len(src) > 1:
                 flow, visible = estimator.forward(src)
             else:
-                flow, visible = src.new_zeros(0, 2, *src.shape[-2:]), src.new_zeros(0, 1, *src.shape[-2:])
+                flow, visible = (
+                    src.new_zeros(0, 2, *src.shape[-2:]),
+                    src.new_zeros(0, 1, *src.shape[-2:]),
+                )
         write_tensors(path, {"flow": flow.half(), "visible": visible.to(torch.uint8)})

@@ -12,7 +12,7 @@ from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import Teacher
 
-SETTLE_FRAMES = 6
+WARMUP_FRAMES = 6
 """The float network sees so many frames before the first one that is cut out."""
 
 
@@ -28,7 +28,9 @@ class CutoutSource(LayeredSource):
         seed: pairs people with backgrounds.
     """
 
-    def __init__(self, people: VideoSource, backgrounds: Backgrounds, size: tuple[int, int], seed: int = 0) -> None:
+    def __init__(
+        self, people: VideoSource, backgrounds: Backgrounds, size: tuple[int, int], seed: int = 0
+    ) -> None:
         self.people, self.size = people, size
         self.claims_are_within = people.claims_are_within
         self._backgrounds = backgrounds
@@ -60,9 +62,11 @@ class CutoutSource(LayeredSource):
         """
         self.check_range(index, start, stop)
         if self._teacher is None:
-            raise PTQ4VMError("Expected a network that cuts people out, got none. Call attach(teacher) first.")
+            raise PTQ4VMError(
+                "Expected a network that cuts people out, got none. Call attach(teacher) first."
+            )
         clip, stage = self._pairs[index]
-        first = max(0, start - SETTLE_FRAMES)
+        first = max(0, start - WARMUP_FRAMES)
         src = self.people.read(clip, first, stop).src
         with torch.no_grad():
             output = self._teacher.forward(src[None])
@@ -72,7 +76,7 @@ class CutoutSource(LayeredSource):
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
         """Of the video, with the frames that the network sees before, and of the background."""
         clip, stage = self._pairs[index]
-        video = self.people.files(clip, max(0, start - SETTLE_FRAMES), stop)
+        video = self.people.files(clip, max(0, start - WARMUP_FRAMES), stop)
         return video + self._backgrounds.files(stage, start, stop)
 
     def draw_order(self, generator: Generator) -> list[int]:

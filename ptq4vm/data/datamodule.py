@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
-from ptq4vm import processes
+from ptq4vm import distributed
 from ptq4vm.cache import cache_folder
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.builtin import PICTURES, BuiltinSource, bundled, cached_cutout
@@ -26,7 +26,13 @@ from ptq4vm.data.calibration import (
 )
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
-from ptq4vm.data.loading import EvaluationChunks, NoFrames, ShuffledPasses, collate_calibration, collate_chunk
+from ptq4vm.data.loading import (
+    EvaluationChunks,
+    NoFrames,
+    ShuffledPasses,
+    collate_calibration,
+    collate_chunk,
+)
 from ptq4vm.data.references import HeldOutClips, ReferencedChunks, draw_held_out
 from ptq4vm.data.sources import ClipSource
 from ptq4vm.data.storage import short_hash
@@ -112,7 +118,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
         cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
-        self.root, self.sources = Path(root or "."), [source] if isinstance(source, str) else list(source)
+        self.root, self.sources = (
+            Path(root or "."),
+            [source] if isinstance(source, str) else list(source),
+        )
         self.foregrounds, self.backgrounds, self.photographs = foregrounds, backgrounds, photographs
         self.composites, self.videos, self.evaluation = composites, videos, evaluation
         self.held_out, self.labels = list(held_out or []), labels
@@ -136,13 +145,19 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self._scenes: tuple[CutoutSource, list[SequencePlace], int] | None = None
         self._content: dict[str, Any] = {}
         if not self.sources or not set(self.sources) <= set(get_args(Source)):
-            raise PTQ4VMError(f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}.")
+            raise PTQ4VMError(
+                f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}."
+            )
         at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0,
                     "steps_per_epoch": 1, "eval_clips": 1, "eval_frames": 1, "enlarge": 1}  # fmt: skip
-        numbers: dict[str, Any] = {name: (getattr(self, name), low) for name, low in at_least.items()}
+        numbers: dict[str, Any] = {
+            name: (getattr(self, name), low) for name, low in at_least.items()
+        }
         for name, (value, low) in {**numbers, "height": (height, 16), "width": (width, 16)}.items():
             if value is not None and value < low:
-                raise PTQ4VMError(f"Expected {name} of at least {low}, got {value}. Change it in the data settings.")
+                raise PTQ4VMError(
+                    f"Expected {name} of at least {low}, got {value}. Change it in the data settings."
+                )
 
     def setup(self, stage: str | None = None) -> None:
         """Look at the files that `stage` needs (all for None), and draw the calibration sequences; idempotent.
@@ -156,10 +171,14 @@ class VideoMattingDataModule(pl.LightningDataModule):
             self._evaluation_source = self._make_evaluation_source()
         if stage in (None, "fit") and not self._calibration_sources:
             sources = [self._make_calibration_source(name) for name in self.sources]
-            self._sequences = draw_from_all(sources, self.num_sequences, self.seq_length, self.seed, self.progress)
+            self._sequences = draw_from_all(
+                sources, self.num_sequences, self.seq_length, self.seed, self.progress
+            )
             self._calibration_sources = sources
 
-    def attach(self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None) -> None:
+    def attach(
+        self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None
+    ) -> None:
         """Make the calibration set, or what is missing of it; clips that need the teacher can be read from then on.
 
         A sequence at a time is made, passed through the teacher and written, so memory doesn't depend on their
@@ -175,9 +194,11 @@ class VideoMattingDataModule(pl.LightningDataModule):
             PTQ4VMError: files can't be read or written.
         """
         with self._telling(progress):
-            processes.first_alone(lambda: self._attach(teacher, "test" if flow is None else "fit"))
+            distributed.first_alone(
+                lambda: self._attach(teacher, "test" if flow is None else "fit")
+            )
             if flow is not None:
-                self._calibration_set = processes.together(lambda: self._build(teacher, flow))
+                self._calibration_set = distributed.together(lambda: self._build(teacher, flow))
 
     @contextmanager
     def _telling(self, progress: Progress | None) -> Iterator[None]:
@@ -199,9 +220,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
                 source.portrait()  # By the first process, before others look for it in the cache.
 
     def _build(self, teacher: Teacher, flow: FlowEstimator) -> CalibrationSet:
-        if self.num_sequences < processes.count():
+        if self.num_sequences < distributed.count():
             raise PTQ4VMError(
-                f"Expected a calibration sequence for each of {processes.count()} processes, got num_sequences = "
+                f"Expected a calibration sequence for each of {distributed.count()} processes, got num_sequences = "
                 f"{self.num_sequences}. Raise it, or lower devices."
             )
         builder = CalibrationBuilder(
@@ -215,7 +236,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
         )
         return builder.build(self._set_folder(teacher), teacher, flow, self.progress)
 
-    def add_references(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None) -> None:
+    def add_references(
+        self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None
+    ) -> None:
         """Have the evaluation clips scored against the float network too, and held-out people if there are any.
 
         Its mattes are computed once and kept; :meth:`attach` must have come before.
@@ -226,20 +249,28 @@ class VideoMattingDataModule(pl.LightningDataModule):
         with self._telling(progress):
             self._add_references(teacher, flow, self.progress)
 
-    def _add_references(self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None) -> None:
-        chunks = processes.first_alone(lambda: self._readable(self._chunks()))
+    def _add_references(
+        self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None
+    ) -> None:
+        chunks = distributed.first_alone(lambda: self._readable(self._chunks()))
         content = self.content()
         settings = {"teacher": teacher.key, "clips": content["evaluation"], "chunks": chunks.chunks}
         folder = self.cache_dir / "references" / short_hash(settings | {"format": FORMAT_VERSION})
-        self._references = processes.together(lambda: ReferencedChunks(chunks, folder).build(teacher, progress))
+        self._references = distributed.together(
+            lambda: ReferencedChunks(chunks, folder).build(teacher, progress)
+        )
         if not self.held_out:
             return
         scenes, places, length = self._held_out_scenes()
         scenes.use(teacher)
         held_out = {"teacher": teacher.key, "clips": content["held_out"], "size": scenes.size}
         folder = self.cache_dir / "held_out" / short_hash(held_out | {"format": FORMAT_VERSION})
-        builder = CalibrationBuilder(places, length, None, labels=False, seed=0, num_workers=self.num_workers)
-        sequences = processes.together(lambda: builder.build(folder, teacher, flow, progress, "held-out people"))
+        builder = CalibrationBuilder(
+            places, length, None, labels=False, seed=0, num_workers=self.num_workers
+        )
+        sequences = distributed.together(
+            lambda: builder.build(folder, teacher, flow, progress, "held-out people")
+        )
         self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
 
     def _held_out_scenes(self) -> tuple[CutoutSource, list[SequencePlace], int]:
@@ -250,8 +281,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
             if not isinstance(source, BuiltinSource):
                 height, width = source.read(0, 0, 1).src.shape[-2:]
             stages = Backgrounds(self.root / self.backgrounds, self.held_out)
-            people = VideoSource(self.root / self.videos, (height, width), self.held_out, cache=self.cache_dir)
-            self._scenes = draw_held_out(CutoutSource(people, stages, (height, width)), self.progress)
+            people = VideoSource(
+                self.root / self.videos, (height, width), self.held_out, cache=self.cache_dir
+            )
+            self._scenes = draw_held_out(
+                CutoutSource(people, stages, (height, width)), self.progress
+            )
         return self._scenes
 
     def content(self) -> dict[str, Any]:
@@ -309,20 +344,26 @@ class VideoMattingDataModule(pl.LightningDataModule):
         size = (round(self.size[0] * self.enlarge), round(self.size[1] * self.enlarge))
         if name == "videomatte":
             foregrounds = self.root / self.foregrounds
-            return VideoMatteSource(foregrounds, self._make_backgrounds(), size, self.seed, self.held_out)
+            return VideoMatteSource(
+                foregrounds, self._make_backgrounds(), size, self.seed, self.held_out
+            )
         if name == "evaluation":
             return EvaluationSource(self.root / self.composites, size, self.labels)
         if name == "builtin":
             frames = max(2 * self.seq_length, 32)
             return BuiltinSource("train", size, self.num_sequences, frames, self.seed)
-        videos = VideoSource(self.root / self.videos, size, held_out=self.held_out, cache=self.cache_dir)
+        videos = VideoSource(
+            self.root / self.videos, size, held_out=self.held_out, cache=self.cache_dir
+        )
         if name == "video":
             return videos
         return CutoutSource(videos, self._make_backgrounds(), size, self.seed)
 
     def _make_backgrounds(self) -> Backgrounds:
         photographs = [bundled(name) for name in PICTURES["train"]] if self.photographs else []
-        return Backgrounds(self.root / self.backgrounds, held_out=self.held_out, photographs=photographs)
+        return Backgrounds(
+            self.root / self.backgrounds, held_out=self.held_out, photographs=photographs
+        )
 
     def _make_evaluation_source(self) -> ClipSource:
         if self.evaluation is not None:
@@ -338,7 +379,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
             PTQ4VMError: :meth:`attach` hasn't been called with a teacher and a flow estimator.
         """
         if self._calibration_set is None:
-            raise PTQ4VMError("Expected attach(teacher, flow) before the calibration set is used, got no such call.")
+            raise PTQ4VMError(
+                "Expected attach(teacher, flow) before the calibration set is used, got no such call."
+            )
         return self._calibration_set
 
     def train_dataloader(self) -> DataLoader[CalibrationClip] | DataLoader[Tensor]:
@@ -347,9 +390,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
         With several processes ``batch_size`` is each one's; all make the same number of batches of their own shares.
         """
         count, steps = len(self.calibration_set), self.steps_per_epoch
-        longest = math.ceil(count / processes.count())
+        longest = math.ceil(count / distributed.count())
         passes = longest if steps is None else steps * self.batch_size
-        sampler = ShuffledPasses(processes.share(range(count)), passes, self.seed)
+        sampler = ShuffledPasses(distributed.share(range(count)), passes, self.seed)
         sampler.go_on(*self.reached, self.batch_size)
         if self.numbers_only:
             return DataLoader(torch.arange(count), batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]
@@ -378,13 +421,19 @@ class VideoMattingDataModule(pl.LightningDataModule):
         source = self._evaluation_source or self._make_evaluation_source()
         return EvaluationChunks(source, self.eval_chunk, self.eval_clips, self.eval_frames)
 
-    def _loader(self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips) -> DataLoader[MattingClip]:
+    def _loader(
+        self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips
+    ) -> DataLoader[MattingClip]:
         """Whole clips, each for one process alone."""
-        share = [index for clip in processes.share(clips.by_clip()) for index in clip]
+        share = [index for clip in distributed.share(clips.by_clip()) for index in clip]
         own: Dataset[MattingClip] = Subset(clips, share) if share else NoFrames()
         # Of this share alone; of this type so that Lightning makes no shares of it, which would cut clips apart.
-        sampler: DistributedSampler[int] = DistributedSampler(own, num_replicas=1, rank=0, shuffle=False)
-        return DataLoader(own, sampler=sampler, num_workers=self.num_workers, collate_fn=collate_chunk)
+        sampler: DistributedSampler[int] = DistributedSampler(
+            own, num_replicas=1, rank=0, shuffle=False
+        )
+        return DataLoader(
+            own, sampler=sampler, num_workers=self.num_workers, collate_fn=collate_chunk
+        )
 
     def held_out_dataloader(self) -> DataLoader[MattingClip] | None:
         """Held-out people, (1, T, C, H, W) each, if :meth:`add_references` found some."""

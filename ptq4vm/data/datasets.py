@@ -34,7 +34,9 @@ def check_same_frames(clip: str, first: list[Path], second: list[Path]) -> None:
     """
     if len(first) != len(second):
         got = f"{len(first)} in {first[0].parent} and {len(second)} in {second[0].parent}"
-        raise PTQ4VMError(f"Expected as many frames in each layer of clip {clip}, got {got}. Add what is missing.")
+        raise PTQ4VMError(
+            f"Expected as many frames in each layer of clip {clip}, got {got}. Add what is missing."
+        )
     for a, b in zip(first, second, strict=True):
         if a.stem != b.stem:
             raise PTQ4VMError(
@@ -72,9 +74,13 @@ class VideoMatteSource(LayeredSource):
         self.size = size
         self._root = foregrounds
         found = self._list_foregrounds(foregrounds)
-        self._foregrounds = {name: layers for name, layers in found.items() if not matches(name, held_out)}
+        self._foregrounds = {
+            name: layers for name, layers in found.items() if not matches(name, held_out)
+        }
         if not self._foregrounds:
-            raise PTQ4VMError(f"Expected clips that are not held out in {foregrounds}, got none. Correct held_out.")
+            raise PTQ4VMError(
+                f"Expected clips that are not held out in {foregrounds}, got none. Correct held_out."
+            )
         self._backgrounds = backgrounds
         clips, stages = list(self._foregrounds), self._backgrounds.names
         self._pairs = pair_evenly(len(clips), len(stages), seed)
@@ -89,11 +95,15 @@ class VideoMatteSource(LayeredSource):
             fgr, pha = list_frames(folder), list_frames(root / "train" / "pha" / folder.name)
             for frames, place in ((fgr, folder), (pha, root / "train" / "pha" / folder.name)):
                 if not frames:
-                    raise PTQ4VMError(f"Expected frames of clip {folder.name} in {place}, got none. Add or remove it.")
+                    raise PTQ4VMError(
+                        f"Expected frames of clip {folder.name} in {place}, got none. Add or remove it."
+                    )
             check_same_frames(folder.name, fgr, pha)
             clips[folder.name] = (fgr, pha)
         if not clips:
-            raise PTQ4VMError(f"Expected clips laid out as {FOREGROUND_LAYOUT}, got none in {root}.")
+            raise PTQ4VMError(
+                f"Expected clips laid out as {FOREGROUND_LAYOUT}, got none in {root}."
+            )
         return clips
 
     def num_frames(self, index: int) -> int:
@@ -102,7 +112,9 @@ class VideoMatteSource(LayeredSource):
 
     def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
         """Those of the foreground: its frames are read."""
-        return cuts_of_images(list(self._foregrounds.values())[self._pairs[index][0]][0], start, stop)
+        return cuts_of_images(
+            list(self._foregrounds.values())[self._pairs[index][0]][0], start, stop
+        )
 
     def read_layers(self, index: int, start: int, stop: int) -> Layers:
         """Frames [start, stop) of a foreground, its alpha and its background, at the size asked for."""
@@ -126,7 +138,9 @@ class VideoMatteSource(LayeredSource):
         return list(range(len(self)))
 
 
-def check_same_size(clip: str, first: torch.Tensor, second: torch.Tensor, path: Path, other: Path) -> None:
+def check_same_size(
+    clip: str, first: torch.Tensor, second: torch.Tensor, path: Path, other: Path
+) -> None:
     """Raises: PTQ4VMError: two layers of a clip differ in size."""
     if first.shape[-2:] != second.shape[-2:]:
         raise PTQ4VMError(
@@ -147,7 +161,9 @@ class EvaluationSource(ClipSource):
         PTQ4VMError: nothing is laid out so, more than one folder is, or the layers of a clip don't match.
     """
 
-    def __init__(self, root: Path, size: tuple[int, int] | None = None, labels: bool = True) -> None:
+    def __init__(
+        self, root: Path, size: tuple[int, int] | None = None, labels: bool = True
+    ) -> None:
         self.root, self.size = self.find_root(root), size
         self._layers: list[dict[str, list[Path]]] = []
         self.names = []
@@ -162,17 +178,25 @@ class EvaluationSource(ClipSource):
         found = [folder for folder in (root, *list_folders(root)) if any(folder.glob("*/*/com"))]
         if len(found) > 1:
             names = ", ".join(str(folder) for folder in found)
-            raise PTQ4VMError(f"Expected one folder of evaluation sets, got {len(found)}: {names}. Name one of them.")
+            raise PTQ4VMError(
+                f"Expected one folder of evaluation sets, got {len(found)}: {names}. Name one of them."
+            )
         if not found:
-            hint = f" Give {root.parent} instead." if any(root.glob("*/com")) else " Correct the path."
-            raise PTQ4VMError(f"Expected evaluation clips laid out as {EVALUATION_LAYOUT}, got none in {root}.{hint}")
+            hint = (
+                f" Give {root.parent} instead." if any(root.glob("*/com")) else " Correct the path."
+            )
+            raise PTQ4VMError(
+                f"Expected evaluation clips laid out as {EVALUATION_LAYOUT}, got none in {root}.{hint}"
+            )
         return found[0]
 
     def _list_layers(self, folder: Path, labels: bool) -> dict[str, list[Path]]:
         name = self.names[-1]
         layers = {"com": list_frames(folder / "com")}
         if not layers["com"]:
-            raise PTQ4VMError(f"Expected frames of clip {name} in {folder / 'com'}, got none. Add or remove it.")
+            raise PTQ4VMError(
+                f"Expected frames of clip {name} in {folder / 'com'}, got none. Add or remove it."
+            )
         for part in ("pha", "fgr") if labels else ():
             if frames := list_frames(folder / part):
                 layers[part] = frames
@@ -196,13 +220,20 @@ class EvaluationSource(ClipSource):
         """Frames [start, stop) of a clip with what is known of them."""
         self.check_range(index, start, stop)
         layers = self._layers[index]
-        read = {part: read_frames(paths[start:stop], gray=part == "pha") for part, paths in layers.items()}
+        read = {
+            part: read_frames(paths[start:stop], gray=part == "pha")
+            for part, paths in layers.items()
+        }
         for part, frames in read.items():
-            check_same_size(self.names[index], read["com"], frames, layers["com"][start], layers[part][start])
+            check_same_size(
+                self.names[index], read["com"], frames, layers["com"][start], layers[part][start]
+            )
         if self.size is not None:
             read = {part: cover_crop(frames, self.size) for part, frames in read.items()}
         stems = tuple(path.stem for path in layers["com"][start:stop])
-        return MattingClip(read["com"], read.get("pha"), read.get("fgr"), None, self.names[index], start, stems)
+        return MattingClip(
+            read["com"], read.get("pha"), read.get("fgr"), None, self.names[index], start, stems
+        )
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
         """Of all layers that are read."""

@@ -19,7 +19,10 @@ _BLOCKS, _BLOCK = 16, 2**16
 
 def list_folders(folder: Path) -> list[Path]:
     """The folders within a folder, in natural order; hidden ones are left out."""
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=images.natural_key)
+    return sorted(
+        (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")),
+        key=images.natural_key,
+    )
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -49,7 +52,9 @@ def require_folder(folder: Path, what: str, layout: str) -> Path:
     """
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
-        raise PTQ4VMError(f"Expected a folder of {what} laid out as {layout}, got {got} at {folder}. Correct the path.")
+        raise PTQ4VMError(
+            f"Expected a folder of {what} laid out as {layout}, got {got} at {folder}. Correct the path."
+        )
     return folder
 
 
@@ -99,7 +104,9 @@ def cover_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
     scale = max(height / have_height, width / have_width)
     resized = (max(height, round(have_height * scale)), max(width, round(have_width * scale)))
     if resized != (have_height, have_width):
-        frames = functional.interpolate(frames, resized, mode="bilinear", align_corners=False, antialias=True)
+        frames = functional.interpolate(
+            frames, resized, mode="bilinear", align_corners=False, antialias=True
+        )
         frames = frames.clamp(0, 1)
     top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
     return frames[..., top : top + height, left : left + width].contiguous()

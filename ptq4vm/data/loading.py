@@ -33,13 +33,19 @@ class EvaluationChunks(Dataset[MattingClip]):
         frames: at most so many frames of each clip; None takes all.
     """
 
-    def __init__(self, source: ClipSource, chunk: int, clips: int | None = None, frames: int | None = None) -> None:
+    def __init__(
+        self, source: ClipSource, chunk: int, clips: int | None = None, frames: int | None = None
+    ) -> None:
         self.source = source
         count = len(source) if clips is None else min(clips, len(source))
         self.chunks: list[Chunk] = []
         for clip in (i * len(source) // count for i in range(count)):
-            end = source.num_frames(clip) if frames is None else min(frames, source.num_frames(clip))
-            self.chunks += [Chunk(clip, start, min(start + chunk, end)) for start in range(0, end, chunk)]
+            end = (
+                source.num_frames(clip) if frames is None else min(frames, source.num_frames(clip))
+            )
+            self.chunks += [
+                Chunk(clip, start, min(start + chunk, end)) for start in range(0, end, chunk)
+            ]
         self._is_cut, self._next = CutDetector(), (-1, 0)
         self._cuts: set[tuple[int, int]] = set()
 
@@ -62,7 +68,11 @@ class EvaluationChunks(Dataset[MattingClip]):
             self._is_cut = CutDetector()
         self._next = (chunk.clip, chunk.stop)
         frames = (clip.src * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        cuts = [(chunk.clip, chunk.start + place) for place, frame in enumerate(frames) if self._is_cut(frame)]
+        cuts = [
+            (chunk.clip, chunk.start + place)
+            for place, frame in enumerate(frames)
+            if self._is_cut(frame)
+        ]
         for cut in cuts:
             if cut not in self._cuts:
                 self._cuts.add(cut)
@@ -75,11 +85,16 @@ class EvaluationChunks(Dataset[MattingClip]):
 
     def clips(self) -> list[Chunk]:
         """The frames of each clip that its chunks hold together."""
-        return [Chunk(clip, 0, stop) for clip, stop in {c.clip: c.stop for c in self.chunks}.items()]
+        return [
+            Chunk(clip, 0, stop) for clip, stop in {c.clip: c.stop for c in self.chunks}.items()
+        ]
 
     def by_clip(self) -> list[list[int]]:
         """The numbers of the chunks of each clip."""
-        return [[*numbers] for _, numbers in groupby(range(len(self)), lambda number: self.chunks[number].clip)]
+        return [
+            [*numbers]
+            for _, numbers in groupby(range(len(self)), lambda number: self.chunks[number].clip)
+        ]
 
 
 class NoFrames(Dataset[MattingClip]):
@@ -143,7 +158,9 @@ def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
         fgr=known([clip.fgr for clip in clips]),
         teacher_pha=torch.stack([clip.teacher_pha for clip in clips]),
         teacher_fgr=torch.stack([clip.teacher_fgr for clip in clips]),
-        teacher_state=tuple(map(torch.stack, zip(*(clip.teacher_state for clip in clips), strict=True))),
+        teacher_state=tuple(
+            map(torch.stack, zip(*(clip.teacher_state for clip in clips), strict=True))
+        ),
         flow=torch.stack([clip.flow for clip in clips]),
         visible=torch.stack([clip.visible for clip in clips]),
     )
@@ -156,7 +173,9 @@ def collate_chunk(chunks: list[MattingClip]) -> MattingClip:
         ValueError: there is more than one; chunks differ in length and belong to different states.
     """
     if len(chunks) != 1:
-        raise ValueError(f"Expected one chunk in a batch, got {len(chunks)}. Evaluate with a batch size of 1.")
+        raise ValueError(
+            f"Expected one chunk in a batch, got {len(chunks)}. Evaluate with a batch size of 1."
+        )
     chunk = chunks[0]
     known = (chunk.pha, chunk.fgr, chunk.flow, chunk.float_pha)
     pha, fgr, flow, float_pha = (None if part is None else part[None] for part in known)

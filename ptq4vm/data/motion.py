@@ -18,7 +18,9 @@ class Wave:
 
     def __call__(self, frame: int) -> float:
         """The value at a frame."""
-        return self.middle + self.amplitude * math.sin(2 * math.pi * frame / self.period + self.phase)
+        return self.middle + self.amplitude * math.sin(
+            2 * math.pi * frame / self.period + self.phase
+        )
 
 
 def uniform(generator: Generator, low: float, high: float) -> float:
@@ -26,13 +28,17 @@ def uniform(generator: Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
-def similarity(x: float, y: float, scale: float, angle: float, pivot: tuple[float, float], mirror: bool) -> Tensor:
+def similarity(
+    x: float, y: float, scale: float, angle: float, pivot: tuple[float, float], mirror: bool
+) -> Tensor:
     """3×3 matrix that mirrors, scales and turns about a pivot, and puts the pivot at (x, y)."""
     cos, sin, flip = scale * math.cos(angle), scale * math.sin(angle), -1 if mirror else 1
     linear = torch.tensor([[cos * flip, -sin], [sin * flip, cos]], dtype=torch.float64)
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[:2, :2] = linear
-    matrix[:2, 2] = torch.tensor([x, y], dtype=torch.float64) - linear @ torch.tensor(pivot, dtype=torch.float64)
+    matrix[:2, 2] = torch.tensor([x, y], dtype=torch.float64) - linear @ torch.tensor(
+        pivot, dtype=torch.float64
+    )
     return matrix
 
 
@@ -47,7 +53,9 @@ def sample(picture: Tensor, matrix: Tensor, size: tuple[int, int], padding: str)
     places = pixel_places(torch.linalg.inv(matrix), size)
     extent = torch.tensor([picture.shape[-1], picture.shape[-2]])
     grid = ((2 * places + 1) / extent - 1).float()
-    return functional.grid_sample(picture[None], grid[None], padding_mode=padding, align_corners=False)[0].clamp(0, 1)
+    return functional.grid_sample(
+        picture[None], grid[None], padding_mode=padding, align_corners=False
+    )[0].clamp(0, 1)
 
 
 def way_flow(way: list[Tensor], size: tuple[int, int]) -> Tensor:

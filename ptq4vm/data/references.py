@@ -6,8 +6,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ptq4vm import processes
-from ptq4vm.data.calibration import CalibrationSet, Progress, SequencePlace, draw_sequences, file_name
+from ptq4vm import distributed
+from ptq4vm.data.calibration import (
+    CalibrationSet,
+    Progress,
+    SequencePlace,
+    draw_sequences,
+    file_name,
+)
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.loading import Chunk, EvaluationChunks
 from ptq4vm.data.sources import ClipSource
@@ -65,10 +71,14 @@ class ReferencedChunks(Dataset[MattingClip]):
             PTQ4VMError: clips can't be read, or the folder can't be written.
         """
         make_folder(self.folder)
-        share = processes.share(self.clips.by_clip())
+        share = distributed.share(self.clips.by_clip())
         for done, clip in enumerate(share):
             files, state = [self.folder / file_name(index) for index in clip], None
-            for index, file in zip(clip, files, strict=True) if not all(is_whole(f, ["pha"]) for f in files) else ():
+            for index, file in (
+                zip(clip, files, strict=True)
+                if not all(is_whole(f, ["pha"]) for f in files)
+                else ()
+            ):
                 output = teacher.forward(self.clips[index].src[None], state)
                 state = tuple(steps[:, -1] for steps in output.state)
                 write_tensors(file, {"pha": _to_codes(output.pha[0])})

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptq4vm.atomic_io import write_json
 from ptq4vm.data.files import read_image
 from ptq4vm.data.storage import make_folder, short_hash
 from ptq4vm.video.cuts import MEMORY, CutDetector, find_cuts
 from ptq4vm.video.frames import Frame
-from ptq4vm.writing import write_json
 
 VERSION = 1
 """Part of every key: raise it when the test for cuts changes."""
@@ -34,7 +34,11 @@ def find_shots(frames: Iterable[Frame], fingerprint: str, cache: Path | None) ->
     Raises:
         PTQ4VMError: the cache can't be written, or what reading the frames raises.
     """
-    path = cache and make_folder(cache / "shots") / f"{short_hash({'clip': fingerprint, 'version': VERSION})}.json"
+    path = (
+        cache
+        and make_folder(cache / "shots")
+        / f"{short_hash({'clip': fingerprint, 'version': VERSION})}.json"
+    )
     if path and (known := _read(path)) is not None:
         return known
     count, is_cut, cuts = 0, CutDetector(), []

@@ -52,7 +52,9 @@ class ClipSource(ABC):
     def longest_shot(self, index: int) -> int:
         """Frames of the longest stretch of a clip without a cut."""
         count = self.num_frames(index)
-        return max(after - before for before, after in pairwise((0, *self.cuts(index, 0, count), count)))
+        return max(
+            after - before for before, after in pairwise((0, *self.cuts(index, 0, count), count))
+        )
 
     @abstractmethod
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:

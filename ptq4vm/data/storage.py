@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import load_safetensors
-from ptq4vm.writing import written_whole
 
 
 def short_hash(settings: Mapping[str, Any]) -> str:

@@ -40,7 +40,12 @@ class ClipAugmentation:
         # What comes in from outside mirrors the picture, alpha too: zeros would cut a person off at the picture's edge.
         affine, background_affine = (
             augmentation.RandomAffine(
-                degrees, (translate, translate), size, p=1.0, padding_mode="reflection", align_corners=False
+                degrees,
+                (translate, translate),
+                size,
+                p=1.0,
+                padding_mode="reflection",
+                align_corners=False,
             )
             for size in (scale, background_scale)
         )
@@ -54,7 +59,9 @@ class ClipAugmentation:
         """Change foreground and background apart from each other; alpha follows the foreground. Flow is dropped."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fgr, pha = _apply(self._geometry, torch.cat([layers.fgr, layers.pha], dim=1)).split([3, 1], dim=1)
+            fgr, pha = _apply(self._geometry, torch.cat([layers.fgr, layers.pha], dim=1)).split(
+                [3, 1], dim=1
+            )
             fgr = _apply(self._colour, fgr)
             bgr = _apply(self._background, layers.bgr)
         return Layers(fgr, pha.contiguous(), bgr)
@@ -103,6 +110,8 @@ def cut_or_shrink(clip: MattingClip, size: tuple[int, int], seed: int) -> Mattin
         return layer[..., top : top + size[0], left : left + size[1]]
 
     known: dict[str, Any] = {
-        name: fit(layer) for name in ("src", "pha", "fgr") if (layer := getattr(clip, name)) is not None
+        name: fit(layer)
+        for name in ("src", "pha", "fgr")
+        if (layer := getattr(clip, name)) is not None
     }
     return clip._replace(**known, flow=None)

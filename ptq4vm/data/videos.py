@@ -53,12 +53,18 @@ class VideoSource(ClipSource):
     ) -> None:
         self.cache = cache
         self.root, self.size = require_folder(root, "videos", LAYOUT), size
-        videos = [path for path in root.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+        videos = [
+            path
+            for path in root.iterdir()
+            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        ]
         folders = [folder for folder in list_folders(root) if list_frames(folder)]
         found = sorted(videos + folders, key=natural_key)
         self._clips = [c for c in found if matches(c.stem, names) and not matches(c.stem, held_out)]
         if not found:
-            raise PTQ4VMError(f"Expected videos laid out as {LAYOUT}, got none in {root}. Correct the path.")
+            raise PTQ4VMError(
+                f"Expected videos laid out as {LAYOUT}, got none in {root}. Correct the path."
+            )
         if not self._clips:
             raise PTQ4VMError(
                 f"Expected videos named {', '.join(names)} in {root}, without {', '.join(held_out) or 'exception'}, "
@@ -66,7 +72,9 @@ class VideoSource(ClipSource):
             )
         self.names = [f"{root.resolve().name}/{path.name}" for path in self._clips]
         self._shots: dict[int, Shots] = {}
-        self._readers = {path: VideoReader(path, whole=False) for path in videos if path in self._clips}
+        self._readers = {
+            path: VideoReader(path, whole=False) for path in videos if path in self._clips
+        }
         for reader in self._readers.values():
             for note in reader.notes:
                 warnings.warn(note, stacklevel=2)
@@ -95,14 +103,20 @@ class VideoSource(ClipSource):
             path = self._clips[index]
             paths = list_frames(path) if path.is_dir() else [path]
             frames = image_frames(paths) if path.is_dir() else iter(self._readers[path])
-            self._shots[index] = find_shots(frames, self.fingerprint([(index, 0, len(paths))]), self.cache)
+            self._shots[index] = find_shots(
+                frames, self.fingerprint([(index, 0, len(paths))]), self.cache
+            )
         return self._shots[index]
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
         """Frames [start, stop) of a clip."""
         self.check_range(index, start, stop)
         path = self._clips[index]
-        src = read_frames(list_frames(path)[start:stop]) if path.is_dir() else self._decode(path, start, stop)
+        src = (
+            read_frames(list_frames(path)[start:stop])
+            if path.is_dir()
+            else self._decode(path, start, stop)
+        )
         if self.size is not None:
             src = cover_crop(src, self.size)
         return MattingClip(src, name=self.names[index], start=start)
@@ -117,7 +131,9 @@ class VideoSource(ClipSource):
         frames = reader.read(start, stop)
         if len(frames) < stop - start:
             got = reader.count()
-            raise PTQ4VMError(f"Expected {stop} frames in {path}, got {got}. The file has changed: run again.")
+            raise PTQ4VMError(
+                f"Expected {stop} frames in {path}, got {got}. The file has changed: run again."
+            )
         if reader.concealed:
             warnings.warn(reader.notes[0], stacklevel=2)
         src = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255

@@ -31,7 +31,9 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     if x.ndim != 4 or not x.is_floating_point():
         raise PTQ4VMError(f"Expected floats (N, C, H, W) to warp, got {x.dtype} {tuple(x.shape)}.")
     _check_flow(flow, (x.shape[0], *x.shape[-2:]), "flow")
-    image = x.float() if x.dtype != torch.float64 else x  # half precision can't tell pixels beyond 2048, or their parts
+    image = (
+        x.float() if x.dtype != torch.float64 else x
+    )  # half precision can't tell pixels beyond 2048, or their parts
     flow = flow.to(image.dtype)
     map_x, map_y = _source_coordinates(flow).unbind(dim=1)
     blended = remap(image, map_x, map_y, mode="bilinear", padding_mode="border", align_corners=True)
@@ -77,7 +79,9 @@ def forward_backward_mask(
 def _source_coordinates(flow: Tensor) -> Tensor:
     """p + flow(p), (N, 2, H, W)."""
     height, width = flow.shape[-2:]
-    ys = torch.arange(height, dtype=flow.dtype, device=flow.device).view(-1, 1).expand(height, width)
+    ys = (
+        torch.arange(height, dtype=flow.dtype, device=flow.device).view(-1, 1).expand(height, width)
+    )
     xs = torch.arange(width, dtype=flow.dtype, device=flow.device).expand(height, width)
     return flow + torch.stack((xs, ys))
 

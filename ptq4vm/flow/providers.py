@@ -23,7 +23,9 @@ FlowPair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(3, H, W) frames t and t+1 -> forward flow and backward flow, (2, H, W) each."""
 
 
-def create_flow(name: str, weights: str | Path | None = None, arch: RaftArch = "auto") -> FlowEstimator:
+def create_flow(
+    name: str, weights: str | Path | None = None, arch: RaftArch = "auto"
+) -> FlowEstimator:
     """Build an optical flow method.
 
     Args:
@@ -47,8 +49,12 @@ def create_flow(name: str, weights: str | Path | None = None, arch: RaftArch = "
         )
     if name == "dis":
         if weights is not None:
-            raise PTQ4VMError(f"Expected no weights for flow 'dis', got {weights}. Leave them out, or choose 'raft'.")
-        return FlowEstimator(_estimator(_dis_pair, _DIS_MIN_SIDE), f"dis-medium-opencv{cv2.__version__}-v{_VERSION}")
+            raise PTQ4VMError(
+                f"Expected no weights for flow 'dis', got {weights}. Leave them out, or choose 'raft'."
+            )
+        return FlowEstimator(
+            _estimator(_dis_pair, _DIS_MIN_SIDE), f"dis-medium-opencv{cv2.__version__}-v{_VERSION}"
+        )
     raft, identity = load_raft(weights, arch)
     return FlowEstimator(_estimator(raft, min_side=1), f"{identity}-v{_VERSION}")
 
@@ -71,7 +77,9 @@ def _estimator(flow_pair: FlowPair, min_side: int) -> Callable[[Tensor], tuple[T
 
 
 def _dis_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # new for each pair: it keeps buffers by size
+    dis = cv2.DISOpticalFlow.create(
+        cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
+    )  # new for each pair: it keeps buffers by size
     a, b = _grey8(first), _grey8(second)
     # calc(x, y, ...): what is at p in x is at p + flow(p) in y, so (b, a) gives the backward flow
     there, back = dis.calc(a, b, None), dis.calc(b, a, None)  # type: ignore[call-overload]
@@ -83,13 +91,23 @@ def _as_tensor(flow: np.ndarray) -> Tensor:
 
 
 def _grey8(frame: Tensor) -> np.ndarray:
-    rgb = (frame * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    rgb = (
+        (frame * 255)
+        .round()
+        .clamp(0, 255)
+        .to("cpu", torch.uint8)
+        .permute(1, 2, 0)
+        .contiguous()
+        .numpy()
+    )
     return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
 
 
 def _check_frames(src: Tensor, min_side: int) -> None:
     if src.ndim != 4 or src.shape[1] != 3 or len(src) == 0 or not src.is_floating_point():
-        raise PTQ4VMError(f"Expected frames (T, 3, H, W) as floats in [0, 1], got {src.dtype} {tuple(src.shape)}.")
+        raise PTQ4VMError(
+            f"Expected frames (T, 3, H, W) as floats in [0, 1], got {src.dtype} {tuple(src.shape)}."
+        )
     if min(src.shape[-2:]) < min_side:
         raise PTQ4VMError(
             f"Expected frames of at least {min_side} pixels a side, got {tuple(src.shape[-2:])}. Take larger crops."

@@ -39,7 +39,9 @@ def load_raft(
         PTQ4VMError: no weights, not readable, or not those of ``arch``.
     """
     if arch not in get_args(RaftArch):
-        raise PTQ4VMError(f"Expected arch to be one of {', '.join(get_args(RaftArch))}, got {arch!r}.")
+        raise PTQ4VMError(
+            f"Expected arch to be one of {', '.join(get_args(RaftArch))}, got {arch!r}."
+        )
     if weights is None:
         raise PTQ4VMError(f"Expected a weights file for flow 'raft', got none. {_REMEDY}")
     path = Path(weights)
@@ -49,7 +51,9 @@ def load_raft(
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise PTQ4VMError(f"Expected weights of raft_{found} in {path}, got others: {error} {_REMEDY}") from error
+        raise PTQ4VMError(
+            f"Expected weights of raft_{found} in {path}, got others: {error} {_REMEDY}"
+        ) from error
     model.eval().requires_grad_(False)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return _pairwise(model), f"raft-{found}-{digest}"
@@ -62,10 +66,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         try:
             return load_safetensors(path.read_bytes())[0]
         except (OSError, ValueError) as error:
-            raise PTQ4VMError(f"Expected RAFT's weights, got {path}, which is damaged: {error}. {_REMEDY}") from error
+            raise PTQ4VMError(
+                f"Expected RAFT's weights, got {path}, which is damaged: {error}. {_REMEDY}"
+            ) from error
     state = load_plain(path, "RAFT's weights", _REMEDY)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise PTQ4VMError(f"Expected a plain dictionary of tensors in {path}, got {type(state).__name__}. {_REMEDY}")
+        raise PTQ4VMError(
+            f"Expected a plain dictionary of tensors in {path}, got {type(state).__name__}. {_REMEDY}"
+        )
     return state
 
 
@@ -83,7 +91,9 @@ def _pairwise(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tens
     def flow_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         model.to(first.device)
         height, width = first.shape[-2:]
-        images = F.pad(torch.stack((first, second)) * 2 - 1, _padding(height, width), mode="replicate")
+        images = F.pad(
+            torch.stack((first, second)) * 2 - 1, _padding(height, width), mode="replicate"
+        )
         # both directions in one batch; the last of RAFT's refinements is its answer
         forward, backward = model(images, images.flip(0))[-1][..., :height, :width]
         return forward, backward

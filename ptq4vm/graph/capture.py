@@ -15,7 +15,9 @@ from ptq4vm.models.base import Block
 from ptq4vm.types import RecurrentState
 
 
-def run_block(block: Block, inputs: Sequence[Tensor], state: Tensor | None = None) -> tuple[Tensor, ...]:
+def run_block(
+    block: Block, inputs: Sequence[Tensor], state: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Run a block over sequences.
 
     Args:
@@ -40,7 +42,10 @@ def run_block(block: Block, inputs: Sequence[Tensor], state: Tensor | None = Non
         state = step[-1]
         steps.append(step)
     # Concatenated, not stacked: the frames keep their memory format.
-    return tuple(torch.cat(values).unflatten(0, (time, batch)).transpose(0, 1) for values in zip(*steps, strict=True))
+    return tuple(
+        torch.cat(values).unflatten(0, (time, batch)).transpose(0, 1)
+        for values in zip(*steps, strict=True)
+    )
 
 
 def run_blocks(
@@ -88,7 +93,9 @@ class SequenceStore:
         device: where :meth:`read` puts tensors.
     """
 
-    def __init__(self, folder: Path, num_sequences: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, num_sequences: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.folder = folder
         self.num_sequences = num_sequences
         self.device = torch.device(device)

@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph.convert import quantize_network, quantized_layers
 from ptq4vm.graph.described import create_described
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig, QuantizedLayer, QuantSpec
 from ptq4vm.reading import load_safetensors, parse_json, typed
-from ptq4vm.writing import written_whole
 
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"
@@ -35,7 +35,9 @@ class _Header(TypedDict):
     layers: dict[str, str]
 
 
-def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: dict[str, Any]) -> None:
+def save_quantized(
+    network: MattingModel, qconfig: QConfig, path: Path, made: dict[str, Any]
+) -> None:
     """Write a quantized network whose weights are on their grids; whole or not at all.
 
     Args:
@@ -49,7 +51,9 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     for name, layer in layers.items():
         if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
-            raise RuntimeError(f"layer {name} must be fixed and its affine absorbed before it is saved")
+            raise RuntimeError(
+                f"layer {name} must be fixed and its affine absorbed before it is saved"
+            )
         codes = layer.weight_quantizer.codes(layer.weight).contiguous()
         tensors[f"{name}.weight"] = _pack(codes, layer.weight_quantizer.spec.bits)
     header = {
@@ -67,7 +71,11 @@ def save_quantized(network: MattingModel, qconfig: QConfig, path: Path, made: di
 def require_calibrated(network: MattingModel) -> None:
     """Raise PTQ4VMError if a layer's activation range was never found."""
     layers = quantized_layers(network).items()
-    missing = [name for name, layer in layers if not all(bool(one.ready) for one in layer.activation_quantizers)]
+    missing = [
+        name
+        for name, layer in layers
+        if not all(bool(one.ready) for one in layer.activation_quantizers)
+    ]
     if missing:
         raise PTQ4VMError(
             f"Expected a calibrated network, got {len(missing)} layers without activation ranges ({missing[0]}, ...). "
@@ -132,11 +140,17 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
         raise
     # What a damaged or foreign header says may stumble anywhere on its way to becoming a network.
     except Exception as error:
-        raise PTQ4VMError(f"Expected a complete quantized checkpoint, got {path}: {error}. Quantize again.") from error
+        raise PTQ4VMError(
+            f"Expected a complete quantized checkpoint, got {path}: {error}. Quantize again."
+        ) from error
     layers = quantized_layers(network)
     bits = {name: layer_bits(layer) for name, layer in layers.items()}
     if header["layers"] != bits:
-        name = min(name for name in bits.keys() | header["layers"] if bits.get(name) != header["layers"].get(name))
+        name = min(
+            name
+            for name in bits.keys() | header["layers"]
+            if bits.get(name) != header["layers"].get(name)
+        )
         raise PTQ4VMError(
             f"Expected {bits.get(name, 'no such layer')} for {name} in {path}, as its qconfig has it, got "
             f"{header['layers'].get(name, 'nothing')} in its table of layers. Quantize again."
@@ -157,7 +171,9 @@ def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
     qconfig = QConfig(**header["qconfig"])
     # Weights and scales come from the file: the cheapest way to them is enough here.
     quick = dataclasses.replace(qconfig, range_method="minmax", equalize=False)
-    return quantize_network(create_described(header["network"], header["arguments"], path), quick), qconfig
+    return quantize_network(
+        create_described(header["network"], header["arguments"], path), quick
+    ), qconfig
 
 
 # ---- what tensors can be ---------------------------------------------------------------------------------------
@@ -198,7 +214,11 @@ def _wrong_scale(scale: Tensor, spec: QuantSpec | None) -> str | None:
 
 
 def _wrong_log_scale(log_scale: Tensor, spec: QuantSpec | None) -> str | None:
-    return None if _wrong_scale(log_scale.exp(), spec) is None else "logarithms of scales from 1e-15 to 1e8"
+    return (
+        None
+        if _wrong_scale(log_scale.exp(), spec) is None
+        else "logarithms of scales from 1e-15 to 1e8"
+    )
 
 
 def _wrong_zero_point(zero_point: Tensor, spec: QuantSpec | None) -> str | None:
@@ -216,7 +236,11 @@ def _wrong_offset(offset: Tensor, spec: QuantSpec | None) -> str | None:
     codes = spec.quant_max - spec.quant_min
     low, high = spec.quant_min / codes - _DRIFT, spec.quant_max / codes + _DRIFT
     low, high = (low, high) if spec.grid == "affine" else (0, 0)
-    return None if ((offset >= low) & (offset <= high)).all() else f"zero points from {low:g} to {high:g} of the codes"
+    return (
+        None
+        if ((offset >= low) & (offset <= high)).all()
+        else f"zero points from {low:g} to {high:g} of the codes"
+    )
 
 
 def _not_ready(ready: Tensor, spec: QuantSpec | None) -> str | None:
@@ -242,10 +266,14 @@ _RANGES: dict[str, Callable[[Tensor, QuantSpec | None], str | None]] = {
 # ---- codes -----------------------------------------------------------------------------------------------------
 
 
-def _dequantized(name: str, layer: QuantizedLayer, tensors: dict[str, Tensor], path: Path) -> Tensor:
+def _dequantized(
+    name: str, layer: QuantizedLayer, tensors: dict[str, Tensor], path: Path
+) -> Tensor:
     spec = layer.weight_quantizer.spec
     codes = _unpack(tensors[f"{name}.weight"], spec, layer.weight.shape, f"{path}: {name}.weight")
-    scale, zero_point = (tensors[f"{name}.weight_quantizer.{key}"] for key in ("scale", "zero_point"))
+    scale, zero_point = (
+        tensors[f"{name}.weight_quantizer.{key}"] for key in ("scale", "zero_point")
+    )
     return (codes - zero_point) * scale
 
 
@@ -256,7 +284,9 @@ def _complete_absorbed(network: MattingModel, tensors: dict[str, Tensor], made: 
     """
     for name, layer in quantized_layers(network).items():
         if made == {"phase": "block_reconstruction"}:
-            tensors[f"{name}.weight_quantizer.absorbed"] = torch.ones_like(layer.weight_quantizer.scale)
+            tensors[f"{name}.weight_quantizer.absorbed"] = torch.ones_like(
+                layer.weight_quantizer.scale
+            )
         else:
             layer.weight_quantizer.absorbed = None
 

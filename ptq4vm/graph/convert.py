@@ -26,11 +26,11 @@ Network = TypeVar("Network", bound=MattingModel)
 def quantize_network(network: Network, qconfig: QConfig) -> Network:
     """A copy of a float network with BatchNorm folded and its convolutions and linear layers quantizable.
 
-    The first and the last *executed* layer get ``qconfig.edge_bits``; that the refiner stays float by default
+    The first and the last *executed* layer get ``qconfig.first_last_bits``; that the refiner stays float by default
     makes the projection that emits alpha the last one at every downsample_ratio.
 
     Raises:
-        PTQ4VMError: ``layer_bits`` or ``float_modules`` names what the network doesn't have; or ``equalize`` is set,
+        PTQ4VMError: ``layer_bits`` or ``ignored_modules`` names what the network doesn't have; or ``equalize`` is set,
             and its BatchNorms are the identity, as where weights come from an ONNX file.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
@@ -38,36 +38,53 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         require_statistics(network)
     float_twin_(network, qconfig)
     names = {name for name, _ in network.named_modules()}
-    for name in (*qconfig.layer_bits, *qconfig.float_modules):
+    for name in (*qconfig.layer_bits, *qconfig.ignored_modules):
         if name not in names and name != "refiner":
-            raise PTQ4VMError(f"Expected layer_bits and float_modules to name modules of {network.name}, got {name!r}.")
+            raise PTQ4VMError(
+                f"Expected layer_bits and ignored_modules to name modules of {network.name}, got {name!r}."
+            )
     for name, module in network.named_modules():
         if isinstance(module, nn.MultiheadAttention) and not qconfig.is_float(name):
             raise PTQ4VMError(
                 f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, whose projections are "
-                "no layers of their own. Write it out, or add its name to float_modules."
+                "no layers of their own. Write it out, or add its name to ignored_modules."
             )
-    layers = [layer for layer in trace(network, example_frame(network)) if not qconfig.is_float(layer.name)]
+    layers = [
+        layer
+        for layer in trace(network, example_frame(network))
+        if not qconfig.is_float(layer.name)
+    ]
     if not layers:
         raise PTQ4VMError(
-            f"Expected layers to quantize, got float_modules that hold all of {network.name}. Shorten it."
+            f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. Shorten it."
         )
-    taken = {layer.name: layer.activation for layer in layers if layer.activation and _takes(network, layer, qconfig)}
+    taken = {
+        layer.name: layer.activation
+        for layer in layers
+        if layer.activation and _takes(network, layer, qconfig)
+    }
     if len(set(taken.values())) < len(taken):
         raise PTQ4VMError(
             f"Expected one activation module for each use in {network.name}, got one that several layers share. "
             "Give each its own in the network's definition, or choose placement deploy."
         )
     edges = {layers[0].name, layers[-1].name}
-    handed_on: dict[str | None, QuantSpec] = {}  # grids of what reaches the next layer as it was quantized
+    handed_on: dict[
+        str | None, QuantSpec
+    ] = {}  # grids of what reaches the next layer as it was quantized
     for layer in layers:
         activation: nn.Module | None = None
         if layer.name in taken:
             activation = network.get_submodule(taken[layer.name])
             network.set_submodule(taken[layer.name], nn.Identity())
         plain: nn.Conv2d | nn.Linear = network.get_submodule(layer.name)  # type: ignore[assignment]
-        kind: type[QuantizedLayer] = QuantizedLinear if isinstance(plain, nn.Linear) else QuantizedConv2d
-        depthwise = isinstance(plain, nn.Conv2d) and plain.groups == plain.in_channels == plain.out_channels > 1
+        kind: type[QuantizedLayer] = (
+            QuantizedLinear if isinstance(plain, nn.Linear) else QuantizedConv2d
+        )
+        depthwise = (
+            isinstance(plain, nn.Conv2d)
+            and plain.groups == plain.in_channels == plain.out_channels > 1
+        )
         specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=depthwise)
         source: LearnedScaleFakeQuantize | None = None
         reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
@@ -88,7 +105,9 @@ def _takes(network: MattingModel, layer: TracedLayer, qconfig: QConfig) -> bool:
     """Whether the quantized layer takes along the function behind it; integer kernels take ReLU alone."""
     if qconfig.placement != "full":
         return qconfig.placement == "paper"
-    return layer.activation is not None and isinstance(network.get_submodule(layer.activation), nn.ReLU)
+    return layer.activation is not None and isinstance(
+        network.get_submodule(layer.activation), nn.ReLU
+    )
 
 
 def float_twin_(network: Network, qconfig: QConfig) -> Network:
@@ -101,7 +120,9 @@ def float_twin_(network: Network, qconfig: QConfig) -> Network:
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
     """Name to layer, in order of definition."""
-    return {name: child for name, child in module.named_modules() if isinstance(child, QuantizedLayer)}
+    return {
+        name: child for name, child in module.named_modules() if isinstance(child, QuantizedLayer)
+    }
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,9 @@ def bits_label(qconfig: QConfig, cost: Cost) -> str:
 
 def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     """Size and work of a float (32 bits) or quantized network for frames of this size."""
-    layers = {layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))}
+    layers = {
+        layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))
+    }
     bits, operations = 0, 0
     quantized = times_weight_bits = times_activation_bits = 0
     for name, macs in layers.items():
@@ -152,4 +175,6 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
             bits += 32 * bias.numel()  # type: ignore[union-attr, operator]
     weight_mean = times_weight_bits / quantized if quantized else 32.0
     activation_mean = times_activation_bits / quantized if quantized else 32.0
-    return Cost(bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9, weight_mean, activation_mean)
+    return Cost(
+        bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9, weight_mean, activation_mean
+    )

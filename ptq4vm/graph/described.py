@@ -36,6 +36,12 @@ def require_own(arguments: Mapping[str, Any], where: Path) -> None:
     """
     for key, value in arguments.items():
         if key in _OURS:
-            raise PTQ4VMError(f"Expected a network's own arguments in {where}, got {key!r}. Make the file anew.")
-        if isinstance(value, str) and (Path(value).is_absolute() or ".." in Path(value).parts or "://" in value):
-            raise PTQ4VMError(f"Expected no path among the arguments in {where}, got {key}={value!r}. Make it anew.")
+            raise PTQ4VMError(
+                f"Expected a network's own arguments in {where}, got {key!r}. Make the file anew."
+            )
+        if isinstance(value, str) and (
+            Path(value).is_absolute() or ".." in Path(value).parts or "://" in value
+        ):
+            raise PTQ4VMError(
+                f"Expected no path among the arguments in {where}, got {key}={value!r}. Make it anew."
+            )

@@ -55,12 +55,18 @@ def _links(network: MattingModel) -> dict[str, tuple[nn.BatchNorm2d, str]]:
     """By the convolution that writes: its BatchNorm, and the convolution that reads."""
     links = dict(network.relu_links())
     if not links:
-        raise PTQ4VMError(f"Expected layers of {network.name} to equalise, it names none. Set equalize off.")
+        raise PTQ4VMError(
+            f"Expected layers of {network.name} to equalise, it names none. Set equalize off."
+        )
     norms = {layer.name: layer.batch_norm for layer in trace(network, example_frame(network))}
     for writer in links:
         if norms.get(writer) is None:
-            raise PTQ4VMError(f"Expected a BatchNorm behind {writer!r} to equalise it, found none. Set equalize off.")
-    return {writer: (network.get_submodule(norms[writer]), reader) for writer, reader in links.items()}  # type: ignore[misc, arg-type]
+            raise PTQ4VMError(
+                f"Expected a BatchNorm behind {writer!r} to equalise it, found none. Set equalize off."
+            )
+    return {
+        writer: (network.get_submodule(norms[writer]), reader) for writer, reader in links.items()
+    }  # type: ignore[misc, arg-type]
 
 
 def _scale(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:

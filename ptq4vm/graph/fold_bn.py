@@ -21,7 +21,9 @@ def fold_batch_norm_(network: MattingModel) -> MattingModel:
     for ratio in {network.downsample_ratio, 0.5}:
         was, network.downsample_ratio = network.downsample_ratio, ratio
         try:
-            pairs.update({layer.batch_norm: layer.name for layer in trace(network, example_frame(network))})
+            pairs.update(
+                {layer.batch_norm: layer.name for layer in trace(network, example_frame(network))}
+            )
         finally:
             network.downsample_ratio = was
     for name, module in list(network.named_modules()):

@@ -32,7 +32,11 @@ def load_model(model: str | Path, network: str = "rvm_mobilenetv3") -> MattingMo
             f"Expected a model: one of {', '.join(list_models())}, a weights file, a quantized checkpoint or a run "
             f"folder; got {str(model)!r}, which is none of them. Check the spelling and the path."
         )
-    return load_quantized(path)[0] if is_quantized_checkpoint(path) else create_model(network, weights=path)
+    return (
+        load_quantized(path)[0]
+        if is_quantized_checkpoint(path)
+        else create_model(network, weights=path)
+    )
 
 
 def _checkpoint_of_run(folder: Path) -> Path:

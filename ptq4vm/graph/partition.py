@@ -19,12 +19,16 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
     for name in quantized_layers(network):
         owners = [block.name for block in blocks if owns(block, name)]
         if len(owners) != 1:
-            raise PTQ4VMError(f"Expected layer {name!r} in exactly one block, found it in {owners or 'none'}.")
+            raise PTQ4VMError(
+                f"Expected layer {name!r} in exactly one block, found it in {owners or 'none'}."
+            )
     src = example_frame(network)
     states = network.initial_state(src)
     homes = sorted(block.state for block in blocks if block.state is not None)
     if homes != list(range(len(states))):
-        raise PTQ4VMError(f"Expected each of {len(states)} states in exactly one block, found states {homes}.")
+        raise PTQ4VMError(
+            f"Expected each of {len(states)} states in exactly one block, found states {homes}."
+        )
     with torch.no_grad():
         whole = network.forward_frame(src, states)
         values, new_states = MattingModel.forward_values(network, src, states)
@@ -34,9 +38,15 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
             f"Expected maps (B, C, h, w) between the blocks of {network.name}, got {flat[0]}. Turn tokens into maps "
             "at the end of a block."
         )
-    pairs = [(whole.fgr, values["fgr"]), (whole.pha, values["pha"]), *zip(whole.state, new_states, strict=True)]
+    pairs = [
+        (whole.fgr, values["fgr"]),
+        (whole.pha, values["pha"]),
+        *zip(whole.state, new_states, strict=True),
+    ]
     if not all(torch.equal(a, b) for a, b in pairs):
-        raise PTQ4VMError(f"Expected the blocks of {network.name} in order to equal its forward_frame; they differ.")
+        raise PTQ4VMError(
+            f"Expected the blocks of {network.name} in order to equal its forward_frame; they differ."
+        )
     return blocks
 
 

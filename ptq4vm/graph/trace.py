@@ -42,7 +42,9 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
             if isinstance(module, _LAYERS):
                 layer = layers.setdefault(name, TracedLayer(name))
                 layer.macs += output.numel() * module.weight[0].numel()  # type: ignore[operator]
-                layer.source = produced[id(inputs[0])][0].name if id(inputs[0]) in produced else None
+                layer.source = (
+                    produced[id(inputs[0])][0].name if id(inputs[0]) in produced else None
+                )
                 layer.pooled = output.numel() == len(module.weight)  # type: ignore[arg-type]
             elif id(inputs[0]) in produced:
                 layer = produced[id(inputs[0])][0]
@@ -52,7 +54,10 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
                     layer.activation = name
             else:
                 return
-            produced[id(output)] = (layer, output)  # the tensor is held, so that its id stays its own
+            produced[id(output)] = (
+                layer,
+                output,
+            )  # the tensor is held, so that its id stays its own
 
         return hook
 

@@ -1,6 +1,15 @@
 """Matting metrics: pure functions per frame, and torchmetrics classes over them."""
 
-from ptq4vm.metrics.classes import DTSSD, MAD, MSE, Conn, Grad, Scoring, fidelity_metrics, matting_metrics
+from ptq4vm.metrics.classes import (
+    DTSSD,
+    MAD,
+    MSE,
+    Conn,
+    Grad,
+    Scoring,
+    fidelity_metrics,
+    matting_metrics,
+)
 from ptq4vm.metrics.functional import conn, dtssd, grad, mad, mse, to_png8
 
 __all__ = [

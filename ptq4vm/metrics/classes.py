@@ -25,7 +25,9 @@ class _FrameMean(Metric):
     def __init__(self, scoring: Scoring = "float", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if scoring not in get_args(Scoring):
-            raise PTQ4VMError(f"Expected scoring to be one of {', '.join(get_args(Scoring))}, got {scoring!r}.")
+            raise PTQ4VMError(
+                f"Expected scoring to be one of {', '.join(get_args(Scoring))}, got {scoring!r}."
+            )
         self.scoring = scoring
         self.latest = torch.zeros(0)
         """Values of the frames of the last update, (T,) or (B, T)."""
@@ -36,9 +38,13 @@ class _FrameMean(Metric):
         self._lost = f"{self.metric_name}_lost"
         self.add_state(self._total, default=torch.zeros(()), dist_reduce_fx="sum")
         self.add_state(self._lost, default=torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state(self._frames, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state(
+            self._frames, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum"
+        )
 
-    def update(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None = None) -> None:
+    def update(
+        self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Add successive frames of one clip (T, 1, H, W), or of a batch of clips (B, T, 1, H, W).
 
         Args:
@@ -51,7 +57,9 @@ class _FrameMean(Metric):
             PTQ4VMError: other shapes, or as the function of the same name in :mod:`ptq4vm.metrics.functional`.
         """
         if preds.ndim not in (4, 5):
-            raise PTQ4VMError(f"Expected alpha (T, 1, H, W) or (B, T, 1, H, W), got {tuple(preds.shape)}.")
+            raise PTQ4VMError(
+                f"Expected alpha (T, 1, H, W) or (B, T, 1, H, W), got {tuple(preds.shape)}."
+            )
         if self.scoring == "png8":
             preds = functional.to_png8(preds)
             previous = previous and (functional.to_png8(previous[0]), previous[1])
@@ -59,17 +67,24 @@ class _FrameMean(Metric):
         self.latest = values.detach()
         added, total = self.latest.float().sum(), getattr(self, self._total)
         new = total + added
-        large, small = torch.maximum(total, added), torch.minimum(total, added)  # neither is ever negative
+        large, small = (
+            torch.maximum(total, added),
+            torch.minimum(total, added),
+        )  # neither is ever negative
         setattr(self, self._lost, getattr(self, self._lost) + (small - (new - large)))
         setattr(self, self._total, new)
         setattr(self, self._frames, getattr(self, self._frames) + values.numel())
 
     def compute(self) -> Tensor:
         """Mean over every frame seen, (); NaN when none was."""
-        return (getattr(self, self._total) + getattr(self, self._lost)) / getattr(self, self._frames)
+        return (getattr(self, self._total) + getattr(self, self._lost)) / getattr(
+            self, self._frames
+        )
 
     @abstractmethod
-    def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _per_frame(
+        self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """Values of these frames, (T,) or (B, T)."""
 
 
@@ -78,7 +93,9 @@ class MAD(_FrameMean):
 
     metric_name = "mad"
 
-    def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _per_frame(
+        self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         return functional.mad(preds, target)
 
 
@@ -87,7 +104,9 @@ class MSE(_FrameMean):
 
     metric_name = "mse"
 
-    def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _per_frame(
+        self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         return functional.mse(preds, target)
 
 
@@ -100,7 +119,9 @@ class Grad(_FrameMean):
         super().__init__(scoring, **kwargs)
         self.normalize = normalize
 
-    def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _per_frame(
+        self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         return functional.grad(preds, target, normalize=self.normalize)
 
 
@@ -109,7 +130,9 @@ class Conn(_FrameMean):
 
     metric_name = "conn"
 
-    def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _per_frame(
+        self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         return functional.conn(preds, target)
 
 
@@ -118,7 +141,9 @@ class DTSSD(_FrameMean):
 
     metric_name = "dtssd"
 
-    def _per_frame(self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _per_frame(
+        self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         return functional.dtssd(preds, target, previous)
 
 
@@ -140,11 +165,18 @@ def matting_metrics(
     Raises:
         PTQ4VMError: unknown ``scoring``.
     """
-    metrics: list[_FrameMean] = [MAD(scoring), MSE(scoring), Grad(scoring, normalize=normalize_grad), DTSSD(scoring)]
+    metrics: list[_FrameMean] = [
+        MAD(scoring),
+        MSE(scoring),
+        Grad(scoring, normalize=normalize_grad),
+        DTSSD(scoring),
+    ]
     if conn:
         metrics.insert(3, Conn(scoring))
     # no two share a state, so there are no groups to look for
-    return MetricCollection({m.metric_name: m for m in metrics}, prefix=prefix or None, compute_groups=False)
+    return MetricCollection(
+        {m.metric_name: m for m in metrics}, prefix=prefix or None, compute_groups=False
+    )
 
 
 def fidelity_metrics(scoring: Scoring = "float", prefix: str = "") -> MetricCollection:

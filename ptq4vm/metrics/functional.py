@@ -21,7 +21,9 @@ _RANGE_TOLERANCE = 1e-5  # interpolation rounds a few float32 steps past the end
 _GRAD_SIGMA = 1.4
 _GRAD_EPSILON = 1e-2
 _GRAD_CHUNK = 8  # frames filtered at a time: bounds the temporaries of a long or large clip
-_CONN_LEVELS = np.arange(11, dtype=np.float32) / np.float32(10)  # the reference compares in single precision
+_CONN_LEVELS = np.arange(11, dtype=np.float32) / np.float32(
+    10
+)  # the reference compares in single precision
 _CONN_MIN_DISTANCE = np.float32(0.15)
 
 
@@ -65,7 +67,9 @@ def dtssd(preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None 
     """
     preds, target = _validated(preds, target)
     if preds.ndim < 4:
-        raise PTQ4VMError(f"Expected successive frames (..., T, 1, H, W) for dtSSD, got {tuple(preds.shape)}.")
+        raise PTQ4VMError(
+            f"Expected successive frames (..., T, 1, H, W) for dtSSD, got {tuple(preds.shape)}."
+        )
     error = preds - target
     # (p_t - p_{t-1}) - (t_t - t_{t-1}) is the step of the error
     before = error[..., :1, :, :, :] if previous is None else _previous_error(previous, error)
@@ -97,7 +101,9 @@ def grad(preds: Tensor, target: Tensor, normalize: bool = True) -> Tensor:
     for p, t in zip(*chunks, strict=True):
         if normalize:
             p, t = _stretch(p), _stretch(t)
-        sums.append((_gradient_magnitude(p) - _gradient_magnitude(t)).square().sum(dim=(-3, -2, -1)))
+        sums.append(
+            (_gradient_magnitude(p) - _gradient_magnitude(t)).square().sum(dim=(-3, -2, -1))
+        )
     return torch.cat(sums).reshape(shape) / 1000
 
 
@@ -120,7 +126,10 @@ def conn(preds: Tensor, target: Tensor) -> Tensor:
     """
     preds, target = _validated(preds, target)
     shape, dtype, device = preds.shape[:-3], preds.dtype, preds.device
-    p, t = (x.detach().reshape(-1, *x.shape[-2:]).to("cpu", torch.float32).numpy() for x in (preds, target))
+    p, t = (
+        x.detach().reshape(-1, *x.shape[-2:]).to("cpu", torch.float32).numpy()
+        for x in (preds, target)
+    )
     values = [_conn_frame(a, b) for a, b in zip(p, t, strict=True)]
     return torch.tensor(values, dtype=dtype, device=device).reshape(shape)
 
@@ -149,9 +158,13 @@ def _validated(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             "Resize or slice one of them."
         )
     if preds.ndim < 3 or preds.shape[-3] != 1 or preds.numel() == 0:
-        raise PTQ4VMError(f"Expected non-empty alpha mattes (..., 1, H, W), got {tuple(preds.shape)}.")
+        raise PTQ4VMError(
+            f"Expected non-empty alpha mattes (..., 1, H, W), got {tuple(preds.shape)}."
+        )
     if preds.device != target.device:
-        raise PTQ4VMError(f"Expected one device, got preds on {preds.device}, target on {target.device}. Move one.")
+        raise PTQ4VMError(
+            f"Expected one device, got preds on {preds.device}, target on {target.device}. Move one."
+        )
     _check_values(preds, "preds")
     _check_values(target, "target")
     return _at_least_float32(preds), _at_least_float32(target)
@@ -159,12 +172,18 @@ def _validated(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_values(x: Tensor, name: str) -> None:
     if not x.is_floating_point():
-        raise PTQ4VMError(f"Expected {name} as floats in [0, 1], got {x.dtype}. Divide 8-bit values by 255.")
+        raise PTQ4VMError(
+            f"Expected {name} as floats in [0, 1], got {x.dtype}. Divide 8-bit values by 255."
+        )
     if x.numel() == 0:
         return
     low, high = (float(v) for v in x.detach().aminmax())
-    if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):  # written so that NaN fails too
-        raise PTQ4VMError(f"Expected {name} in [0, 1], got values from {low:g} to {high:g}. Clamp or rescale them.")
+    if not (
+        low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE
+    ):  # written so that NaN fails too
+        raise PTQ4VMError(
+            f"Expected {name} in [0, 1], got values from {low:g} to {high:g}. Clamp or rescale them."
+        )
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -184,13 +203,19 @@ def _previous_error(previous: tuple[Tensor, Tensor], error: Tensor) -> Tensor:
 def _stretch(x: Tensor) -> Tensor:
     low, high = x.amin(dim=(-2, -1), keepdim=True), x.amax(dim=(-2, -1), keepdim=True)
     span = high - low
-    flat = span <= np.finfo(np.float64).eps  # OpenCV's own bound below which its min-max normalisation gives 0
-    return torch.where(flat, torch.zeros_like(x), (x - low) / torch.where(flat, torch.ones_like(span), span))
+    flat = (
+        span <= np.finfo(np.float64).eps
+    )  # OpenCV's own bound below which its min-max normalisation gives 0
+    return torch.where(
+        flat, torch.zeros_like(x), (x - low) / torch.where(flat, torch.ones_like(span), span)
+    )
 
 
 def _gradient_taps() -> tuple[list[float], list[float]]:
     """Taps of the Gaussian and of its derivative, such that their outer product has unit L2 norm."""
-    half = math.ceil(_GRAD_SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * _GRAD_SIGMA * _GRAD_EPSILON)))
+    half = math.ceil(
+        _GRAD_SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * _GRAD_SIGMA * _GRAD_EPSILON))
+    )
     offsets = range(-half, half + 1)
     smooth = [math.exp(-(i**2) / (2 * _GRAD_SIGMA**2)) for i in offsets]
     slope = [i * g for i, g in zip(offsets, smooth, strict=True)]
@@ -227,7 +252,9 @@ def _conn_frame(preds: np.ndarray, target: np.ndarray) -> float:
             break
         # areas by bincount, and only where there is a choice: connectedComponentsWithStats takes four times as long.
         # Of components of one size the first in reading order counts.
-        connected &= above if count == 2 else labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+        connected &= (
+            above if count == 2 else labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+        )
         level += connected
     base = _CONN_LEVELS[level]
     difference = _disconnected(preds, base) - _disconnected(target, base)

@@ -34,7 +34,11 @@ class Block:
 
 
 def chained_blocks(
-    first: str, prefix: str, count: int, taps: Mapping[int, str], forward: Callable[[int, Tensor], tuple[Tensor]]
+    first: str,
+    prefix: str,
+    count: int,
+    taps: Mapping[int, str],
+    forward: Callable[[int, Tensor], tuple[Tensor]],
 ) -> list[Block]:
     """The modules ``prefix.0``, ``prefix.1``, ... of an encoder as blocks, each reading what the one before hands on.
 
@@ -103,7 +107,9 @@ class MattingModel(nn.Module, ABC):
         """A published file's tensors under the names of this network's state dict; by default they have them."""
         return state
 
-    def forward_values(self, src: Tensor, state: RecurrentState) -> tuple[dict[str, Tensor], RecurrentState]:
+    def forward_values(
+        self, src: Tensor, state: RecurrentState
+    ) -> tuple[dict[str, Tensor], RecurrentState]:
         """Run the blocks over one frame.
 
         Args:

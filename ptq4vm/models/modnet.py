@@ -67,10 +67,26 @@ class MODNet(MattingModel):
         return (
             Block("prepare", ("src",), ("image",), self._prepare),
             *chained_blocks("image", "backbone.model.features", 19, _TAPS, self._encode),
-            Block(f"{lr}.se_block", ("enc32x",), ("gated",), self._run(lr, "gate"), (f"{lr}.se_block",)),
-            Block(f"{lr}.lr16x", ("gated",), ("lr16x",), self._run(lr, "to_lr16x"), (f"{lr}.conv_lr16x",)),
-            Block(f"{lr}.lr8x", ("lr16x",), ("lr8x",), self._run(lr, "to_lr8x"), (f"{lr}.conv_lr8x",)),
-            Block(f"{hr}.skip", ("enc2x",), ("skip",), self._run(hr, "to_skip"), (f"{hr}.tohr_enc2x",)),
+            Block(
+                f"{lr}.se_block",
+                ("enc32x",),
+                ("gated",),
+                self._run(lr, "gate"),
+                (f"{lr}.se_block",),
+            ),
+            Block(
+                f"{lr}.lr16x",
+                ("gated",),
+                ("lr16x",),
+                self._run(lr, "to_lr16x"),
+                (f"{lr}.conv_lr16x",),
+            ),
+            Block(
+                f"{lr}.lr8x", ("lr16x",), ("lr8x",), self._run(lr, "to_lr8x"), (f"{lr}.conv_lr8x",)
+            ),
+            Block(
+                f"{hr}.skip", ("enc2x",), ("skip",), self._run(hr, "to_skip"), (f"{hr}.tohr_enc2x",)
+            ),
             Block(
                 f"{hr}.down",
                 ("image", "skip", "enc4x"),
@@ -78,8 +94,20 @@ class MODNet(MattingModel):
                 self._run(hr, "to_down"),
                 (f"{hr}.conv_enc2x", f"{hr}.tohr_enc4x", f"{hr}.conv_enc4x"),
             ),
-            Block(f"{hr}.hr4x", ("image", "down", "lr8x"), ("hr4x",), self._run(hr, "to_hr4x"), (f"{hr}.conv_hr4x",)),
-            Block(f"{hr}.hr2x", ("hr4x", "skip"), ("hr2x",), self._run(hr, "to_hr2x"), (f"{hr}.conv_hr2x",)),
+            Block(
+                f"{hr}.hr4x",
+                ("image", "down", "lr8x"),
+                ("hr4x",),
+                self._run(hr, "to_hr4x"),
+                (f"{hr}.conv_hr4x",),
+            ),
+            Block(
+                f"{hr}.hr2x",
+                ("hr4x", "skip"),
+                ("hr2x",),
+                self._run(hr, "to_hr2x"),
+                (f"{hr}.conv_hr2x",),
+            ),
             Block(
                 f"{fusion}.f2x",
                 ("lr8x", "hr2x"),
@@ -87,7 +115,13 @@ class MODNet(MattingModel):
                 self._run(fusion, "to_f2x"),
                 (f"{fusion}.conv_lr4x", f"{fusion}.conv_f2x"),
             ),
-            Block(f"{fusion}.f", ("image", "f2x"), ("matte",), self._run(fusion, "to_matte"), (f"{fusion}.conv_f",)),
+            Block(
+                f"{fusion}.f",
+                ("image", "f2x"),
+                ("matte",),
+                self._run(fusion, "to_matte"),
+                (f"{fusion}.conv_f",),
+            ),
             Block("compose", ("src", "matte"), ("fgr", "pha"), _compose),
         )
 
@@ -100,7 +134,8 @@ class MODNet(MattingModel):
         return {
             name: tensor
             for name, tensor in state.items()
-            if not name.startswith("lr_branch.backbone.") and not name.endswith(".bnorm.num_batches_tracked")
+            if not name.startswith("lr_branch.backbone.")
+            and not name.endswith(".bnorm.num_batches_tracked")
         }
 
     def _encode(self, index: int, x: Tensor) -> tuple[Tensor]:
@@ -142,7 +177,9 @@ class _Backbone(nn.Module):
         for block in features:
             if isinstance(block, InvertedResidual):
                 # torchvision puts each convolution and what follows it into a Sequential of its own.
-                parts = [list(part) if isinstance(part, nn.Sequential) else [part] for part in block.conv]
+                parts = [
+                    list(part) if isinstance(part, nn.Sequential) else [part] for part in block.conv
+                ]
                 block.conv = nn.Sequential(*(module for part in parts for module in part))
 
 
@@ -189,7 +226,10 @@ class _Gate(nn.Module):
         super().__init__()
         hidden = channels // reduction
         self.fc = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False), nn.Sigmoid()
+            nn.Linear(channels, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, channels, bias=False),
+            nn.Sigmoid(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -237,7 +277,9 @@ class _HighResolutionBranch(nn.Module):
 
     def to_down(self, image: Tensor, skip: Tensor, enc4x: Tensor) -> Tensor:
         half = F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
-        return self.conv_enc4x(torch.cat([self.conv_enc2x(torch.cat([half, skip], 1)), self.tohr_enc4x(enc4x)], 1))
+        return self.conv_enc4x(
+            torch.cat([self.conv_enc2x(torch.cat([half, skip], 1)), self.tohr_enc4x(enc4x)], 1)
+        )
 
     def to_hr4x(self, image: Tensor, down: Tensor, lr8x: Tensor) -> Tensor:
         quarter = F.interpolate(image, scale_factor=0.25, mode="bilinear", align_corners=False)

@@ -15,7 +15,9 @@ _TRAINING_ONLY = "project_seg"
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
-def read_onnx(path: Path, network: nn.Module, advice: dict[tuple[int, ...], str]) -> dict[str, Tensor]:
+def read_onnx(
+    path: Path, network: nn.Module, advice: dict[tuple[int, ...], str]
+) -> dict[str, Tensor]:
     """A state dict for ``network``, from an export with folded batch norms.
 
     The export names few of its tensors, so its convolutions are matched by order, which is that of the network's
@@ -42,9 +44,13 @@ def read_onnx(path: Path, network: nn.Module, advice: dict[tuple[int, ...], str]
         )
     state, wrong = _untouched(network), []
     for (name, conv, norm), (stored_name, weight, bias) in zip(wanted, found, strict=True):
-        fits = weight.shape == conv.weight.shape and (bias is not None) == (conv.bias is not None or norm is not None)
+        fits = weight.shape == conv.weight.shape and (bias is not None) == (
+            conv.bias is not None or norm is not None
+        )
         if not fits or (stored_name.endswith(".weight") and stored_name != f"{name}.weight"):
-            wrong.append(f"{name} {tuple(conv.weight.shape)}, got {stored_name} {tuple(weight.shape)}")
+            wrong.append(
+                f"{name} {tuple(conv.weight.shape)}, got {stored_name} {tuple(weight.shape)}"
+            )
             continue
         state[f"{name}.weight"] = weight
         if norm is not None and bias is not None:
@@ -64,7 +70,9 @@ def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (DecodeError, OSError, ValueError, TypeError) as error:
-        raise PTQ4VMError(f"Expected an ONNX model, got {path}: {error}. Download it anew.") from error
+        raise PTQ4VMError(
+            f"Expected an ONNX model, got {path}: {error}. Download it anew."
+        ) from error
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for tensor in stored.values():
         # Not followed: the path is the file's own choice, and may lead anywhere.
@@ -83,14 +91,22 @@ def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
                     "elsewhere. Give the authors' FP32 export."
                 )
             arrays = [_to_tensor(stored[name], path) for name in node.input[1:]]
-            convolutions[node.input[1]] = (node.input[1], arrays[0], arrays[1] if len(arrays) > 1 else None)
+            convolutions[node.input[1]] = (
+                node.input[1],
+                arrays[0],
+                arrays[1] if len(arrays) > 1 else None,
+            )
     return list(convolutions.values())
 
 
 def _to_tensor(stored: TensorProto, path: Path) -> Tensor:
     if stored.data_type not in _FLOATS:
         known = stored.data_type in TensorProto.DataType.values()
-        kind = TensorProto.DataType.Name(stored.data_type) if known else f"unknown type {stored.data_type}"
+        kind = (
+            TensorProto.DataType.Name(stored.data_type)
+            if known
+            else f"unknown type {stored.data_type}"
+        )
         raise PTQ4VMError(
             f"Expected weights of 16, 32 or 64-bit floats in {path}, got {kind} in {stored.name}. Give the authors' "
             "FP32 export."
@@ -126,7 +142,11 @@ def _has_refiner(network: nn.Module) -> bool:
 def _untouched(network: nn.Module) -> dict[str, Tensor]:
     """What the export leaves out: the projection that only training uses."""
     state = network.state_dict()
-    return {name: torch.zeros_like(tensor) for name, tensor in state.items() if name.startswith(_TRAINING_ONLY)}
+    return {
+        name: torch.zeros_like(tensor)
+        for name, tensor in state.items()
+        if name.startswith(_TRAINING_ONLY)
+    }
 
 
 def _identity_norm(name: str, norm: nn.BatchNorm2d, bias: Tensor) -> dict[str, Tensor]:

@@ -22,7 +22,9 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
         PTQ4VMError: the name is taken.
     """
     if name in _FACTORIES:
-        raise PTQ4VMError(f"Expected a new name for a network, got {name!r}, which is taken. Choose another.")
+        raise PTQ4VMError(
+            f"Expected a new name for a network, got {name!r}, which is taken. Choose another."
+        )
 
     def register(factory: Factory) -> Factory:
         _FACTORIES[name] = factory
@@ -52,8 +54,14 @@ def create_model(
     """
     if name not in _FACTORIES:
         close = difflib.get_close_matches(name, _FACTORIES, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "Choose one of those, or register it with register_model."
-        raise PTQ4VMError(f"Expected a network's name ({', '.join(list_models())}), got {name!r}. {hint}")
+        hint = (
+            f"Did you mean {close[0]}?"
+            if close
+            else "Choose one of those, or register it with register_model."
+        )
+        raise PTQ4VMError(
+            f"Expected a network's name ({', '.join(list_models())}), got {name!r}. {hint}"
+        )
     factory = _FACTORIES[name]
     try:
         inspect.signature(factory).bind(**kwargs)
@@ -63,5 +71,7 @@ def create_model(
         ) from error
     network = factory(**kwargs)
     if weights is not None:
-        load_weights(network, fetch_weights(name, report=report) if weights == "official" else weights)
+        load_weights(
+            network, fetch_weights(name, report=report) if weights == "official" else weights
+        )
     return network.eval().requires_grad_(False)

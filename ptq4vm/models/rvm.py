@@ -15,7 +15,13 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models.base import Block, MattingModel, chained_blocks
 from ptq4vm.models.guided_filter import DeepGuidedFilter, FastGuidedFilter
 from ptq4vm.models.registry import register_model
-from ptq4vm.models.rvm_modules import LRASPP, Decoder, MobileNetFeatures, Projection, resnet_features
+from ptq4vm.models.rvm_modules import (
+    LRASPP,
+    Decoder,
+    MobileNetFeatures,
+    Projection,
+    resnet_features,
+)
 from ptq4vm.types import RecurrentState
 
 Variant = Literal["mobilenetv3", "resnet50"]
@@ -77,23 +83,40 @@ class RobustVideoMatting(MattingModel):
         self.project_mat = Projection(widths.decoder[3], 4)
         # Served the authors' training on segmentation data; kept so that their checkpoints load strictly.
         self.project_seg = Projection(widths.decoder[3], 1)
-        self.refiner = DeepGuidedFilter(widths.decoder[3]) if refiner == "deep_guided_filter" else FastGuidedFilter()
-        self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.refiner = (
+            DeepGuidedFilter(widths.decoder[3])
+            if refiner == "deep_guided_filter"
+            else FastGuidedFilter()
+        )
+        self.register_buffer(
+            "_mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False
+        )
         self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def blocks(self) -> tuple[Block, ...]:
         """Encoder layer by layer, ASPP, the decoder's steps with their states, the projection, the refiner."""
         refines = self.downsample_ratio < 1
         small = "src_small" if refines else "src"
-        residual, pha = ("residual_small", "pha_small") if refines else ("residual", "pha_unclamped")
+        residual, pha = (
+            ("residual_small", "pha_small") if refines else ("residual", "pha_unclamped")
+        )
         if self.variant == "mobilenetv3":
-            encoder = chained_blocks(small, "backbone.features", 17, _MOBILENET_TAPS, self._mobilenet_layer)
+            encoder = chained_blocks(
+                small, "backbone.features", 17, _MOBILENET_TAPS, self._mobilenet_layer
+            )
         else:
             encoder = self._resnet_blocks(small)
         body = (
             *encoder,
             Block("aspp", ("f4",), ("pooled",), self._aspp, ("aspp",)),
-            Block("decode4", ("pooled",), ("hidden4",), partial(self._decode, 4), ("decoder.decode4",), 3),
+            Block(
+                "decode4",
+                ("pooled",),
+                ("hidden4",),
+                partial(self._decode, 4),
+                ("decoder.decode4",),
+                3,
+            ),
             self._decode_block(3, small),
             self._decode_block(2, small),
             self._decode_block(1, small),
@@ -107,7 +130,9 @@ class RobustVideoMatting(MattingModel):
         return (
             Block("downsample", ("src",), ("src_small",), self._downsample),
             *body,
-            Block("refiner", refiner_inputs, ("residual", "pha_unclamped"), self._refine, ("refiner",)),
+            Block(
+                "refiner", refiner_inputs, ("residual", "pha_unclamped"), self._refine, ("refiner",)
+            ),
             compose,
         )
 
@@ -117,9 +142,14 @@ class RobustVideoMatting(MattingModel):
         for name, block in self.backbone.named_modules(prefix="backbone"):
             if isinstance(block, Bottleneck):
                 links += pairwise(f"{name}.conv{i}" for i in (1, 2, 3))
-            elif isinstance(block, InvertedResidual) and any(isinstance(child, nn.ReLU) for child in block.block[0]):
+            elif isinstance(block, InvertedResidual) and any(
+                isinstance(child, nn.ReLU) for child in block.block[0]
+            ):
                 gates = [isinstance(part, SqueezeExcitation) for part in block.block]
-                links += pairwise(f"{name}.block.{i}.0" for i in range(gates.index(True) if any(gates) else len(gates)))
+                links += pairwise(
+                    f"{name}.block.{i}.0"
+                    for i in range(gates.index(True) if any(gates) else len(gates))
+                )
         return tuple(links)
 
     def initial_state(self, src: Tensor) -> RecurrentState:
@@ -153,11 +183,15 @@ class RobustVideoMatting(MattingModel):
     def _resnet_blocks(self, image: str) -> list[Block]:
         stem = ("backbone.conv1", "backbone.bn1", "backbone.relu")
         blocks, last = [Block("backbone.stem", (image,), ("f1",), self._resnet_stem, stem)], "f1"
-        for stage, (tap, count) in enumerate((("f2", 3), ("f3", 4), ("layer3", 6), ("f4", 3)), start=1):
+        for stage, (tap, count) in enumerate(
+            (("f2", 3), ("f3", 4), ("layer3", 6), ("f4", 3)), start=1
+        ):
             for index in range(count):
                 name = f"backbone.layer{stage}.{index}"
                 value = tap if index == count - 1 else f"layer{stage}_{index}"
-                blocks.append(Block(name, (last,), (value,), partial(self._bottleneck, stage, index), (name,)))
+                blocks.append(
+                    Block(name, (last,), (value,), partial(self._bottleneck, stage, index), (name,))
+                )
                 last = value
         return blocks
 
@@ -179,7 +213,14 @@ class RobustVideoMatting(MattingModel):
     def _decode_block(self, level: int, image: str) -> Block:
         inputs = (f"hidden{level + 1}", f"f{level}", image)
         name = f"decode{level}"
-        return Block(name, inputs, (f"hidden{level}",), partial(self._decode, level), (f"decoder.{name}",), level - 1)
+        return Block(
+            name,
+            inputs,
+            (f"hidden{level}",),
+            partial(self._decode, level),
+            (f"decoder.{name}",),
+            level - 1,
+        )
 
     def _decode(self, level: int, *arguments: Tensor) -> tuple[Tensor, Tensor]:
         return self.decoder.get_submodule(f"decode{level}")(*arguments)
@@ -204,7 +245,11 @@ class RobustVideoMatting(MattingModel):
         # The scale is not recomputed from the rounded size, as in the authors' ONNX export.
         ratio = self.downsample_ratio
         small = F.interpolate(
-            src, scale_factor=ratio, mode="bilinear", align_corners=False, recompute_scale_factor=False
+            src,
+            scale_factor=ratio,
+            mode="bilinear",
+            align_corners=False,
+            recompute_scale_factor=False,
         )
         return (small,)
 
@@ -215,16 +260,22 @@ def _compose(src: Tensor, residual: Tensor, pha: Tensor) -> tuple[Tensor, Tensor
 
 def _check_choice(what: str, got: str, choices: tuple[str, ...]) -> None:
     if got not in choices:
-        raise PTQ4VMError(f"Expected {what} to be one of {', '.join(choices)}, got {got!r}. Choose one of those.")
+        raise PTQ4VMError(
+            f"Expected {what} to be one of {', '.join(choices)}, got {got!r}. Choose one of those."
+        )
 
 
 @register_model("rvm_mobilenetv3")
-def rvm_mobilenetv3(refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0) -> RobustVideoMatting:
+def rvm_mobilenetv3(
+    refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0
+) -> RobustVideoMatting:
     """The network with MobileNetV3-Large as its encoder; arguments as in :class:`RobustVideoMatting`."""
     return RobustVideoMatting("mobilenetv3", refiner, downsample_ratio)
 
 
 @register_model("rvm_resnet50")
-def rvm_resnet50(refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0) -> RobustVideoMatting:
+def rvm_resnet50(
+    refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0
+) -> RobustVideoMatting:
     """The network with ResNet-50 as its encoder; arguments as in :class:`RobustVideoMatting`."""
     return RobustVideoMatting("resnet50", refiner, downsample_ratio)

@@ -41,10 +41,14 @@ class LRASPP(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.aspp1 = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
         )
         self.aspp2 = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.Sigmoid()
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.Sigmoid(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +87,9 @@ class BottleneckBlock(nn.Module):
 
 def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
     """Twice the size, cropped to the size of ``like``: odd sizes were rounded up on the way down."""
-    x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False)
+    x = F.interpolate(
+        x, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False
+    )
     if x.requires_grad:
         # It comes as a slice of a concatenation's gradient, for which interpolation's backward pass is slow on CPU.
         x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
@@ -93,7 +99,9 @@ def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
 class UpsamplingBlock(nn.Module):
     """A recurrent step of the decoder, which doubles the resolution."""
 
-    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, halvings: int) -> None:
+    def __init__(
+        self, in_channels: int, skip_channels: int, out_channels: int, halvings: int
+    ) -> None:
         super().__init__()
         self.halvings = halvings
         """How often the image is halved to meet the features' size."""
@@ -136,7 +144,9 @@ class OutputBlock(nn.Module):
 class Decoder(nn.Module):
     """The recurrent decoder's steps, deepest first; the network's blocks run them."""
 
-    def __init__(self, features: tuple[int, int, int], bottleneck: int, channels: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, features: tuple[int, int, int], bottleneck: int, channels: tuple[int, int, int, int]
+    ) -> None:
         super().__init__()
         self.decode4 = BottleneckBlock(bottleneck)
         self.decode3 = UpsamplingBlock(bottleneck, features[2], channels[0], halvings=3)

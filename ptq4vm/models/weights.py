@@ -13,10 +13,19 @@ from ptq4vm.models.onnx_weights import read_onnx
 from ptq4vm.reading import load_safetensors
 from ptq4vm.torch_files import load_plain
 
-__all__ = ["WEIGHTS", "WeightSource", "cache_folder", "fetch_weights", "load_weights", "weights_checksum"]
+__all__ = [
+    "WEIGHTS",
+    "WeightSource",
+    "cache_folder",
+    "fetch_weights",
+    "load_weights",
+    "weights_checksum",
+]
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".tar")
-_SAVE_ALONE = "Save the weights alone with `torch.save(model.state_dict(), path)`, or download the file anew."
+_SAVE_ALONE = (
+    "Save the weights alone with `torch.save(model.state_dict(), path)`, or download the file anew."
+)
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Under what training programs keep the state dict, beside the optimizer's and other things."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
@@ -51,7 +60,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if not path.is_file():
-        raise PTQ4VMError(f"Expected a file of weights, got {path}, which is not there. Check the path.")
+        raise PTQ4VMError(
+            f"Expected a file of weights, got {path}, which is not there. Check the path."
+        )
     expected = network.state_dict()
     state = _unwrap(_read(path, network), expected)
     if isinstance(network, MattingModel):
@@ -77,7 +88,9 @@ def weights_checksum(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -89,7 +102,9 @@ def _read(path: Path, network: nn.Module) -> dict[str, Tensor]:
         try:
             return load_safetensors(path.read_bytes())[0]
         except (OSError, ValueError) as error:
-            raise PTQ4VMError(f"Expected a safetensors file, got {path}: {error}. Download it anew.") from error
+            raise PTQ4VMError(
+                f"Expected a safetensors file, got {path}: {error}. Download it anew."
+            ) from error
     if suffix == ".onnx":
         return read_onnx(path, network, dict(_FIRST_CONVOLUTIONS.values()))
     raise PTQ4VMError(
@@ -107,14 +122,18 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     ):
         keys = ", ".join(map(str, list(state)[:5])) if isinstance(state, dict) else ""
         inside = f"a dict of {keys}" if keys else type(state).__name__
-        raise PTQ4VMError(f"Expected a PyTorch state dict of tensors, got {inside} in {path}. {_SAVE_ALONE}")
+        raise PTQ4VMError(
+            f"Expected a PyTorch state dict of tensors, got {inside} in {path}. {_SAVE_ALONE}"
+        )
     return state
 
 
 def _unwrap(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take away prefixes that all names of the file have, and those of the network have not."""
     for prefix in _WRAPPERS * 2:  # one may be around the other, in either order
-        if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in expected):
+        if all(name.startswith(prefix) for name in state) and not any(
+            name.startswith(prefix) for name in expected
+        ):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
 
@@ -124,7 +143,10 @@ def _check_kinds(path: Path, state: dict[str, Tensor]) -> None:
         if tensor.is_nested or tensor.layout != torch.strided:
             kind, remedy = "is sparse or nested", "Save `tensor.to_dense()` in its place."
         elif tensor.is_meta:
-            kind, remedy = "is on the meta device and has no values", "Load the network's weights before saving it."
+            kind, remedy = (
+                "is on the meta device and has no values",
+                "Load the network's weights before saving it.",
+            )
         elif tensor.is_quantized:
             kind, remedy = "is quantized by PyTorch", "Save the network before it is quantized."
         else:
@@ -140,14 +162,22 @@ def _check_fit(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]
         for name, tensor in expected.items()
         if name in state and not _fits(state[name], tensor)
     ]
-    problems = (("missing", missing), ("unexpected", unexpected), ("of another shape or type", wrong))
+    problems = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape or type", wrong),
+    )
     listed = [
         f"{len(names)} {what}: {', '.join(map(str, names[:3]))}{', …' if len(names) > 3 else ''}"
         for what, names in problems
         if names
     ]
     if listed:
-        known = [model for first, (_, model) in _FIRST_CONVOLUTIONS.items() if first in state and first not in expected]
+        known = [
+            model
+            for first, (_, model) in _FIRST_CONVOLUTIONS.items()
+            if first in state and first not in expected
+        ]
         hint = f" The file looks like {known[0]}." if known else ""
         if not unexpected and not wrong and all(key.startswith("refiner.") for key in missing):
             hint = " It was made with refiner='fast_guided_filter'."

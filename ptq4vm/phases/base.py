@@ -13,19 +13,18 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from ptq4vm import processes
+from ptq4vm import distributed
+from ptq4vm.calibration import make_teacher, teacher_key
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import float_twin_, fold_batch_norm_, quantized_layers, require_calibrated, save_quantized
+from ptq4vm.graph import float_twin_, quantized_layers, require_calibrated, save_quantized
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
-from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.checkpoints import CONTRACT, WholeCheckpoints, reached, require_contract
-from ptq4vm.quantizers import QConfig, weights_prepared
-from ptq4vm.types import MattingClip, MattingOutput, RecurrentState, Teacher
+from ptq4vm.quantizers import QConfig, cached_weights
+from ptq4vm.types import MattingClip, MattingOutput, RecurrentState
 
 Scoring = Literal["float", "png8"]
 _CURVES = ("mad", "dtssd")
@@ -57,22 +56,28 @@ class MattingModule(L.LightningModule):
         """(B, T, 3, H, W) -> mattes."""
         return self.network.unroll(src, state)
 
-    def _step(self, clip: MattingClip, truth: Any | None, fidelity: Any | None) -> MattingOutput | None:
+    def _step(
+        self, clip: MattingClip, truth: Any | None, fidelity: Any | None
+    ) -> MattingOutput | None:
         if clip.src.shape[1] == 0:  # this process got no clip
             return None
-        with weights_prepared(quantized_layers(self.network).values()):
+        with cached_weights(quantized_layers(self.network).values()):
             output = self(clip.src, self._state if int(clip.start) > 0 else None)
         self._state = output.state
         self._score_alpha(clip, output.pha[0], truth, fidelity)
         return output
 
-    def _score_alpha(self, clip: MattingClip, pha: Tensor, truth: Any | None, fidelity: Any | None) -> None:
+    def _score_alpha(
+        self, clip: MattingClip, pha: Tensor, truth: Any | None, fidelity: Any | None
+    ) -> None:
         """Score the alpha of a chunk, (T, 1, H, W)."""
         if int(clip.start) == 0:
             self._previous = None
         if truth is not None:
             if clip.pha is None and (clip.float_pha is None or fidelity is None):
-                raise PTQ4VMError(f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree.")
+                raise PTQ4VMError(
+                    f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree."
+                )
             against = ((truth, clip.pha), (fidelity, clip.float_pha))
             self._compare(pha, against)
             if truth is self.test_metrics:
@@ -83,8 +88,13 @@ class MattingModule(L.LightningModule):
         last_preds, *last_targets = self._previous or (None, *(None for _ in against))
         for (metrics, target), last in zip(against, last_targets, strict=True):
             if metrics is not None and target is not None:
-                metrics.update(preds, target[0], previous=None if last is None else (last_preds, last))
-        self._previous = (preds[-1], *(None if target is None else target[0, -1] for _, target in against))
+                metrics.update(
+                    preds, target[0], previous=None if last is None else (last_preds, last)
+                )
+        self._previous = (
+            preds[-1],
+            *(None if target is None else target[0, -1] for _, target in against),
+        )
 
     def _keep_frames(self, clip: str, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
         kept = self.per_frame.setdefault(clip, {})
@@ -127,7 +137,9 @@ class FloatMattes(MattingModule):
         if batch.src.shape[1] == 0:  # this process got no clip
             return
         if batch.float_pha is None:
-            raise PTQ4VMError(f"Expected the float network's alpha of {batch.name}, found none. Call add_references.")
+            raise PTQ4VMError(
+                f"Expected the float network's alpha of {batch.name}, found none. Call add_references."
+            )
         self._score_alpha(batch, batch.float_pha[0], self.test_metrics, self.test_fidelity)
 
 
@@ -181,7 +193,9 @@ class PTQPhase(MattingModule):
         """The datamodule of the running trainer."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(datamodule, VideoMattingDataModule):
-            raise PTQ4VMError(f"Expected a VideoMattingDataModule, got {type(datamodule).__name__}.")
+            raise PTQ4VMError(
+                f"Expected a VideoMattingDataModule, got {type(datamodule).__name__}."
+            )
         return datamodule
 
     def check(
@@ -229,16 +243,20 @@ class PTQPhase(MattingModule):
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
             strategy.checkpoint_io = WholeCheckpoints()
         if stage == "fit" and self.output is not None and Path(self.output).exists():
-            raise PTQ4VMError(f"Expected {self.output} to be new, got a file. Choose another output, or remove it.")
+            raise PTQ4VMError(
+                f"Expected {self.output} to be new, got a file. Choose another output, or remove it."
+            )
 
     def setup(self, stage: str) -> None:
         """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
         self._check_trainer(self.trainer, stage)
-        processes.introduce()
+        distributed.introduce()
         teacher = self._teacher[0].to(self.trainer.strategy.root_device)
         self.calibration.numbers_only, self.calibration.reached = self.keeps_sequences, (0, 0)
         # Evaluation needs the teacher only to cut the built-in portrait out, and no calibration set.
-        self.calibration.attach(make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None)
+        self.calibration.attach(
+            make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None
+        )
 
     def on_fit_start(self) -> None:
         """Leave gradients to :meth:`on_before_optimizer_step`.
@@ -254,8 +272,12 @@ class PTQPhase(MattingModule):
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        mean = self.trainer.strategy.reduce(torch.cat([grad.flatten() for grad in gradients]), reduce_op="mean")
-        for grad, part in zip(gradients, mean.split([grad.numel() for grad in gradients]), strict=True):  # type: ignore[union-attr]
+        mean = self.trainer.strategy.reduce(
+            torch.cat([grad.flatten() for grad in gradients]), reduce_op="mean"
+        )
+        for grad, part in zip(
+            gradients, mean.split([grad.numel() for grad in gradients]), strict=True
+        ):  # type: ignore[union-attr]
             grad.copy_(part.view_as(grad))
 
     def teardown(self, stage: str) -> None:
@@ -266,7 +288,7 @@ class PTQPhase(MattingModule):
     def _save(self, made: dict[str, Any]) -> None:
         """Write the quantized checkpoint; no process goes on before it is there."""
         if self.output is not None:
-            processes.once(save_quantized, self.network, self.qconfig, self.output, made)
+            distributed.once(save_quantized, self.network, self.qconfig, self.output, made)
 
     def contract(
         self, trainer: L.Trainer, data: VideoMattingDataModule, stage: str
@@ -355,38 +377,3 @@ def learning_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shapes(state: Mapping[str, Any]) -> set[tuple[str, Any]]:
     return {(str(name), getattr(value, "shape", None)) for name, value in state.items()}
-
-
-def make_float_network(name: str, weights: str, downsample_ratio: float) -> MattingModel:
-    """The float network by name, ``weights`` being ``official`` or a file."""
-    return create_model(name, weights=weights, downsample_ratio=downsample_ratio)
-
-
-def teacher_key(network: MattingModel) -> str:
-    """Changes with the network, its weights and its downsample ratio."""
-    return f"{network.name}-{weights_checksum(network)}-{network.downsample_ratio:g}"
-
-
-def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
-    """The float network as the data room uses it: a copy, its BatchNorm folded, on the device where it is now."""
-    key = key or teacher_key(network)
-    given = fold_batch_norm_(copy.deepcopy(network))
-    on_cpu = copy.deepcopy(given).cpu()
-
-    @torch.no_grad()
-    def forward(src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
-        # Processes that read ahead are forks, which no GPU can be used from.
-        network = given if get_worker_info() is None else on_cpu
-        src = src.to(next(network.parameters()).device)
-        state = network.initial_state(src[:, 0]) if state is None else state
-        fgr, pha, states = [], [], []
-        for frame in src.unbind(1):
-            output = network.forward_frame(frame, state)
-            state = output.state
-            fgr.append(output.fgr)
-            pha.append(output.pha)
-            states.append(state)
-        stacked = tuple(torch.stack(steps, 1) for steps in zip(*states, strict=True))
-        return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), stacked)
-
-    return Teacher(forward, key)

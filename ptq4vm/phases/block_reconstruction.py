@@ -9,7 +9,8 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from ptq4vm import processes
+from ptq4vm import distributed
+from ptq4vm.calibration.losses import cosine, reconstruction_loss
 from ptq4vm.data.sources import derive_seed
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import (
@@ -20,10 +21,10 @@ from ptq4vm.graph import (
     quantized_layers,
     run_block,
 )
+from ptq4vm.models import create_model
 from ptq4vm.models.base import Block, MattingModel
-from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings, make_float_network
+from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings
 from ptq4vm.phases.checkpoints import reached
-from ptq4vm.phases.losses import cosine, reconstruction_loss
 from ptq4vm.quantizers import (
     Observer,
     QConfig,
@@ -31,12 +32,12 @@ from ptq4vm.quantizers import (
     QuantizedLinear,
     activation_quantizers,
     annealed_beta,
+    cached_weights,
     dropping,
     merge_observers,
     observing,
     random_mask,
     rounding_regularizer,
-    weights_prepared,
 )
 
 _SCORED_SEQUENCES = 2
@@ -100,7 +101,7 @@ class BlockReconstructionModule(PTQPhase):
                 "compared before its activation function, which that placement takes into the layer. Choose "
                 "placement deploy."
             )
-        teacher = make_float_network(network, weights, downsample_ratio)
+        teacher = create_model(network, weights=weights, downsample_ratio=downsample_ratio)
         quantized = quantize_network(teacher, qconfig)
         super().__init__(quantized, qconfig, teacher, output, flow, flow_weights, scoring, settings)
         self.granularity = granularity
@@ -111,7 +112,8 @@ class BlockReconstructionModule(PTQPhase):
         self.blocks = partition(self.network)
         layers = quantized_layers(self.network)
         self.layers: dict[str, dict[str, QuantizedLayer]] = {
-            block.name: {name: layers[name] for name in block_layers(self.network, block)} for block in self.blocks
+            block.name: {name: layers[name] for name in block_layers(self.network, block)}
+            for block in self.blocks
         }
         """The quantized layers, by block and name."""
         self.learned_blocks = tuple(block for block in self.blocks if self.layers[block.name])
@@ -147,7 +149,12 @@ class BlockReconstructionModule(PTQPhase):
     def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
         layers = quantized_layers(self.network).values()
         roundings = [layer.weight_quantizer.rounding for layer in layers if self.learn_rounding]
-        scales = [p for q in activation_quantizers(self.network) for p in q.parameters() if p.requires_grad]
+        scales = [
+            p
+            for q in activation_quantizers(self.network)
+            for p in q.parameters()
+            if p.requires_grad
+        ]
         groups = [
             {"params": roundings, "lr": self.rounding_lr, "name": "rounding"},
             {"params": scales, "lr": self.scale_lr, "name": "scales"},
@@ -158,7 +165,7 @@ class BlockReconstructionModule(PTQPhase):
         """Begin the walk through the network; after a restart, the finished blocks are walked through again."""
         super().on_fit_start()
         clips = self.calibration.calibration_set
-        share = processes.share(range(len(clips)))
+        share = distributed.share(range(len(clips)))
         folder = Path(self.trainer.default_root_dir)
         self._store, self._walked = SequenceStore(folder, len(share), self.device), 0
         for place, index in enumerate(share):
@@ -197,9 +204,18 @@ class BlockReconstructionModule(PTQPhase):
         """Bring the walk to the current block, compute its float outputs, find its ranges."""
         self._reach_block()
         observed = observing(self._quantizers(self.block), _choose_together)
-        with self._mode(self.block, "nearest"), torch.no_grad(), observed, weights_prepared(self._layers(self.block)):
+        with (
+            self._mode(self.block, "nearest"),
+            torch.no_grad(),
+            observed,
+            cached_weights(self._layers(self.block)),
+        ):
             for index in range(self.store.num_sequences):
-                self._run(self.block, self.network, self._inputs(self.block, "quantized", slice(index, index + 1)))
+                self._run(
+                    self.block,
+                    self.network,
+                    self._inputs(self.block, "quantized", slice(index, index + 1)),
+                )
         self.log("biq/nearest", self._score("nearest"), sync_dist=True)
         self._set_mode(self.block, "soft")
 
@@ -208,7 +224,9 @@ class BlockReconstructionModule(PTQPhase):
             if block is self.block:
                 break
             self._set_mode(block, "hard")
-            if f"float/{block.outputs[0]}" not in self.store:  # a block that was learned has been walked in float
+            if (
+                f"float/{block.outputs[0]}" not in self.store
+            ):  # a block that was learned has been walked in float
                 self._walk(block, "float", self.teacher)
             self._walk(block, "quantized", self.network)
             self._forget_after(block)
@@ -218,7 +236,7 @@ class BlockReconstructionModule(PTQPhase):
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Cosine decay of the scales' learning rate within the block."""
         # By step and process: a fit that goes on after a kill must drop the same values, and no two processes should.
-        seed = derive_seed(derive_seed(self.calibration.seed, self.global_step), processes.rank())
+        seed = derive_seed(derive_seed(self.calibration.seed, self.global_step), distributed.rank())
         torch.manual_seed(seed)
         for group in self.trainer.optimizers[0].param_groups:
             if group.get("name") == "scales":
@@ -229,18 +247,23 @@ class BlockReconstructionModule(PTQPhase):
         if self.unused is not None:
             return self.unused * 1.0
         # Their places in this process's share.
-        index = batch.cpu() // processes.count()
+        index = batch.cpu() // distributed.count()
         inputs = self._inputs(self.block, "quantized", index)
         if self.drop_prob > 0.0:
             floats = self._inputs(self.block, "float", index)
             inputs = [_mix(q, f, self.drop_prob) for q, f in zip(inputs, floats, strict=True)]
-        with dropping(self._quantizers(self.block), self.drop_prob), weights_prepared(self._layers(self.block)):
+        with (
+            dropping(self._quantizers(self.block), self.drop_prob),
+            cached_weights(self._layers(self.block)),
+        ):
             reconstruction = self._reconstruction(inputs, index)
         loss = reconstruction
         beta = annealed_beta(self._progress(batch_idx), self.warmup)
         if self.learn_rounding and beta is not None:
             roundings = [layer.weight_quantizer.rounding for layer in self._layers(self.block)]
-            penalty = torch.stack([rounding_regularizer(v, beta) for v in roundings if v is not None]).sum()
+            penalty = torch.stack(
+                [rounding_regularizer(v, beta) for v in roundings if v is not None]
+            ).sum()
             loss = loss + self.rounding_weight * penalty
             self.log("biq/round", penalty)
         self.log("biq/rec", reconstruction, prog_bar=True)
@@ -301,8 +324,10 @@ class BlockReconstructionModule(PTQPhase):
         count = self.store.num_sequences
         if side == "float" and not self.learns:  # then nothing but the scores compares with them
             count = min(_SCORED_SEQUENCES, count)
-        at_once = self.calibration.batch_size  # so many fit, with their gradients, when the block is learned
-        with weights_prepared(self._layers(block)):
+        at_once = (
+            self.calibration.batch_size
+        )  # so many fit, with their gradients, when the block is learned
+        with cached_weights(self._layers(block)):
             for start in range(0, count, at_once):
                 part = slice(start, min(start + at_once, count))
                 outputs = self._run(block, network, self._inputs(block, side, part))
@@ -313,21 +338,29 @@ class BlockReconstructionModule(PTQPhase):
         """Drop what no later block reads."""
         position = self.blocks.index(block)
         needed = {name for later in self.blocks[position + 1 :] for name in later.inputs} | {"src"}
-        written = {name for done in self.blocks[: position + 1] for name in (*done.outputs, *_state_name(done))}
+        written = {
+            name
+            for done in self.blocks[: position + 1]
+            for name in (*done.outputs, *_state_name(done))
+        }
         for name in written - needed:
             self.store.drop(f"float/{name}")
             self.store.drop(f"quantized/{name}")
 
     def _reconstruction(self, inputs: list[Tensor], index: Tensor | slice) -> Tensor:
         if self.granularity == "block":
-            return reconstruction_loss(self._run(self.block, self.network, inputs), self._targets(index))
+            return reconstruction_loss(
+                self._run(self.block, self.network, inputs), self._targets(index)
+            )
         names = list(self.layers[self.block.name])
         with torch.no_grad(), _recording(self.teacher, names, detach=False) as targets:
             self._run(self.block, self.teacher, self._inputs(self.block, "float", index))
         with _recording(self.network, names, detach=True) as outputs:
             self._run(self.block, self.network, inputs)
         # As (N, 1, C, h, w), the form of the blocks' outputs.
-        return reconstruction_loss(tuple(y[:, None] for y in outputs), tuple(y[:, None] for y in targets))
+        return reconstruction_loss(
+            tuple(y[:, None] for y in outputs), tuple(y[:, None] for y in targets)
+        )
 
     @torch.no_grad()
     def _score(self, mode: str) -> Tensor:
@@ -354,8 +387,8 @@ class BlockReconstructionModule(PTQPhase):
 
 def _choose_together(observer: Observer) -> tuple[Tensor, Tensor]:
     """Scale and zero point for what all processes saw, as the first works them out."""
-    merged = merge_observers(processes.gather(observer))
-    return processes.gather(merged.calculate_qparams())[0]
+    merged = merge_observers(distributed.gather(observer))
+    return distributed.gather(merged.calculate_qparams())[0]
 
 
 def _state_name(block: Block) -> tuple[str, ...]:
@@ -378,8 +411,14 @@ def _recording(network: MattingModel, names: list[str], *, detach: bool) -> Iter
     with ExitStack() as stack:
         for name in names:
             layer = network.get_submodule(name)
-            stack.callback(layer.register_forward_hook(lambda m, _x, y: outputs.append(_channels_second(m, y))).remove)
+            stack.callback(
+                layer.register_forward_hook(
+                    lambda m, _x, y: outputs.append(_channels_second(m, y))
+                ).remove
+            )
             if detach:
-                cut = layer.register_forward_pre_hook(lambda _m, x: tuple(value.detach() for value in x))
+                cut = layer.register_forward_pre_hook(
+                    lambda _m, x: tuple(value.detach() for value in x)
+                )
                 stack.callback(cut.remove)
         yield outputs

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.models.weights import load_plain
-from ptq4vm.writing import written_whole
 
 CONTRACT = "ptq4vm"
 """Where a checkpoint of a fit says how it was made."""
@@ -23,7 +23,9 @@ class WholeCheckpoints(TorchCheckpointIO):
     process killed meanwhile leaves half a file.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Write the file beside its place, then move it there.
 
         Raises:
@@ -38,7 +40,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         with written_whole(Path(path)) as part:
             part.write_bytes(buffer.getbuffer())
 
-    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Tensors and plain values, whatever ``weights_only`` says.
 
         Raises:
@@ -47,12 +51,18 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, True)
         if not Path(path).is_file():
-            raise PTQ4VMError(f"Expected a checkpoint of a fit, got {path}, which is not there. Check the path.")
+            raise PTQ4VMError(
+                f"Expected a checkpoint of a fit, got {path}, which is not there. Check the path."
+            )
         remedy = "Go on from another checkpoint, or begin anew."
         checkpoint = load_plain(Path(path), "a checkpoint of a fit", remedy, map_location)
         kinds = {"state_dict": dict, "epoch": int, "loops": dict}
-        if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), t) for k, t in kinds.items()):
-            raise PTQ4VMError(f"Expected a checkpoint of a fit, got {path}, which holds something else. {remedy}")
+        if not isinstance(checkpoint, dict) or not all(
+            isinstance(checkpoint.get(k), t) for k, t in kinds.items()
+        ):
+            raise PTQ4VMError(
+                f"Expected a checkpoint of a fit, got {path}, which holds something else. {remedy}"
+            )
         return checkpoint
 
 

@@ -7,12 +7,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
+from ptq4vm.calibration.losses import alpha_loss, cosine, feature_loss, temporal_loss
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers, run_blocks
-from ptq4vm.models import weights_checksum
-from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings, make_float_network
-from ptq4vm.phases.losses import alpha_loss, cosine, feature_loss, temporal_loss
-from ptq4vm.quantizers import clamp_ste, weights_prepared
+from ptq4vm.models import create_model, weights_checksum
+from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings
+from ptq4vm.quantizers import cached_weights, clamp_ste
 from ptq4vm.types import CalibrationClip
 
 
@@ -80,12 +80,21 @@ class GACModule(PTQPhase):
     ) -> None:
         settings = learning_settings(locals())
         if truth_weight <= 0 and teacher_weight <= 0:
-            raise PTQ4VMError("Expected truth_weight or teacher_weight above 0, got neither. Set one of them.")
+            raise PTQ4VMError(
+                "Expected truth_weight or teacher_weight above 0, got neither. Set one of them."
+            )
         network, qconfig = load_quantized(Path(checkpoint))
         settings["start"] = weights_checksum(network)
-        teacher = make_float_network(network.name, weights, network.downsample_ratio)
+        teacher = create_model(
+            network.name, weights=weights, downsample_ratio=network.downsample_ratio
+        )
         super().__init__(network, qconfig, teacher, output, flow, flow_weights, scoring, settings)
-        self.lr, self.weight_lr, self.max_grad_norm, self.window = lr, weight_lr, max_grad_norm, window
+        self.lr, self.weight_lr, self.max_grad_norm, self.window = (
+            lr,
+            weight_lr,
+            max_grad_norm,
+            window,
+        )
         self.truth_weight, self.teacher_weight = truth_weight, teacher_weight
         self.l1_weight, self.mse_weight = l1_weight, mse_weight
         self.fgr_weight, self.state_weight, self.flow_weight = fgr_weight, state_weight, flow_weight
@@ -101,7 +110,9 @@ class GACModule(PTQPhase):
                 layer.weight_quantizer.start_latent(layer.weight, floats)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:  # noqa: D102
-        latents = [layer.weight_quantizer.latent for layer in quantized_layers(self.network).values()]
+        latents = [
+            layer.weight_quantizer.latent for layer in quantized_layers(self.network).values()
+        ]
         latents = [latent for latent in latents if latent is not None]
         known = set(map(id, latents))
         others = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
@@ -114,7 +125,9 @@ class GACModule(PTQPhase):
 
     def configure_callbacks(self) -> list[Callback]:
         """What averages the steps."""
-        return [EMAWeightAveraging(use_buffers=False, decay=self.average)] if self.average > 0 else []
+        return (
+            [EMAWeightAveraging(use_buffers=False, decay=self.average)] if self.average > 0 else []
+        )
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """A clip on which the network fails must not throw the scales about."""
@@ -124,7 +137,7 @@ class GACModule(PTQPhase):
         """Unroll over the clips, (B, T, ...), the quantized state fed back."""
         # Weights that don't learn need no preparation: they lie on their grids.
         learning = quantized_layers(self.network).values() if self.weight_lr > 0 else ()
-        with weights_prepared(learning):
+        with cached_weights(learning):
             loss = self._loss(batch)
         self.log("gac/loss", loss, prog_bar=True)
         return loss
@@ -139,10 +152,19 @@ class GACModule(PTQPhase):
         values, states = run_blocks(self.network.blocks(), {"src": src}, state)
         # A loss against a target in [0, 1] then has no gradient where the clamp already gives the target, and a
         # helpful one where it doesn't.
-        pha = clamp_ste(values["pha_unclamped"], 0.0, 1.0) if "pha_unclamped" in values else values["pha"]
-        losses = [w * alpha_loss(pha, y[:, frames], self.l1_weight, self.mse_weight) for w, y in self._targets(batch)]
+        pha = (
+            clamp_ste(values["pha_unclamped"], 0.0, 1.0)
+            if "pha_unclamped" in values
+            else values["pha"]
+        )
+        losses = [
+            w * alpha_loss(pha, y[:, frames], self.l1_weight, self.mse_weight)
+            for w, y in self._targets(batch)
+        ]
         if self.fgr_weight > 0:
-            losses.append(self.fgr_weight * (values["fgr"] - batch.teacher_fgr[:, frames]).abs().mean())
+            losses.append(
+                self.fgr_weight * (values["fgr"] - batch.teacher_fgr[:, frames]).abs().mean()
+            )
         if self.state_weight > 0:
             pairs = zip(states, batch.teacher_state, strict=True)
             losses += [self.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
@@ -171,10 +193,14 @@ class GACModule(PTQPhase):
         share, pairs = (time - 1) / time, slice(start, start + time - 1)
         if self.flow_weight > 0:
             along = (pha[:, 1:], pha[:, :-1], batch.flow[:, pairs], batch.visible[:, pairs])
-            losses.append(share * self.flow_weight * temporal_loss(*(x.flatten(0, 1) for x in along)))
+            losses.append(
+                share * self.flow_weight * temporal_loss(*(x.flatten(0, 1) for x in along))
+            )
         if self.coherence_weight > 0:
             change = batch.teacher_pha[:, start : start + time].diff(dim=1)
-            losses.append(share * self.coherence_weight * (pha.diff(dim=1) - change).square().mean())
+            losses.append(
+                share * self.coherence_weight * (pha.diff(dim=1) - change).square().mean()
+            )
         return losses
 
     def _targets(self, batch: CalibrationClip) -> list[tuple[float, Tensor]]:

@@ -2,6 +2,6 @@
 
 from ptq4vm.pipeline.quantize import QuantizeResult, quantize
 from ptq4vm.pipeline.report import report_run
-from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row
+from ptq4vm.pipeline.rows import DEFAULT_ROWS, Method
 
-__all__ = ["DEFAULT_ROWS", "QuantizeResult", "Row", "quantize", "report_run"]
+__all__ = ["DEFAULT_ROWS", "Method", "QuantizeResult", "quantize", "report_run"]

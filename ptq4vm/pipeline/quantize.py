@@ -7,25 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptq4vm import processes
+from ptq4vm import distributed
+from ptq4vm.atomic_io import written_whole
+from ptq4vm.calibration.bit_allocation import CANDIDATE_BITS, choose_bits, require_budget
+from ptq4vm.calibration.sensitivity import BASE_BITS, list_layers, measure_sensitivity
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.deploy import TargetName, find_target
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import TargetName, find_target
 from ptq4vm.graph import FINAL_CHECKPOINT
-from ptq4vm.mixed_precision import CANDIDATE_BITS, choose_bits, require_budget
+from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.phases.base import Scoring, make_float_network
+from ptq4vm.phases.base import Scoring
 from ptq4vm.pipeline.record import record_end
 from ptq4vm.pipeline.report import collect_shots, load_networks, write_report
-from ptq4vm.pipeline.rows import DEFAULT_ROWS, Row, check_rows
+from ptq4vm.pipeline.rows import DEFAULT_ROWS, Method, check_rows
 from ptq4vm.pipeline.run import Run
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, draw_strips, markdown_table, write_metrics
 from ptq4vm.reporting.page import REPORT
 from ptq4vm.reporting.runs import METRICS, read_run
-from ptq4vm.sensitivity import BASE_BITS, list_layers, measure_sensitivity
-from ptq4vm.writing import written_whole
 
 AUTO = "auto"
 """Stands among the bits for W4A4 with more bits in the layers that need them most."""
@@ -53,7 +54,7 @@ def quantize(
     downsample_ratio: float = 1.0,
     bits: Iterable[str] = ("W8A8",),
     budget: float = 0.1,
-    rows: dict[str, Row] | None = None,
+    rows: dict[str, Method] | None = None,
     qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
     target: TargetName | None = None,
     block_reconstruction: dict[str, Any] | None = None,
@@ -95,23 +96,29 @@ def quantize(
     Raises:
         PTQ4VMError: bad settings or data; or ``output`` holds a run with other settings.
     """
-    settings = {name: value for name, value in locals().items() if name not in ("data", "output", "trainer")}
+    settings = {
+        name: value for name, value in locals().items() if name not in ("data", "output", "trainer")
+    }
     run = Run(Path(output), data, dict(trainer or {}), scoring)
     if target is not None:
         qconfig = find_target(target).fit(qconfig)
     # A folder is claimed only for what can be run.
-    plans = {one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits}
+    plans = {
+        one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits
+    }
     counts = {"block_steps": block_steps, "block_batch_size": block_batch_size, "gac_epochs": gac_epochs,
               "gac_batch_size": gac_batch_size}  # fmt: skip
     for name, count in counts.items():
         if count < 1:
             raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
     if not plans:
-        raise PTQ4VMError("Expected at least one of bits, e.g. W8A8, got none. Leave bits out for W8A8.")
+        raise PTQ4VMError(
+            "Expected at least one of bits, e.g. W8A8, got none. Leave bits out for W8A8."
+        )
     methods = check_rows(rows or DEFAULT_ROWS)
     for row in methods.values():
         dataclasses.replace(qconfig, **row.qconfig)
-    teacher = make_float_network(network, weights, downsample_ratio)
+    teacher = create_model(network, weights=weights, downsample_ratio=downsample_ratio)
     if AUTO in plans:
         require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, budget)
     else:
@@ -120,10 +127,13 @@ def quantize(
         run.draw()
     run.launch()
     with run.owned(), run.progress():
-        processes.first_alone(lambda: run.claim(settings, teacher))
-        processes.once(run.begin, teacher)
+        distributed.first_alone(lambda: run.claim(settings, teacher))
+        distributed.once(run.begin, teacher)
         steps = block_steps * block_batch_size / data.num_sequences
-        learns = {name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row)) for name, row in methods.items()}
+        learns = {
+            name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row))
+            for name, row in methods.items()
+        }
         run.prepare(teacher, learns)
         if AUTO in plans:
             plans[AUTO] = _mix(run, teacher, plans[AUTO], budget)
@@ -135,16 +145,35 @@ def quantize(
             for name, row in methods.items():
                 plan_of_row, start = dataclasses.replace(plan, **row.qconfig), None
                 if row.start is None:
-                    options = {**common, "qconfig": plan_of_row, **(block_reconstruction or {}), **row.options}
+                    options = {
+                        **common,
+                        "qconfig": plan_of_row,
+                        **(block_reconstruction or {}),
+                        **row.options,
+                    }
                     steps_of_row = block_steps if _learns(row) else 1
-                    run.fit(folder, name, row, BlockReconstructionModule, options, block_batch_size, steps_of_row, 1)
+                    run.fit(
+                        folder,
+                        name,
+                        row,
+                        BlockReconstructionModule,
+                        options,
+                        block_batch_size,
+                        steps_of_row,
+                        1,
+                    )
                 else:
                     start = folder / f"{row.start}.safetensors"
-                    options = {"weights": weights, "checkpoint": start, **(gac or {}), **row.options}
+                    options = {
+                        "weights": weights,
+                        "checkpoint": start,
+                        **(gac or {}),
+                        **row.options,
+                    }
                     run.fit(folder, name, row, GACModule, options, gac_batch_size, None, gac_epochs)
                 scored, made_with = run.load(folder / f"{name}.safetensors", start, plan_of_row)
                 table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
-            processes.once(_copy_whole, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
+            distributed.once(_copy_whole, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
         run.say("writing the table, the pictures and the report")
         return _report(run, teacher, list(plans), table)
 
@@ -154,7 +183,7 @@ def _copy_whole(source: Path, target: Path) -> None:
         shutil.copyfile(source, part)
 
 
-def _learns(row: Row) -> bool:
+def _learns(row: Method) -> bool:
     return row.options.get("learn_rounding", True) or row.options.get("learn_scales", True)
 
 
@@ -165,15 +194,24 @@ def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConf
     bits = (BASE_BITS, *CANDIDATE_BITS)
     with run.on_device(teacher), run.second_bar() as progress:
         # All processes measure the same rather than wait: a process group gives up on who doesn't answer.
-        found = processes.gather(measure_sensitivity(teacher, run.data, bits, plan, path=path, progress=progress))[0]
+        found = distributed.gather(
+            measure_sensitivity(teacher, run.data, bits, plan, path=path, progress=progress)
+        )[0]
     # What the user set wins.
-    return dataclasses.replace(plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits})
+    return dataclasses.replace(
+        plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits}
+    )
 
 
-def _report(run: Run, teacher: MattingModel, names: list[str], table: list[ResultRow]) -> QuantizeResult:
+def _report(
+    run: Run, teacher: MattingModel, names: list[str], table: list[ResultRow]
+) -> QuantizeResult:
     """Table, metrics.json, pictures and the report."""
     checkpoints = {name: run.folder / name.lower() / FINAL_CHECKPOINT for name in names}
-    meta = {"scoring": run.scoring, "checkpoints": {bits: str(path) for bits, path in checkpoints.items()}}
+    meta = {
+        "scoring": run.scoring,
+        "checkpoints": {bits: str(path) for bits, path in checkpoints.items()},
+    }
     result = QuantizeResult(
         run.folder,
         table,
@@ -183,7 +221,7 @@ def _report(run: Run, teacher: MattingModel, names: list[str], table: list[Resul
         run.folder / REPORT,
         checkpoints,
     )
-    if processes.rank() > 0:
+    if distributed.rank() > 0:
         return result
     write_metrics(result.metrics, table, meta)
     with written_whole(result.table) as part:
@@ -195,5 +233,7 @@ def _report(run: Run, teacher: MattingModel, names: list[str], table: list[Resul
     draw_strips([shot.strip(names[-1]) for shot in reversed(first.values())], result.pictures)
     record_end(run.folder)
     write_report(read_run(run.folder), networks, teacher, shots, src, result.report)
-    run.end(table, {"pictures": result.pictures, "report": result.report}, list(checkpoints.values()))
+    run.end(
+        table, {"pictures": result.pictures, "report": result.report}, list(checkpoints.values())
+    )
     return result

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ptq4vm import __version__
+from ptq4vm.atomic_io import write_json
 from ptq4vm.programs import run_program
 from ptq4vm.reporting.runs import RECORD, read_record
-from ptq4vm.writing import write_json
 
-_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "opencv-python-headless", "scikit-image")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "numpy",
+    "opencv-python-headless",
+    "scikit-image",
+)
 
 
 def record_start(folder: Path, facts: dict[str, Any]) -> None:
@@ -22,7 +30,9 @@ def record_start(folder: Path, facts: dict[str, Any]) -> None:
         facts: the same for every start, plain JSON: seed, checksum of the weights, what settings.json leaves out.
     """
     record = {"starts": [], **read_record(folder), **facts}
-    record["starts"].append({"time": now(), "git": _git(), "machine": platform.platform(), "versions": _versions()})
+    record["starts"].append(
+        {"time": now(), "git": _git(), "machine": platform.platform(), "versions": _versions()}
+    )
     write_json(folder / RECORD, record)
 
 
@@ -61,7 +71,9 @@ def _git() -> dict[str, Any] | None:
 
 def _ask(folder: Path, *command: str) -> str:
     # A checkout's own settings may name a program that watches its files; and asking writes nothing.
-    done = run_program(["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *command], folder)
+    done = run_program(
+        ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *command], folder
+    )
     if done.returncode:
         raise OSError(f"git exited with {done.returncode}: {done.stderr.strip()}")
     return done.stdout.strip()

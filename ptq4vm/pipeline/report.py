@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 
+from ptq4vm.calibration import make_teacher
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.deploy import TARGETS, Target, require_executable
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import TARGETS, Target, require_executable
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
+from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases import make_teacher
-from ptq4vm.phases.base import make_float_network
 from ptq4vm.pipeline.rows import DEFAULT_ROWS
 from ptq4vm.reporting.layers import Signal, describe_layers, learned_blocks, measure_signal
 from ptq4vm.reporting.page import REPORT, Inside, Shot, write_page
 from ptq4vm.reporting.runs import RunFolder, read_run, require_finished
 from ptq4vm.types import MattingClip
 
-_SETTLED = 12
+_WARMUP = 12
 """So many frames into a clip the recurrent state no longer changes what is seen."""
 _PLAYED = 24
 _MEASURED = 4
@@ -45,7 +45,10 @@ def report_run(folder: Path, out: Path | None = None) -> tuple[Path, str | None]
     shots: list[Shot] = []
     problem = src = teacher = None
     try:
-        teacher = make_float_network(*(run.settings[key] for key in ("network", "weights", "downsample_ratio")))
+        settings = run.settings
+        teacher = create_model(
+            settings["network"], settings["weights"], downsample_ratio=settings["downsample_ratio"]
+        )
         data = _evaluation_data(run)
         data.attach(make_teacher(teacher))
         shots, src = collect_shots(data, teacher, networks)
@@ -95,7 +98,9 @@ def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
     settings = run.settings["data"]
     height, width = settings["size"]
     options = {name: settings[name] for name in ("evaluation", "eval_clips", "eval_frames")}
-    return VideoMattingDataModule(root=Path(settings["root"]), height=height, width=width, **options)
+    return VideoMattingDataModule(
+        root=Path(settings["root"]), height=height, width=width, **options
+    )
 
 
 def look_inside(
@@ -112,7 +117,12 @@ def look_inside(
         layers = describe_layers(network, *size)
         runtimes = {target.title: _why_not(network, target) for target in TARGETS.values()}
         found[bits] = Inside(
-            layers, learned_blocks(network), qconfig.placement, qconfig.float_modules, runtimes, signals
+            layers,
+            learned_blocks(network),
+            qconfig.placement,
+            qconfig.ignored_modules,
+            runtimes,
+            signals,
         )
     return found
 
@@ -127,7 +137,10 @@ def _why_not(network: MattingModel, target: Target) -> str | None:
 
 @torch.inference_mode()
 def collect_shots(
-    data: VideoMattingDataModule, teacher: MattingModel, networks: dict[str, MattingModel], count: int = 4
+    data: VideoMattingDataModule,
+    teacher: MattingModel,
+    networks: dict[str, MattingModel],
+    count: int = 4,
 ) -> tuple[list[Shot], torch.Tensor]:
     """Three frames, after the state has settled, of some evaluation clips, through all networks.
 
@@ -139,20 +152,26 @@ def collect_shots(
     frames = torch.zeros(0)
     for clip in (_beginning(data, number) for number in chosen):
         frames = frames if len(frames) else clip.src
-        float_pha = teacher.unroll(clip.src[None]).pha[0] if clip.float_pha is None else clip.float_pha
+        float_pha = (
+            teacher.unroll(clip.src[None]).pha[0] if clip.float_pha is None else clip.float_pha
+        )
         mattes = {bits: network.unroll(clip.src[None]).pha[0] for bits, network in networks.items()}
-        first, last = min(_SETTLED, len(clip.src)) - 1, len(clip.src) - 1
+        first, last = min(_WARMUP, len(clip.src)) - 1, len(clip.src) - 1
         for frame in sorted({first, (first + last) // 2, last}):
             truth = None if clip.pha is None else clip.pha[frame]
             quantized = {bits: pha[frame] for bits, pha in mattes.items()}
-            shots.append(Shot(clip.name, frame, clip.src[frame], truth, float_pha[frame], quantized))
+            shots.append(
+                Shot(clip.name, frame, clip.src[frame], truth, float_pha[frame], quantized)
+            )
     return shots, frames
 
 
 def _beginning(data: VideoMattingDataModule, number: int) -> MattingClip:
     """The first frames of an evaluation clip, which may lie in several chunks."""
     chunks = data.evaluation_set
-    early = [i for i, chunk in enumerate(chunks.chunks) if chunk.clip == number and chunk.start < _PLAYED]
+    early = [
+        i for i, chunk in enumerate(chunks.chunks) if chunk.clip == number and chunk.start < _PLAYED
+    ]
     parts = [chunks[index] for index in early]
 
     def joined(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
@@ -160,5 +179,8 @@ def _beginning(data: VideoMattingDataModule, number: int) -> MattingClip:
         return torch.cat(known)[:_PLAYED] if len(known) == len(tensors) else None
 
     src = torch.cat([part.src for part in parts])[:_PLAYED]
-    pha, float_pha = joined([part.pha for part in parts]), joined([part.float_pha for part in parts])
+    pha, float_pha = (
+        joined([part.pha for part in parts]),
+        joined([part.float_pha for part in parts]),
+    )
     return MattingClip(src, pha, name=parts[0].name, float_pha=float_pha)

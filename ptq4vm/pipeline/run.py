@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ptq4vm import processes
-from ptq4vm.callbacks import PromptStop, ResultLog, WorkProgress
+from ptq4vm import distributed
+from ptq4vm.atomic_io import write_json
+from ptq4vm.calibration import make_teacher
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.flow import create_flow
@@ -23,17 +24,17 @@ from ptq4vm.graph.trace import example_frame
 from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.ownership import owned
-from ptq4vm.phases import MattingModule, make_teacher
+from ptq4vm.phases import MattingModule
 from ptq4vm.phases.base import FloatMattes, Scoring
+from ptq4vm.phases.callbacks import PromptStop, ResultLog, WorkProgress
 from ptq4vm.pipeline.record import now, record_start
-from ptq4vm.pipeline.rows import Row
+from ptq4vm.pipeline.rows import Method
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reading import read_json, typed
 from ptq4vm.reporting import ResultRow, SteadyProgress, measured
 from ptq4vm.reporting.runs import FRAMES, LOG, RECORD, SETTINGS
 from ptq4vm.reporting.tables import table_cells
 from ptq4vm.terminal import plain_console, text_column
-from ptq4vm.writing import write_json
 
 _PLACES = ("root", "foregrounds", "backgrounds", "composites", "videos", "evaluation")
 _KINDS = {
@@ -49,7 +50,9 @@ _KINDS = {
 class Run:
     """One run folder: what is in it, and what is still to do."""
 
-    def __init__(self, folder: Path, data: VideoMattingDataModule, trainer: dict[str, Any], scoring: Scoring) -> None:
+    def __init__(
+        self, folder: Path, data: VideoMattingDataModule, trainer: dict[str, Any], scoring: Scoring
+    ) -> None:
         self.folder, self.data, self.trainer, self.scoring = folder, data, trainer, scoring
         self._bar: Progress | None = None
         self._macs: dict[str, int] = {}
@@ -104,12 +107,16 @@ class Run:
         facts = json.loads(json.dumps(facts, default=_plain))
         record_start(self.folder, facts)
         for logger in self._loggers():
-            logger.log_hyperparams({**read_json(self.folder / SETTINGS), **read_json(self.folder / RECORD)})
+            logger.log_hyperparams(
+                {**read_json(self.folder / SETTINGS), **read_json(self.folder / RECORD)}
+            )
 
     def end(self, table: list[ResultRow], pictures: dict[str, Path], models: list[Path]) -> None:
         """Tell what came out to the callbacks that log it."""
         for logger in self._loggers():
-            logger.log_metrics({f"result/{name}": value for name, value in table[-1].metrics.items()})
+            logger.log_metrics(
+                {f"result/{name}": value for name, value in table[-1].metrics.items()}
+            )
         headings, body = table_cells(table)
         for callback in self.trainer.get("callbacks") or []:
             if isinstance(callback, ResultLog):
@@ -118,16 +125,19 @@ class Run:
     def launch(self) -> None:
         """Start the other processes, if the trainer wants several: each runs this same command from its beginning."""
         names = ("accelerator", "devices", "num_nodes", "strategy")
-        settings = {"devices": 1, **{key: self.trainer[key] for key in names if self.trainer.get(key) is not None}}
+        settings = {
+            "devices": 1,
+            **{key: self.trainer[key] for key in names if self.trainer.get(key) is not None},
+        }
         with _trainer_settings():
             Fabric(**settings).launch()
-        processes.introduce()
+        distributed.introduce()
 
     @contextmanager
     def owned(self) -> Iterator[None]:
         """Inside, the folder is this run's alone; raises PTQ4VMError where another run works in it."""
         with ExitStack() as stack:
-            processes.once(lambda: stack.enter_context(owned(self.folder, folder=True)))
+            distributed.once(lambda: stack.enter_context(owned(self.folder, folder=True)))
             yield
 
     # ---- progress ---------------------------------------------------------------------------------------------
@@ -139,16 +149,18 @@ class Run:
             SpinnerColumn(), text_column("{task.description}"), BarColumn(), text_column("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), text_column("left:"), TimeRemainingColumn(),
         )  # fmt: skip
-        if processes.rank() > 0:
+        if distributed.rank() > 0:
             yield
             return
-        with SteadyProgress(*columns, console=plain_console(), speed_estimate_period=120.0) as self._bar:
+        with SteadyProgress(
+            *columns, console=plain_console(), speed_estimate_period=120.0
+        ) as self._bar:
             self._task = self._bar.add_task("starting", total=None)
             yield
 
     def say(self, text: str) -> None:
         """Tell what is done now, and keep it in the run's log."""
-        if processes.rank() > 0:
+        if distributed.rank() > 0:
             return
         with (self.folder / LOG).open("a") as log:
             log.write(f"{now()} {text}\n")
@@ -216,7 +228,9 @@ class Run:
             return
         task = bar.add_task("starting", total=None)
         try:
-            yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+            yield lambda done, total, what: bar.update(
+                task, completed=done, total=total, description=what
+            )
         finally:
             bar.remove_task(task)
 
@@ -234,7 +248,10 @@ class Run:
             **options,
             "default_root_dir": folder,
         }
-        settings["callbacks"] = [*(self.trainer.get("callbacks") or []), *options.get("callbacks", [])]
+        settings["callbacks"] = [
+            *(self.trainer.get("callbacks") or []),
+            *options.get("callbacks", []),
+        ]
         settings["callbacks"] += [WorkProgress(self._advance, self._macs), PromptStop()]
         with _trainer_settings():
             return L.Trainer(**settings)
@@ -243,7 +260,7 @@ class Run:
         self,
         folder: Path,
         name: str,
-        row: Row,
+        row: Method,
         module: type[Any],
         options: dict[str, Any],
         batch: int,
@@ -252,7 +269,9 @@ class Run:
     ) -> None:
         """Run one phase, or go on with it, unless its checkpoint is there."""
         output = folder / f"{name}.safetensors"
-        self.say(f"{folder.name.upper()}: {row.title}" + (" (done before)" if output.is_file() else ""))
+        self.say(
+            f"{folder.name.upper()}: {row.title}" + (" (done before)" if output.is_file() else "")
+        )
         if output.is_file():
             self._advance(self._work[name])
             return
@@ -260,10 +279,17 @@ class Run:
         self.data.batch_size, self.data.steps_per_epoch = batch, steps
         # Not save_last with save_top_k=0, which since Lightning 2.6 writes nothing.
         keep = ModelCheckpoint(
-            folder / name, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+            folder / name,
+            filename="last",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
         )
         trainer = self._make_trainer(
-            folder / name, callbacks=[keep], max_epochs=epochs, limit_val_batches=0, num_sanity_val_steps=0
+            folder / name,
+            callbacks=[keep],
+            max_epochs=epochs,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
         )
         last = folder / name / "last.ckpt"
         resume = str(last) if last.is_file() else None
@@ -272,7 +298,7 @@ class Run:
             if (restored := phase.check(trainer, self.data, "fit", resume)) is not None:
                 self.say(f"{folder.name.upper()}: {row.title} {restored}")
             trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
-        if processes.rank() > 0:
+        if distributed.rank() > 0:
             return
         if resume is None:  # else only what was left to do was measured
             _write_json(folder / f"{name}.usage.json", usage)
@@ -310,7 +336,9 @@ class Run:
         loggers = self.trainer.get("logger") or []
         return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
 
-    def score(self, path: Path, title: str, network: MattingModel, plan: QConfig | None = None) -> ResultRow:
+    def score(
+        self, path: Path, title: str, network: MattingModel, plan: QConfig | None = None
+    ) -> ResultRow:
         """A row of the table; scored once and kept at ``path``. Without a plan it is the float network's."""
         checksum = weights_checksum(network)
         if not path.is_file():
@@ -319,9 +347,12 @@ class Run:
             values, per_frame = self._test(path.parent, module)
             if (people := self.data.held_out_dataloader()) is not None:
                 found, _ = self._test(path.parent, module, people)
-                values |= {f"held_out_{key.removesuffix('_to_float')}": value for key, value in found.items()}
-            processes.once(_write_json, path.with_suffix(FRAMES), per_frame)
-            processes.once(_write_json, path, {**values, "network": checksum})
+                values |= {
+                    f"held_out_{key.removesuffix('_to_float')}": value
+                    for key, value in found.items()
+                }
+            distributed.once(_write_json, path.with_suffix(FRAMES), per_frame)
+            distributed.once(_write_json, path, {**values, "network": checksum})
         else:
             self._advance(self._scoring_work)
         content = read_json(path)
@@ -330,17 +361,31 @@ class Run:
                 f"Expected in {path} the scores of the network that this run has now, got those of "
                 f"another: a file was replaced. Put it back, or remove {path} to score it again."
             )
-        values = typed(content, dict[str, float], "metrics by name", path, "Remove it: it is measured again.")
+        values = typed(
+            content, dict[str, float], "metrics by name", path, "Remove it: it is measured again."
+        )
         for logger in self._loggers():
-            logger.log_metrics({f"{path.parent.name}/{path.stem}/{key}": value for key, value in values.items()})
+            logger.log_metrics(
+                {f"{path.parent.name}/{path.stem}/{key}": value for key, value in values.items()}
+            )
         cost = network_cost(network, *self._size)
-        label, placement = ("W32A32", "") if plan is None else (bits_label(plan, cost), plan.placement)
+        label, placement = (
+            ("W32A32", "") if plan is None else (bits_label(plan, cost), plan.placement)
+        )
         usage = path.with_suffix(".usage.json")
         extra = {
-            key: values.pop(key) for key in list(values) if key.endswith("_to_float") or key.startswith("held_out")
+            key: values.pop(key)
+            for key in list(values)
+            if key.endswith("_to_float") or key.startswith("held_out")
         }
-        extra |= read_json(usage, dict[str, float], "minutes and memory", "Remove it.") if usage.is_file() else {}
-        return ResultRow(title, label, placement, values, cost.size_mb, cost.bit_operations * 1e9, extra)
+        extra |= (
+            read_json(usage, dict[str, float], "minutes and memory", "Remove it.")
+            if usage.is_file()
+            else {}
+        )
+        return ResultRow(
+            title, label, placement, values, cost.size_mb, cost.bit_operations * 1e9, extra
+        )
 
     def _test(
         self, folder: Path, module: MattingModule, clips: Any = None
@@ -349,7 +394,11 @@ class Run:
         trainer = self._make_trainer(folder / "evaluation", logger=False)
         where = {"datamodule": self.data} if clips is None else {"dataloaders": clips}
         (metrics,) = trainer.test(module, verbose=False, **where)
-        per_frame = {clip: curves for part in processes.gather(module.per_frame) for clip, curves in part.items()}
+        per_frame = {
+            clip: curves
+            for part in distributed.gather(module.per_frame)
+            for clip, curves in part.items()
+        }
         return {key.removeprefix("test/"): value for key, value in metrics.items()}, per_frame
 
 
@@ -359,7 +408,9 @@ def _trainer_settings() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise PTQ4VMError(f"Expected trainer settings that Lightning takes, got: {error}") from error
+        raise PTQ4VMError(
+            f"Expected trainer settings that Lightning takes, got: {error}"
+        ) from error
 
 
 def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
@@ -386,4 +437,4 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """JSON for what json itself doesn't know."""
-    return dataclasses.asdict(value) if isinstance(value, QConfig | Row) else str(value)
+    return dataclasses.asdict(value) if isinstance(value, QConfig | Method) else str(value)

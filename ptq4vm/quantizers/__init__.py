@@ -8,7 +8,12 @@ from ptq4vm.quantizers.adaround import (
     rounding_regularizer,
 )
 from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
-from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize, activation_quantizers, dropping, observing
+from ptq4vm.quantizers.fake_quantize import (
+    LearnedScaleFakeQuantize,
+    activation_quantizers,
+    dropping,
+    observing,
+)
 from ptq4vm.quantizers.functional import (
     choose_qparams,
     clamp_ste,
@@ -23,8 +28,8 @@ from ptq4vm.quantizers.layers import (
     QuantizedConv2d,
     QuantizedLayer,
     QuantizedLinear,
-    left_float,
-    weights_prepared,
+    cached_weights,
+    disable_quantization,
 )
 from ptq4vm.quantizers.observers import Observer, find_range, merge_observers
 from ptq4vm.quantizers.qconfig import Placement, QConfig, QuantSpec, canonical_bits, parse_bits
@@ -44,16 +49,17 @@ __all__ = [
     "activation_quantizers",
     "affine_conv2d",
     "annealed_beta",
+    "cached_weights",
     "canonical_bits",
     "choose_qparams",
     "clamp_ste",
     "conv2d",
     "dequantize",
+    "disable_quantization",
     "dropping",
     "fake_quantize",
     "find_range",
     "inverse_rectified_sigmoid",
-    "left_float",
     "merge_observers",
     "observing",
     "parse_bits",
@@ -62,5 +68,4 @@ __all__ = [
     "rectified_sigmoid",
     "round_ste",
     "rounding_regularizer",
-    "weights_prepared",
 ]

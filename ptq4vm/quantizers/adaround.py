@@ -41,7 +41,9 @@ class _RoundingRegularizer(torch.autograd.Function):
         signed = raw.clamp(0.0, 1.0).mul_(2.0).sub_(1.0)  # 2 h(V) - 1
         size = signed.abs()
         power = size.pow(beta)
-        slope = (power / size.clamp_(min=1e-12)).mul_(signed.sign_()).mul_(-2.0 * beta * (ZETA - GAMMA))
+        slope = (
+            (power / size.clamp_(min=1e-12)).mul_(signed.sign_()).mul_(-2.0 * beta * (ZETA - GAMMA))
+        )
         slope = torch.ops.aten.sigmoid_backward(slope, sigmoid)
         ctx.save_for_backward(torch.ops.aten.hardtanh_backward(slope, raw, 0.0, 1.0))
         return power.numel() - power.sum()
@@ -51,7 +53,9 @@ class _RoundingRegularizer(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad, None
 
 
-def annealed_beta(progress: float, warmup: float, start: float = 20.0, end: float = 2.0) -> float | None:
+def annealed_beta(
+    progress: float, warmup: float, start: float = 20.0, end: float = 2.0
+) -> float | None:
     """β after ``progress`` in [0, 1] of a block's steps: cosine from start to end; None during the warm-up."""
     if progress < warmup:
         return None
@@ -77,7 +81,11 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.spec = spec
         self.mode = "nearest"
-        rows = weight.detach().flatten(1) if spec.granularity == "per_channel" else weight.detach().reshape(1, -1)
+        rows = (
+            weight.detach().flatten(1)
+            if spec.granularity == "per_channel"
+            else weight.detach().reshape(1, -1)
+        )
         low, high = find_range(rows, spec)
         scale, zero_point = choose_qparams(low, high, spec.quant_min, spec.quant_max, spec.grid)
         # One for each channel even where all are equal: γ for each channel is absorbed into them.
@@ -132,7 +140,9 @@ class WeightQuantizer(nn.Module):
         """The weight's integer codes by the current mode (soft ones lie between two integers)."""
         low, high = self.spec.quant_min, self.spec.quant_max
         if self.latent is not None:
-            return round_ste(self.home + (self.latent - self.home).clamp(-1.0, 1.0)).clamp(low, high)
+            return round_ste(self.home + (self.latent - self.home).clamp(-1.0, 1.0)).clamp(
+                low, high
+            )
         if self.mode in ("nearest", "fixed"):
             return quantize(weight, self.scale, self.zero_point, low, high)
         if self.rounding is None:

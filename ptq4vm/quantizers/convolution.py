@@ -31,7 +31,12 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometr
 
 
 def affine_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor, log_scale: Tensor, shift: Tensor, geometry: ConvGeometry
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    log_scale: Tensor,
+    shift: Tensor,
+    geometry: ConvGeometry,
 ) -> Tensor:
     """γ (W ∗ x) + b + β with γ = exp(log_scale) and β = shift, for a weight and bias that do not learn.
 
@@ -51,7 +56,9 @@ def affine_conv2d(
 
 class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, geometry: ConvGeometry) -> Tensor:  # type: ignore[override]
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, geometry: ConvGeometry
+    ) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
         return F.conv2d(x, weight, bias, *geometry)
@@ -62,7 +69,9 @@ class _DepthwiseConv2d(torch.autograd.Function):
         need_x, need_weight, need_bias, _ = ctx.needs_input_grad
         return (
             _input_gradient(grad, x, weight, ctx.geometry) if need_x else None,
-            _gradients(grad, x, weight, ctx.geometry, (False, True, False))[1] if need_weight else None,
+            _gradients(grad, x, weight, ctx.geometry, (False, True, False))[1]
+            if need_weight
+            else None,
             grad.sum((0, 2, 3)) if need_bias else None,
             None,
         )
@@ -71,7 +80,13 @@ class _DepthwiseConv2d(torch.autograd.Function):
 class _AffineConv2d(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, log_scale: Tensor, shift: Tensor, geometry: ConvGeometry
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        log_scale: Tensor,
+        shift: Tensor,
+        geometry: ConvGeometry,
     ) -> Tensor:
         weight, bias = weight * log_scale.exp().reshape(-1, 1, 1, 1), bias + shift
         y = F.conv2d(x, weight, bias, *geometry)
@@ -91,15 +106,24 @@ class _AffineConv2d(torch.autograd.Function):
 
 
 def _is_dilated_depthwise(weight: Tensor, geometry: ConvGeometry) -> bool:
-    return geometry.groups == len(weight) > 1 and geometry.stride == (1, 1) and max(geometry.dilation) > 1
+    return (
+        geometry.groups == len(weight) > 1
+        and geometry.stride == (1, 1)
+        and max(geometry.dilation) > 1
+    )
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    padding = [d * (k - 1) - p for d, k, p in zip(geometry.dilation, weight.shape[2:], geometry.padding, strict=True)]
+    padding = [
+        d * (k - 1) - p
+        for d, k, p in zip(geometry.dilation, weight.shape[2:], geometry.padding, strict=True)
+    ]
     if not _is_dilated_depthwise(weight, geometry) or min(padding) < 0:
         return _gradients(grad, x, weight, geometry, (True, False, False))[0]
     # Correlation with the kernel turned round: torch's backward pass leaves oneDNN here, its forward pass doesn't.
-    return F.conv2d(grad, weight.flip(2, 3), None, (1, 1), padding, geometry.dilation, geometry.groups)
+    return F.conv2d(
+        grad, weight.flip(2, 3), None, (1, 1), padding, geometry.dilation, geometry.groups
+    )
 
 
 def _gradients(

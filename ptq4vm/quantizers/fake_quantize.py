@@ -6,7 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers.functional import centred_codes, clamp_ste, fake_quantize, random_mask, round_ste
+from ptq4vm.quantizers.functional import (
+    centred_codes,
+    clamp_ste,
+    fake_quantize,
+    random_mask,
+    round_ste,
+)
 from ptq4vm.quantizers.observers import Observer
 from ptq4vm.quantizers.qconfig import QuantSpec
 
@@ -57,7 +63,9 @@ class LearnedScaleFakeQuantize(nn.Module):
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
         """Start from these, (1,) or (C,) each."""
         self.log_scale.copy_(scale.log().view_as(self.log_scale))
-        self.offset.copy_((zero_point / (self.spec.quant_max - self.spec.quant_min)).view_as(self.offset))
+        self.offset.copy_(
+            (zero_point / (self.spec.quant_max - self.spec.quant_min)).view_as(self.offset)
+        )
         self.ready.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -66,11 +74,15 @@ class LearnedScaleFakeQuantize(nn.Module):
         if not self.enabled:
             return x
         keep = random_mask(x, 1.0 - self.drop_prob) if self.drop_prob > 0.0 else None
-        return fake_quantize(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max, keep)
+        return fake_quantize(
+            x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max, keep
+        )
 
     def codes(self, x: Tensor) -> Tensor:
         """The integers, less the zero point, that times ``scale`` are what :meth:`forward` makes of x."""
-        return centred_codes(x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max)
+        return centred_codes(
+            x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max
+        )
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"bits={self.spec.bits}, grid={self.spec.grid}"

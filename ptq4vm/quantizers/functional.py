@@ -26,7 +26,12 @@ def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, out: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Float to integer codes, in x's dtype, into ``out`` if given. ``scale`` and ``zero_point`` broadcast against x."""
     return torch.div(x, scale, out=out).round_().add_(zero_point).clamp_(quant_min, quant_max)
@@ -37,7 +42,9 @@ def dequantize(x_int: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (x_int - zero_point) * scale
 
 
-def centred_codes(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+def centred_codes(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
+) -> Tensor:
     """The integer codes less the zero point: what times ``scale`` is x on its grid."""
     codes = torch.empty_like(x)
     for a, code in _parts(scale, x, codes):
@@ -53,13 +60,22 @@ def random_mask(like: Tensor, share: float) -> Tensor:
     mask = torch.empty_like(like, dtype=torch.bool)
     if share >= 1.0:
         return mask.fill_(True)
-    bits = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    bits = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(
+        -(2**63), None
+    )
     threshold = min(round(share * 2**16), 2**16 - 1) - 2**15
-    return torch.lt(bits.view(torch.int16).as_strided(mask.shape, mask.stride()), threshold, out=mask)
+    return torch.lt(
+        bits.view(torch.int16).as_strided(mask.shape, mask.stride()), threshold, out=mask
+    )
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, keep: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    keep: Tensor | None = None,
 ) -> Tensor:
     """Quantize and dequantize, differentiable in x, scale and zero_point (LSQ+, arXiv 2004.09576).
 
@@ -92,7 +108,9 @@ class _FakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         x_hat = torch.empty_like(x)
         for a, a_hat, kept in _parts(scale, x, x_hat, keep):
-            quantize(a, scale, zero_point, quant_min, quant_max, out=a_hat).sub_(zero_point).mul_(scale)
+            quantize(a, scale, zero_point, quant_min, quant_max, out=a_hat).sub_(zero_point).mul_(
+                scale
+            )
             if kept is not None:
                 # torch.where: exact at weights 0 and 1.
                 torch.lerp(a, a_hat, kept.to(a.dtype), out=a_hat)
@@ -110,7 +128,9 @@ class _FakeQuantize(torch.autograd.Function):
             if kept is not None:
                 code.mul_(kept.to(code.dtype))  # code 0 has its gradient pass
             # The gradient where quant_min <= code <= quant_max, zero elsewhere.
-            torch.ops.aten.hardtanh_backward(g, code, quant_min - 0.5, quant_max + 0.5, grad_input=g_a)
+            torch.ops.aten.hardtanh_backward(
+                g, code, quant_min - 0.5, quant_max + 0.5, grad_input=g_a
+            )
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
                 outside = torch.sub(g, g_a, out=code)
                 # d x_hat / d scale: rounding error where inside, the clamped code where outside; both times scale here.
@@ -128,10 +148,18 @@ def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
     first, size = known[0], known[0].numel()
     dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
     alike = all(tensor.stride() == first.stride() for tensor in known)
-    if first.device.type != "cpu" or scale.numel() > 1 or size <= 8 * _PART or not (dense and alike):
+    if (
+        first.device.type != "cpu"
+        or scale.numel() > 1
+        or size <= 8 * _PART
+        or not (dense and alike)
+    ):
         return [tensors]
     # zip ends with the tensors that are there.
-    pieces = (repeat(None) if tensor is None else tensor.as_strided((size,), (1,)).split(_PART) for tensor in tensors)
+    pieces = (
+        repeat(None) if tensor is None else tensor.as_strided((size,), (1,)).split(_PART)
+        for tensor in tensors
+    )
     return zip(*pieces, strict=False)
 
 
@@ -139,7 +167,9 @@ def _sum_like(x: Tensor, like: Tensor) -> Tensor:
     return x.sum().expand_as(like).clone() if like.numel() == 1 else x.sum_to_size(like.shape)
 
 
-def choose_qparams(low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: str) -> tuple[Tensor, Tensor]:
+def choose_qparams(
+    low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: str
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point that cover [low, high]; zero is always exactly representable, as padding needs.
 
     Args:

@@ -67,9 +67,15 @@ class QuantizedLayer(nn.Module, ABC):
         super().__init__()
         # A kernel in channels_last has its convolution compute, and return, in that format: on CPU the faster one.
         layout = torch.channels_last if layer.weight.dim() == 4 else torch.contiguous_format
-        self.weight = nn.Parameter(layer.weight.detach().clone(memory_format=layout), requires_grad=False)
+        self.weight = nn.Parameter(
+            layer.weight.detach().clone(memory_format=layout), requires_grad=False
+        )
         # Always there: β ends up in it.
-        bias = self.weight.new_zeros(len(self.weight)) if layer.bias is None else layer.bias.detach().clone()
+        bias = (
+            self.weight.new_zeros(len(self.weight))
+            if layer.bias is None
+            else layer.bias.detach().clone()
+        )
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.weight_quantizer = WeightQuantizer(self.weight, weight_spec)
         self.activation_spec = activation_spec
@@ -134,7 +140,10 @@ class QuantizedLayer(nn.Module, ABC):
         own = self.input_quantizer
         x = (x / self.input_grid.scale).round_() if own is None else own.codes(x)  # type: ignore[union-attr]
         x = self._multiply(x, codes, None)
-        step, bias = self._for_each_output(self.sum_step()), self._for_each_output(self.bias)
+        step, bias = (
+            self._for_each_output(self.accumulator_scale()),
+            self._for_each_output(self.bias),
+        )
         if self.output_quantizer is None:
             return x.mul_(step).add_(bias)
         return x.add_((bias / step).round_()).mul_(step)
@@ -143,7 +152,7 @@ class QuantizedLayer(nn.Module, ABC):
         """The integers, less their zero points, that the weight consists of."""
         return self.weight_quantizer.codes(self.weight) - self.weight_quantizer.zero_point
 
-    def sum_step(self) -> Tensor:
+    def accumulator_scale(self) -> Tensor:
         """What one unit of the sum of products of codes is worth, (out channels,)."""
         if self.input_grid is None:
             raise RuntimeError("the grid of the input is not known")
@@ -151,7 +160,9 @@ class QuantizedLayer(nn.Module, ABC):
 
     def start_affine(self, *, per_channel: bool) -> None:
         """Begin global affine calibration: one γ, β for each output channel, or for the layer."""
-        self.affine = AffineCalibration(self.weight.shape[0] if per_channel else 1).to(self.weight.device)
+        self.affine = AffineCalibration(self.weight.shape[0] if per_channel else 1).to(
+            self.weight.device
+        )
 
     @torch.no_grad()
     def fix_(self) -> None:
@@ -193,7 +204,7 @@ class QuantizedConv2d(QuantizedLayer):
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise PTQ4VMError(
                 f"Expected a convolution padded with a number of zeros, got padding={conv.padding!r} "
-                f"({conv.padding_mode}). Add its name to float_modules, or pad before the convolution."
+                f"({conv.padding_mode}). Add its name to ignored_modules, or pad before the convolution."
             )
         super().__init__(conv, *args, **kwargs)
         self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
@@ -228,7 +239,7 @@ class QuantizedLinear(QuantizedLayer):
 
 
 @contextmanager
-def weights_prepared(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+def cached_weights(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     """Inside, each layer quantizes its weight once, at the start, and not anew for each frame of a rollout.
 
     The gradient is the same: it passes through that one quantization. Open it around one forward pass, and let the
@@ -246,7 +257,7 @@ def weights_prepared(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
 
 
 @contextmanager
-def left_float(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+def disable_quantization(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     """Inside, these layers compute as the float layers they were made from; their weights must not be fixed."""
     weights = [(layer.weight_quantizer, layer.weight_quantizer.mode) for layer in layers]
     activations = [(one, one.enabled) for layer in layers for one in layer.activation_quantizers]

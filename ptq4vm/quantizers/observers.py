@@ -32,7 +32,11 @@ class Observer:
         """Take note of x, any shape; (B, C, ...) where each channel has a grid of its own."""
         x = x.detach()
         # (rows, values), a row for each grid.
-        x = x.transpose(0, 1).flatten(1) if self.spec.granularity == "per_channel" else x.reshape(1, -1)
+        x = (
+            x.transpose(0, 1).flatten(1)
+            if self.spec.granularity == "per_channel"
+            else x.reshape(1, -1)
+        )
         low, high = (value.cpu() for value in x.aminmax(dim=1))
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
@@ -48,14 +52,23 @@ class Observer:
             PTQ4VMError: nothing was observed, or something not finite.
         """
         if self.low is None or self.high is None:
-            raise PTQ4VMError("Expected calibration frames to reach this quantizer, got none. Was its layer executed?")
+            raise PTQ4VMError(
+                "Expected calibration frames to reach this quantizer, got none. Was its layer executed?"
+            )
         if not torch.isfinite(torch.cat([self.low, self.high])).all():
-            raise PTQ4VMError("Expected finite activations, got NaN or infinity. Check the weights and the frames.")
+            raise PTQ4VMError(
+                "Expected finite activations, got NaN or infinity. Check the weights and the frames."
+            )
         values = torch.cat(self.samples, dim=1)
-        values = values[:, :: max(1, values.numel() // max(_SEARCH_SAMPLES, len(values) * _SEARCH_SAMPLES_A_ROW))]
+        values = values[
+            :,
+            :: max(1, values.numel() // max(_SEARCH_SAMPLES, len(values) * _SEARCH_SAMPLES_A_ROW)),
+        ]
         values = torch.cat([values, self.low[:, None], self.high[:, None]], dim=1)
         low, high = find_range(values, self.spec)
-        scale, zero_point = choose_qparams(low, high, self.spec.quant_min, self.spec.quant_max, self.spec.grid)
+        scale, zero_point = choose_qparams(
+            low, high, self.spec.quant_min, self.spec.quant_max, self.spec.grid
+        )
         # A channel that was quiet in calibration may speak up in other scenes.
         return scale.clamp(min=float(scale.max()) / _LOUDEST_TO_QUIETEST), zero_point
 
@@ -88,7 +101,9 @@ def find_range(values: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     return _search_mse(values, low, high, spec)
 
 
-def _search_mse(values: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def _search_mse(
+    values: Tensor, low: Tensor, high: Tensor, spec: QuantSpec
+) -> tuple[Tensor, Tensor]:
     """Shrink both ends in turn, each time keeping what gives the least squared error."""
     fractions = torch.linspace(1.0, 1 / _STEPS, _STEPS)
     both = spec.grid == "symmetric"
@@ -104,7 +119,8 @@ def _search_mse(values: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> t
             error = (dequantize(codes, scale, zero_point) - values).square_().mean(1)
             better = error < best
             best, best_low, best_high = (
-                torch.where(better, new, old) for new, old in ((error, best), (a, best_low), (b, best_high))
+                torch.where(better, new, old)
+                for new, old in ((error, best), (a, best_low), (b, best_high))
             )
         low, high = best_low, best_high
     return low, high

@@ -23,7 +23,9 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise PTQ4VMError(f"Expected 2 to 8 bits, got {self.bits}. Choose e.g. W8A8, W4A8 or W4A4.")
+            raise PTQ4VMError(
+                f"Expected 2 to 8 bits, got {self.bits}. Choose e.g. W8A8, W4A8 or W4A4."
+            )
         choices = {"grid": Grid, "granularity": Granularity, "range_method": RangeMethod}
         for name, known in choices.items():
             if getattr(self, name) not in get_args(known):
@@ -52,7 +54,7 @@ class QConfig:
             TensorRT need; ``full`` also what leaves a layer, or the ReLU behind it, which ONNX Runtime needs
             besides; ``paper`` quantizes weights and what leaves each layer's activation function, as the published
             code.
-        edge_bits: bits of weights and activations of the first and the last executed layer.
+        first_last_bits: bits of weights and activations of the first and the last executed layer.
         weight_grid: grid of weights of fewer than 8 bits. ``affine`` fits them best, and less its zero point a code is
             still one of the 8-bit integers that runtimes multiply. Those of 8 bits are symmetric, as they want them.
         weight_granularity: one scale for each output channel, or one for all.
@@ -63,33 +65,39 @@ class QConfig:
         equalize: before quantization, level the channels that a ReLU hands on to the next convolution, which is exact.
             How far they reach is read off BatchNorm, so weights from an ONNX file, where it is folded, are refused.
         range_method: how ranges are found: minmax, percentile or mse.
-        float_modules: dotted names of submodules that stay float. The refiner works on variances of the full-size
+        ignored_modules: dotted names of submodules that stay float. The refiner works on variances of the full-size
             frame, which 8 bits do not hold, and runs only at downsample_ratio < 1.
         layer_bits: bits by layer name, ``{"aspp.aspp1.0": "W8A8"}``; wins over everything above.
     """
 
     bits: str = "W8A8"
     placement: Placement = "deploy"
-    edge_bits: int = 8
+    first_last_bits: int = 8
     weight_grid: Grid = "symmetric"
     weight_granularity: Granularity = "per_channel"
     activation_grid: Grid = "affine"
     depthwise_granularity: Granularity = "per_tensor"
     equalize: bool = False
     range_method: RangeMethod = "mse"
-    float_modules: tuple[str, ...] = ("refiner",)
+    ignored_modules: tuple[str, ...] = ("refiner",)
     layer_bits: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.placement not in get_args(Placement):
-            raise PTQ4VMError(f"Expected a placement of deploy, full or paper, got {self.placement!r}.")
+            raise PTQ4VMError(
+                f"Expected a placement of deploy, full or paper, got {self.placement!r}."
+            )
         if self.placement != "deploy" and self.depthwise_granularity == "per_channel":
             raise PTQ4VMError(
                 f"Expected depthwise_granularity per_tensor with placement {self.placement}, which quantizes what "
                 "layers hand on, got per_channel. Choose placement deploy."
             )
-        object.__setattr__(self, "float_modules", tuple(self.float_modules))
-        for bits in (self.bits, f"W{self.edge_bits}A{self.edge_bits}", *self.layer_bits.values()):
+        object.__setattr__(self, "ignored_modules", tuple(self.ignored_modules))
+        for bits in (
+            self.bits,
+            f"W{self.first_last_bits}A{self.first_last_bits}",
+            *self.layer_bits.values(),
+        ):
             self._specs(bits)
 
     def _specs(self, bits: str, *, depthwise: bool = False) -> tuple[QuantSpec, QuantSpec]:
@@ -101,14 +109,16 @@ class QConfig:
             QuantSpec(activation_bits, self.activation_grid, granularity, self.range_method),
         )
 
-    def specs(self, layer: str, *, edge: bool, depthwise: bool = False) -> tuple[QuantSpec, QuantSpec]:
+    def specs(
+        self, layer: str, *, edge: bool, depthwise: bool = False
+    ) -> tuple[QuantSpec, QuantSpec]:
         """Weight and activation grid of a layer; ``edge`` says that it is the first or last one executed."""
-        default = f"W{self.edge_bits}A{self.edge_bits}" if edge else self.bits
+        default = f"W{self.first_last_bits}A{self.first_last_bits}" if edge else self.bits
         return self._specs(self.layer_bits.get(layer, default), depthwise=depthwise)
 
     def is_float(self, layer: str) -> bool:
-        """Whether the layer lies in one of the ``float_modules``."""
-        return any(layer == name or layer.startswith(f"{name}.") for name in self.float_modules)
+        """Whether the layer lies in one of the ``ignored_modules``."""
+        return any(layer == name or layer.startswith(f"{name}.") for name in self.ignored_modules)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; ``QConfig(**d)`` is the way back."""
@@ -119,7 +129,9 @@ def parse_bits(bits: str) -> tuple[int, int]:
     """``W4A8`` -> (4, 8). Raises PTQ4VMError on anything else."""
     match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", str(bits))
     if match is None:
-        raise PTQ4VMError(f"Expected bits as W<weights>A<activations>, got {bits!r}. Choose e.g. W8A8, W4A8 or W4A4.")
+        raise PTQ4VMError(
+            f"Expected bits as W<weights>A<activations>, got {bits!r}. Choose e.g. W8A8, W4A8 or W4A4."
+        )
     return int(match[1]), int(match[2])
 
 

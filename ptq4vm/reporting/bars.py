@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.writing import written_whole
 
 _BAR_INCHES = 0.19
 _PANEL_INCHES = 3.0
@@ -58,7 +58,9 @@ def draw_sensitivity(layers: Sequence[LayerBar], path: Path, dpi: int = 110) -> 
     below.set_xticks(range(len(layers)), names, rotation=90, fontsize=8, parse_math=False)
     below.set_xlim(-0.7, len(layers) - 0.3)
     bits = next(iter(layers[0].mad))
-    above.set_title(f"Each layer alone at {bits}, all others float; in order of execution", fontsize=12)
+    above.set_title(
+        f"Each layer alone at {bits}, all others float; in order of execution", fontsize=12
+    )
     marks = above.get_legend_handles_labels()[0]
     handles = [*(Patch(color=colours[part], label=part) for part in parts), *marks]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=10)
@@ -66,7 +68,9 @@ def draw_sensitivity(layers: Sequence[LayerBar], path: Path, dpi: int = 110) -> 
         canvas.print_png(part)
 
 
-def _draw_panel(axes: Axes, values: Sequence[Mapping[str, float]], colours: Sequence[object], label: str) -> None:
+def _draw_panel(
+    axes: Axes, values: Sequence[Mapping[str, float]], colours: Sequence[object], label: str
+) -> None:
     first, *others = values[0]
     axes.bar(range(len(values)), [value[first] for value in values], color=colours, width=0.8)
     for marker, bits in zip(_MARKERS, others, strict=False):

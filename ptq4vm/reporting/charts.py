@@ -98,8 +98,12 @@ def line_chart(title: str, series: Mapping[int, tuple[str, Sequence[float]]]) ->
     lines = []
     for number, (name, values) in series.items():
         places = range(0, len(values), merged)
-        means = [sum(part) / len(part) for part in (values[start : start + merged] for start in places)]
-        points = " ".join(f"{x(place):.1f},{y(mean):.2f}" for place, mean in zip(places, means, strict=True))
+        means = [
+            sum(part) / len(part) for part in (values[start : start + merged] for start in places)
+        ]
+        points = " ".join(
+            f"{x(place):.1f},{y(mean):.2f}" for place, mean in zip(places, means, strict=True)
+        )
         lines.append(Line(number, name, points, max(means)))
     steps = MaxNLocator(6, integer=True).tick_values(0, max(1, longest - 1))
     return LineChart(
@@ -114,7 +118,9 @@ def round_up(value: float) -> float:
     if value <= 1e-300:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return power * next(step for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if value <= step * power * (1 + 1e-9))
+    return power * next(
+        step for step in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if value <= step * power * (1 + 1e-9)
+    )
 
 
 def bar_chart(
@@ -135,7 +141,12 @@ def bar_chart(
         named: whether the names stand below.
         group: width of a group.
     """
-    values = [value for numbers in series.values() for value in numbers if value is not None and math.isfinite(value)]
+    values = [
+        value
+        for numbers in series.values()
+        for value in numbers
+        if value is not None and math.isfinite(value)
+    ]
     low_edge = _TOP + _PLOT
     height = low_edge + 10 + (math.ceil(_LETTER * max(map(len, names))) if named else 0)
     if logarithmic:
@@ -160,9 +171,18 @@ def bar_chart(
             base = low_edge if logarithmic else y(0.0)
             top, text = min(y(value), base), f"{names[place]}: {label} {value:.4g}"
             bars.append(
-                Bar(number, _LEFT + place * group + 1.5 + number * thick, top, thick, abs(base - y(value)), text)
+                Bar(
+                    number,
+                    _LEFT + place * group + 1.5 + number * thick,
+                    top,
+                    thick,
+                    abs(base - y(value)),
+                    text,
+                )
             )
-    labels = tuple(Tick(_LEFT + (place + 0.5) * group, name) for place, name in enumerate(names) if named)
+    labels = tuple(
+        Tick(_LEFT + (place + 0.5) * group, name) for place, name in enumerate(names) if named
+    )
     return BarChart(
         title, _LEFT + group * len(names) + _RIGHT, height, _LEFT, low_edge, tuple(bars), tuple(series), labels,
         tuple(Tick(low_edge - _PLOT * (tick.place - first) / (last - first), tick.label) for tick in ticks),

@@ -53,7 +53,9 @@ def describe_layers(network: MattingModel, height: int, width: int) -> list[Laye
         bits = (32, 32)
         if isinstance(module, QuantizedLayer):
             bits = (module.weight_quantizer.spec.bits, module.activation_spec.bits)
-        block = next((name for part, name in parts.items() if f"{layer.name}.".startswith(part)), "")
+        block = next(
+            (name for part, name in parts.items() if f"{layer.name}.".startswith(part)), ""
+        )
         found.append(Layer(layer.name, block, *bits, layer.macs / total, _grids(module)))
     return found
 
@@ -70,7 +72,11 @@ def _grids(module: nn.Module) -> str:
     if module.input_quantizer is not None:
         parts.append("input by channel" if module.input_quantizer.scale.numel() > 1 else "input")
     if module.output_quantizer is not None:
-        parts.append("output" if module.activation is None else f"output behind {type(module.activation).__name__}")
+        parts.append(
+            "output"
+            if module.activation is None
+            else f"output behind {type(module.activation).__name__}"
+        )
     return ", ".join(parts)
 
 
@@ -90,7 +96,10 @@ def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) ->
     powers = {name: [0.0, 0.0] for name in layers}
     for frame in src[:, None]:
         with _outputs(twin, layers) as before, _outputs(network, layers) as after:
-            states = [one.forward_frame(frame, state).state for one, state in zip((twin, network), states, strict=True)]
+            states = [
+                one.forward_frame(frame, state).state
+                for one, state in zip((twin, network), states, strict=True)
+            ]
         for name, layer in layers.items():
             for signal, kept in zip(before[name], after[name], strict=True):
                 # The quantized layer may have taken the function behind it along.
@@ -115,7 +124,9 @@ def _outputs(network: MattingModel, names: Any) -> Iterator[dict[str, list[Tenso
     """Inside, what these layers hand on is collected."""
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = [
-        network.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: kept[name].append(y.clone()))  # type: ignore[misc]
+        network.get_submodule(name).register_forward_hook(
+            lambda _m, _x, y, name=name: kept[name].append(y.clone())
+        )  # type: ignore[misc]
         for name in names
     ]
     try:

@@ -12,9 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from torch import Tensor
 
-from ptq4vm.export import TARGETS
+from ptq4vm.atomic_io import written_whole
+from ptq4vm.deploy import TARGETS
 from ptq4vm.reporting.charts import BarChart, LineChart, bar_chart, line_chart
-from ptq4vm.reporting.evidence import (
+from ptq4vm.reporting.layers import Layer, Signal
+from ptq4vm.reporting.pictures import ERROR_MAX, Strip
+from ptq4vm.reporting.run_artifacts import (
     Losses,
     RowFiles,
     read_losses,
@@ -23,11 +26,8 @@ from ptq4vm.reporting.evidence import (
     row_files,
     values_by_frame,
 )
-from ptq4vm.reporting.layers import Layer, Signal
-from ptq4vm.reporting.pictures import ERROR_MAX, Strip
 from ptq4vm.reporting.runs import RunFolder
 from ptq4vm.reporting.tables import FLOAT, ResultRow, format_number, table_cells
-from ptq4vm.writing import written_whole
 
 REPORT = "report.html"
 _LONGEST_SIDE = 640
@@ -61,7 +61,7 @@ class Inside(NamedTuple):
     blocks: Sequence[str]
     """Names of those that block reconstruction goes through."""
     placement: str
-    float_modules: Sequence[str]
+    ignored_modules: Sequence[str]
     runtimes: Mapping[str, str | None]
     """By the runtime's name, why it doesn't execute the network as integers; None where it does."""
     signals: Mapping[str, Signal]
@@ -102,7 +102,10 @@ def write_page(
         name=run.folder.resolve().name,
         headlines=[_headline(run.rows[0], bits, row) for bits, row in run.final.items()],
         headings=headings,
-        body=[(row.name == FLOAT or id(row) in last, cells) for row, cells in zip(run.rows, body, strict=True)],
+        body=[
+            (row.name == FLOAT or id(row) in last, cells)
+            for row, cells in zip(run.rows, body, strict=True)
+        ],
         timings={title: _plain_table(timed) for title, timed in read_timings(run).items()},
         shots=_pictures(shots),
         problem=problem,
@@ -142,7 +145,12 @@ def _headline(before: ResultRow, bits: str, after: ResultRow) -> tuple[str, list
         ("bit operations ×10⁹", _billions(before), _billions(after)),
     ]
     facts = [
-        Fact(name, format_number(one), format_number(other), f"×{other / one:.2f}" if one and other else "")
+        Fact(
+            name,
+            format_number(one),
+            format_number(other),
+            f"×{other / one:.2f}" if one and other else "",
+        )
         for name, one, other in pairs
     ]
     return bits, facts
@@ -165,11 +173,17 @@ def _pictures(shots: Sequence[Shot]) -> list[dict[str, Any]]:
             "truth": "" if shot.true_alpha is None else _encode(_pixels(shot.true_alpha)),
             "float": _encode(_pixels(shot.float_alpha)),
             "quantized": {bits: _encode(_pixels(alpha)) for bits, alpha in shot.quantized.items()},
-            "error": {bits: _encode(_heat(alpha, shot.float_alpha)) for bits, alpha in shot.quantized.items()},
+            "error": {
+                bits: _encode(_heat(alpha, shot.float_alpha))
+                for bits, alpha in shot.quantized.items()
+            },
         }
         clips.setdefault(shot.clip, []).append(seen)
     height = {shot.clip: shot.src.shape[-2:] for shot in shots}
-    return [{"name": name, "size": tuple(height[name]), "frames": frames} for name, frames in clips.items()]
+    return [
+        {"name": name, "size": tuple(height[name]), "frames": frames}
+        for name, frames in clips.items()
+    ]
 
 
 def _pixels(picture: Tensor) -> np.ndarray:
@@ -215,7 +229,9 @@ def _curves(rows: Sequence[RowFiles], several: bool) -> Curves:
             known = any(metric in clips.get(clip, {}) for clips in values)
             key, title = (metric, title) if known else (f"{metric}_to_float", f"{title} to float")
             found = {n: (label, values[n].get(clip, {}).get(key, ())) for n, label, _ in series}
-            lines = {n: line for n, line in found.items() if line[1] and all(map(math.isfinite, line[1]))}
+            lines = {
+                n: line for n, line in found.items() if line[1] and all(map(math.isfinite, line[1]))
+            }
             if lines:
                 charts.setdefault(clip, []).append(line_chart(title, lines))
     return Curves(series, charts)
@@ -228,24 +244,33 @@ def _label(row: RowFiles, several: bool) -> str:
 def _layer_charts(run: RunFolder, inside: Inside) -> list[BarChart]:
     names = [layer.name for layer in inside.layers]
     charts: list[tuple[str, Mapping[str, Sequence[float | None]], bool]] = []
-    weights, activations = zip(*((layer.weight_bits, layer.activation_bits) for layer in inside.layers), strict=True)
+    weights, activations = zip(
+        *((layer.weight_bits, layer.activation_bits) for layer in inside.layers), strict=True
+    )
     charts.append(("bits", {"weights": weights, "activations": activations}, False))
     if inside.signals:
         signals = [inside.signals.get(name, Signal(None, None)) for name in names]
-        sides = {"weights": [one.weights for one in signals], "output": [one.output for one in signals]}
+        sides = {
+            "weights": [one.weights for one in signals],
+            "output": [one.output for one in signals],
+        }
         charts.append(("signal to quantization noise, dB", sides, False))
     sensitivity = read_sensitivity(run)
     bits = dict.fromkeys(bits for errors in sensitivity.values() for bits in errors)
     if bits:
         measured = {one: [sensitivity.get(name, {}).get(one) for name in names] for one in bits}
-        charts.append(("sensitivity: MAD ×10³ to float of each layer quantized alone", measured, True))
+        charts.append(
+            ("sensitivity: MAD ×10³ to float of each layer quantized alone", measured, True)
+        )
     return [
         bar_chart(title, names, series, logarithmic, named=number == len(charts) - 1)
         for number, (title, series, logarithmic) in enumerate(charts)
     ]
 
 
-def _block_charts(losses: Sequence[Losses], inside: Mapping[str, Inside]) -> list[tuple[str, BarChart]]:
+def _block_charts(
+    losses: Sequence[Losses], inside: Mapping[str, Inside]
+) -> list[tuple[str, BarChart]]:
     """Of each row that block reconstruction made and each of the bits."""
     charts = []
     for found in losses:
@@ -257,7 +282,10 @@ def _block_charts(losses: Sequence[Losses], inside: Mapping[str, Inside]) -> lis
             for label, values in (("rounded to nearest", found.nearest), ("as learned", found.hard))
         }
         charts.append(
-            (f"{found.row.title}, {found.row.bits}", bar_chart("loss of each block", names, series, True, group=20))
+            (
+                f"{found.row.title}, {found.row.bits}",
+                bar_chart("loss of each block", names, series, True, group=20),
+            )
         )
     return charts
 
@@ -265,7 +293,9 @@ def _block_charts(losses: Sequence[Losses], inside: Mapping[str, Inside]) -> lis
 def _loss_chart(losses: Sequence[Losses], several: bool) -> tuple[list[str], LineChart] | None:
     if not losses:
         return None
-    series = {number: (_label(found.row, several), found.loss) for number, found in enumerate(losses, 1)}
+    series = {
+        number: (_label(found.row, several), found.loss) for number, found in enumerate(losses, 1)
+    }
     return [title for title, _ in series.values()], line_chart("loss of global calibration", series)
 
 
@@ -281,9 +311,13 @@ class Kind(NamedTuple):
 
 def _summarise(layers: Sequence[Layer]) -> list[Kind]:
     kinds = dict.fromkeys((layer.bits, layer.grids) for layer in layers)
-    groups = [(kind, [layer for layer in layers if (layer.bits, layer.grids) == kind]) for kind in kinds]
+    groups = [
+        (kind, [layer for layer in layers if (layer.bits, layer.grids) == kind]) for kind in kinds
+    ]
     found = [
-        Kind(*kind, len(group), sum(layer.share for layer in group), [layer.name for layer in group])
+        Kind(
+            *kind, len(group), sum(layer.share for layer in group), [layer.name for layer in group]
+        )
         for kind, group in groups
     ]
     return sorted(found, key=lambda kind: -kind.share)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
+from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.writing import written_whole
 
 ERROR_MAX = 0.25
 """The error, in alpha, at which the scale of heat maps ends."""
@@ -38,7 +38,9 @@ class Strip(NamedTuple):
     """(1, H, W), and after."""
 
 
-def draw_strips(strips: Sequence[Strip], path: Path, error_max: float = ERROR_MAX, dpi: int = 110) -> None:
+def draw_strips(
+    strips: Sequence[Strip], path: Path, error_max: float = ERROR_MAX, dpi: int = 110
+) -> None:
     """Draw one row a frame: source, true alpha, float alpha, quantized alpha, error.
 
     The error is |quantized - true| where every strip has true alpha; otherwise that column is left out and the error
@@ -59,14 +61,25 @@ def draw_strips(strips: Sequence[Strip], path: Path, error_max: float = ERROR_MA
     for strip in strips:
         _check(strip)
     with_truth = all(strip.true_alpha is not None for strip in strips)
-    headings = ["source", *(["true alpha"] if with_truth else []), "float alpha", "quantized alpha", "error"]
+    headings = [
+        "source",
+        *(["true alpha"] if with_truth else []),
+        "float alpha",
+        "quantized alpha",
+        "error",
+    ]
     shapes = [strip.src.shape[-2:] for strip in strips]
     heights = [_COLUMN_INCHES * height / width for height, width in shapes]
-    size = (_TITLE_INCHES + _COLUMN_INCHES * len(headings) + _BAR_INCHES, sum(heights) + 0.1 * len(strips) + 0.5)
+    size = (
+        _TITLE_INCHES + _COLUMN_INCHES * len(headings) + _BAR_INCHES,
+        sum(heights) + 0.1 * len(strips) + 0.5,
+    )
     # Figure and canvas by hand: pyplot keeps figures alive and chooses a backend for the whole process.
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(len(strips), len(headings), squeeze=False, gridspec_kw={"height_ratios": heights})
+    axes = figure.subplots(
+        len(strips), len(headings), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
     for row, strip in zip(axes, strips, strict=True):
         heat = _draw_row(row, strip, with_truth, error_max)
     for axis, heading in zip(axes[0], headings, strict=True):
@@ -91,7 +104,9 @@ def _draw_row(axes: Sequence[Axes], strip: Strip, with_truth: bool, error_max: f
     axes[0].imshow(_array(strip.src).transpose(1, 2, 0))
     lines = strip.title.replace("/", "/\n").splitlines()
     title = "\n".join(textwrap.fill(line, _TITLE_LETTERS) for line in lines)
-    axes[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=11, labelpad=8, parse_math=False)
+    axes[0].set_ylabel(
+        title, rotation=0, ha="right", va="center", fontsize=11, labelpad=8, parse_math=False
+    )
     for axis, matte in zip(axes[1:-1], mattes, strict=True):
         axis.imshow(_array(matte)[0], cmap="gray", vmin=0, vmax=1)
     error = np.abs(_array(strip.quantized_alpha) - _array(reference))[0]
@@ -100,7 +115,12 @@ def _draw_row(axes: Sequence[Axes], strip: Strip, with_truth: bool, error_max: f
 
 def _check(strip: Strip) -> None:
     height, width = strip.src.shape[-2:]
-    for name, channels in (("src", 3), ("true_alpha", 1), ("float_alpha", 1), ("quantized_alpha", 1)):
+    for name, channels in (
+        ("src", 3),
+        ("true_alpha", 1),
+        ("float_alpha", 1),
+        ("quantized_alpha", 1),
+    ):
         tensor = getattr(strip, name)
         if tensor is not None and tuple(tensor.shape) != (channels, height, width):
             raise PTQ4VMError(

@@ -33,7 +33,9 @@ class SteadyProgress(Progress):
         super().start()
         if self._thread is None and not self.console.is_terminal and not self.disable:
             self._stopped.clear()
-            self._thread = threading.Thread(target=self._write_lines, name="steady progress", daemon=True)
+            self._thread = threading.Thread(
+                target=self._write_lines, name="steady progress", daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ptq4vm.atomic_io import write_json
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import read_json
 from ptq4vm.reporting.tables import NOTHING, ResultRow, format_number, table_cells
 from ptq4vm.terminal import plain_console
-from ptq4vm.writing import write_json
 
 SETTINGS = "settings.json"
 """What decides a run's result; the same settings go on where it stopped."""
@@ -126,7 +126,11 @@ class RunFolder:
         starts = self.record.get("starts") or [{}]
         said = self.record.get("finished") or starts[-1].get("time")
         path = self.folder / (METRICS if self.rows else SETTINGS)
-        time = datetime.fromisoformat(said) if said else datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+        time = (
+            datetime.fromisoformat(said)
+            if said
+            else datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+        )
         return f"{time:%Y-%m-%d %H:%M}"
 
 
@@ -138,21 +142,31 @@ def read_run(folder: Path) -> RunFolder:
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
-        raise PTQ4VMError(f"Expected a run folder of `ptq4vm quantize`, got {folder} without {SETTINGS}.")
+        raise PTQ4VMError(
+            f"Expected a run folder of `ptq4vm quantize`, got {folder} without {SETTINGS}."
+        )
     settings = read_json(folder / SETTINGS, _Settings, "the settings of a run", "Quantize anew.")
     # Folders and files are named after both.
     foreign = [one for one in settings["bits"] if not one.isalnum() or len(one) > _LONGEST]
-    foreign += [name for name in settings.get("rows") or {} if not name.isidentifier() or len(name) > _LONGEST]
+    foreign += [
+        name
+        for name in settings.get("rows") or {}
+        if not name.isidentifier() or len(name) > _LONGEST
+    ]
     if foreign or not settings["bits"]:
         got = f"{foreign[0]!r} among them" if foreign else "no bits"
-        raise PTQ4VMError(f"Expected the settings of a run, bits and rows, in {folder / SETTINGS}, got {got}.")
+        raise PTQ4VMError(
+            f"Expected the settings of a run, bits and rows, in {folder / SETTINGS}, got {got}."
+        )
     record = read_record(folder)
     table = read_rows(folder / METRICS) if (folder / METRICS).is_file() else ()
     run = RunFolder(folder, settings, record, table)
     try:
         run.when  # noqa: B018  (a damaged record shows itself here)
     except (OSError, ValueError) as error:
-        raise PTQ4VMError(f"Expected times in {folder / RECORD}, got something else ({error}). Remove it.") from error
+        raise PTQ4VMError(
+            f"Expected times in {folder / RECORD}, got something else ({error}). Remove it."
+        ) from error
     return run
 
 
@@ -164,7 +178,9 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     record: Record = {}
-    return read_json(path, Record, "the record of a run", "Remove it.") if path.is_file() else record
+    return (
+        read_json(path, Record, "the record of a run", "Remove it.") if path.is_file() else record
+    )
 
 
 def read_rows(path: Path) -> tuple[ResultRow, ...]:
@@ -174,7 +190,9 @@ def read_rows(path: Path) -> tuple[ResultRow, ...]:
         PTQ4VMError: it holds something else.
     """
     rows = read_json(path, _Table, "rows of results", "Remove it.")["rows"]
-    return tuple(ResultRow(**{key: row[key] for key in ResultRow._fields if key in row}) for row in rows)
+    return tuple(
+        ResultRow(**{key: row[key] for key in ResultRow._fields if key in row}) for row in rows
+    )
 
 
 def list_runs(folder: Path, console: Console | None = None) -> None:
@@ -185,7 +203,9 @@ def list_runs(folder: Path, console: Console | None = None) -> None:
     """
     found = sorted(path.parent for path in Path(folder).rglob(SETTINGS))
     if not found:
-        raise PTQ4VMError(f"Expected run folders of `ptq4vm quantize` below {folder}, found none. Name another folder.")
+        raise PTQ4VMError(
+            f"Expected run folders of `ptq4vm quantize` below {folder}, found none. Name another folder."
+        )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("run", "network", "bits"):
         table.add_column(heading, overflow="fold")
@@ -204,7 +224,9 @@ def list_runs(folder: Path, console: Console | None = None) -> None:
     if table.row_count:
         console.print(table)
     for line in damaged:
-        console.print(f"damaged  {line}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        console.print(
+            f"damaged  {line}", highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
 
 
 def _list_run(run: RunFolder, name: str) -> list[list[str]]:
@@ -215,11 +237,15 @@ def _list_run(run: RunFolder, name: str) -> list[list[str]]:
     for row in run.final.values():
         values = {**row.metrics, **(row.extra or {})}
         numbers = [format_number(values.get(key)) for key in _LISTED]
-        cells.append([name, network, row.bits, *numbers, format_number(row.size_mb), when, "finished"])
+        cells.append(
+            [name, network, row.bits, *numbers, format_number(row.size_mb), when, "finished"]
+        )
     return cells
 
 
-def compare_runs(runs: Sequence[RunFolder], console: Console | None = None, path: Path | None = None) -> None:
+def compare_runs(
+    runs: Sequence[RunFolder], console: Console | None = None, path: Path | None = None
+) -> None:
     """Show the last rows of runs side by side, what their settings differ in, and all their rows.
 
     Args:
@@ -234,14 +260,19 @@ def compare_runs(runs: Sequence[RunFolder], console: Console | None = None, path
         require_finished(run)
     console = console or plain_console()
     names = _names(runs)
-    finals = [row._replace(name=f"{name}: {row.name}") for name, run in names for row in run.final.values()]
+    finals = [
+        row._replace(name=f"{name}: {row.name}")
+        for name, run in names
+        for row in run.final.values()
+    ]
     headings, body = table_cells(finals)
     _print_across("Last rows", headings, body, console)
     flat = [_flat(run.settings) for run in runs]
     differing = _differing(runs)
     if differing:
         cells = [
-            [name, *(_short(one.get(key)) for key in differing)] for (name, _), one in zip(names, flat, strict=True)
+            [name, *(_short(one.get(key)) for key in differing)]
+            for (name, _), one in zip(names, flat, strict=True)
         ]
         _print_across("Settings that differ", ["", *differing], cells, console)
     titles = list(dict.fromkeys((row.name, row.bits) for run in runs for row in run.rows))
@@ -270,9 +301,13 @@ def require_finished(run: RunFolder) -> None:
         )
 
 
-def _print_across(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+def _print_across(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console
+) -> None:
     """A table with a column for each row."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("", overflow="fold")
     for row in rows:
         table.add_column(Text(row[0]), overflow="fold")
@@ -284,14 +319,21 @@ def _print_across(title: str, headings: Sequence[str], rows: Sequence[Sequence[s
 def _names(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
     """Each with its folder's name, or the whole path where names are the same."""
     short = [run.folder.resolve().name for run in runs]
-    return [(name if short.count(name) == 1 else str(run.folder), run) for name, run in zip(short, runs, strict=True)]
+    return [
+        (name if short.count(name) == 1 else str(run.folder), run)
+        for name, run in zip(short, runs, strict=True)
+    ]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 

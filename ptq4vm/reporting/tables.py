@@ -10,9 +10,9 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from ptq4vm.atomic_io import write_json
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.terminal import plain_console
-from ptq4vm.writing import write_json
 
 FLOAT = "float"
 """Name of the row the others are compared with."""
@@ -56,7 +56,9 @@ class ResultRow(NamedTuple):
     """Further numbers by name, e.g. ``mad_to_float``; each becomes a column."""
 
 
-def render_table(rows: Sequence[ResultRow], console: Console | None = None, title: str | None = None) -> None:
+def render_table(
+    rows: Sequence[ResultRow], console: Console | None = None, title: str | None = None
+) -> None:
     """Show the rows in the terminal; beside MAD and dtSSD stands how many times the float row's they are.
 
     Args:
@@ -72,23 +74,36 @@ def render_table(rows: Sequence[ResultRow], console: Console | None = None, titl
     _print(console, title, headings, body)
     # All in one would be wider than a terminal: what is beside the point stands in a second table.
     if any(row.extra for row in rows):
-        headings, body = table_cells([row._replace(metrics={}, size_mb=None, bit_operations=None) for row in rows])
+        headings, body = table_cells(
+            [row._replace(metrics={}, size_mb=None, bit_operations=None) for row in rows]
+        )
         _print(console, None, headings, body)
 
 
 def _print(console: Console, title: str | None, headings: list[str], body: list[list[str]]) -> None:
     """One table: numbers stand over two lines and stay whole, names fold."""
     table = Table(
-        title=None if title is None else Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=None if title is None else Text(title),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for heading in headings:
         name = heading in _NAMES
         justify: JustifyMethod = "left" if name else "right"
         table.add_column(
-            Text(heading if name else _two_lines(heading)), justify=justify, overflow="fold", no_wrap=not name
+            Text(heading if name else _two_lines(heading)),
+            justify=justify,
+            overflow="fold",
+            no_wrap=not name,
         )
     for cells in body:
-        table.add_row(*(Text(c if h in _NAMES else _two_lines(c)) for h, c in zip(headings, cells, strict=True)))
+        table.add_row(
+            *(
+                Text(c if h in _NAMES else _two_lines(c))
+                for h, c in zip(headings, cells, strict=True)
+            )
+        )
     console.print(table)
 
 
@@ -139,13 +154,23 @@ def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
     columns.append(("MB", lambda row: format_number(row.size_mb)))
     columns.append(("bit ops ×10⁹", lambda row: format_number(row.bit_operations, 1e9)))
     found = dict.fromkeys(name for row in rows for name in row.extra or {})
-    extras = [*(name for name in _EXTRA_HEADINGS if name in found), *(n for n in found if n not in _EXTRA_HEADINGS)]
-    columns += [(name, lambda row, name=name: format_number((row.extra or {}).get(name))) for name in extras]  # type: ignore[misc]
+    extras = [
+        *(name for name in _EXTRA_HEADINGS if name in found),
+        *(n for n in found if n not in _EXTRA_HEADINGS),
+    ]
+    columns += [
+        (name, lambda row, name=name: format_number((row.extra or {}).get(name))) for name in extras
+    ]  # type: ignore[misc]
     columns = [column for column in columns if any(column[1](row) != NOTHING for row in rows)]
     readable = (_EXTRA_HEADINGS.get(heading, heading.replace("_", " ")) for heading, _ in columns)
     headings = [*_NAMES, *readable]
     body = [
-        [row.name, str(row.bits) or NOTHING, row.placement or NOTHING, *(cell(row) for _, cell in columns)]
+        [
+            row.name,
+            str(row.bits) or NOTHING,
+            row.placement or NOTHING,
+            *(cell(row) for _, cell in columns),
+        ]
         for row in rows
     ]
     return headings, body
@@ -191,4 +216,6 @@ def _plain(value: Any, where: str) -> Any:
         return str(value)
     if getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
         return _plain(value.item(), where)
-    raise PTQ4VMError(f"Expected plain values in {where.lstrip('.')}, got {type(value).__name__}; convert it")
+    raise PTQ4VMError(
+        f"Expected plain values in {where.lstrip('.')}, got {type(value).__name__}; convert it"
+    )

@@ -40,13 +40,20 @@ def cover_crop(image: Frame, size: tuple[int, int]) -> Frame:
     if image.shape[:2] == size:
         return image
     scale = max(size[0] / image.shape[0], size[1] / image.shape[1])
-    height, width = (max(round(side * scale), target) for side, target in zip(image.shape[:2], size, strict=False))
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    height, width = (
+        max(round(side * scale), target)
+        for side, target in zip(image.shape[:2], size, strict=False)
+    )
+    resized = cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return np.asarray(resized[top : top + size[0], left : left + size[1]], np.uint8)
 
 
-def open_background(background: str | Path, size: tuple[int, int], rate: Fraction) -> Generator[Frame, None, None]:
+def open_background(
+    background: str | Path, size: tuple[int, int], rate: Fraction
+) -> Generator[Frame, None, None]:
     """An endless stream of backgrounds, one for each frame of the source.
 
     Args:
@@ -81,7 +88,9 @@ def _repeat(image: Frame) -> Generator[Frame, None, None]:
         yield image
 
 
-def _play(reader: FrameReader, size: tuple[int, int], step: Fraction) -> Generator[Frame, None, None]:
+def _play(
+    reader: FrameReader, size: tuple[int, int], step: Fraction
+) -> Generator[Frame, None, None]:
     """Every ``step``-th frame of the endless loop over ``reader``; below 1, frames are shown more than once."""
     due = Fraction(0)
     while True:
@@ -96,4 +105,6 @@ def _play(reader: FrameReader, size: tuple[int, int], step: Fraction) -> Generat
                 yield fitting
                 due += step
         if not shown:
-            raise PTQ4VMError(f"Expected frames in the background {reader.path}, got none; was it changed meanwhile?")
+            raise PTQ4VMError(
+                f"Expected frames in the background {reader.path}, got none; was it changed meanwhile?"
+            )

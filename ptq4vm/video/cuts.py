@@ -91,10 +91,15 @@ class CutDetector:
         lively = float(np.median(self._differences))
         others = list(self._views)[: -_EARLIER - 2 : -1]
         changed = max(_DIFFERENCE, _ABOVE_ACTIVITY * lively)
-        if not all(view.difference(other) >= changed and view.recolouring(other) >= _HISTOGRAM for other in others):
+        if not all(
+            view.difference(other) >= changed and view.recolouring(other) >= _HISTOGRAM
+            for other in others
+        ):
             return False
         # Most frames don't get here, which is what keeps the test cheap.
-        unsteady = float(np.median([after.unexplained(before) for before, after in pairwise(self._views)]))
+        unsteady = float(
+            np.median([after.unexplained(before) for before, after in pairwise(self._views)])
+        )
         moved = max(_UNEXPLAINED, _ABOVE_ACTIVITY * unsteady)
         for other in others:
             unexplained = view.unexplained(other)
@@ -148,7 +153,11 @@ def _unexplained(channel: NDArray[np.float32], by: NDArray[np.float32], bins: in
     place = (by * (bins / 256)).astype(np.int64)
     counts = np.bincount(place, minlength=bins)
     means = np.bincount(place, channel, minlength=bins) / np.maximum(counts, 1)
-    return 1 - float((counts * (means - channel.mean(dtype=np.float64)) ** 2).sum() / channel.size) / total
+    return (
+        1
+        - float((counts * (means - channel.mean(dtype=np.float64)) ** 2).sum() / channel.size)
+        / total
+    )
 
 
 def find_cuts(frames: Iterable[Frame]) -> list[int]:
@@ -167,7 +176,9 @@ def cut_test(cuts: Cuts) -> CutTest:
         return cuts
     if isinstance(cuts, str):
         if cuts not in ("auto", "off"):
-            raise PTQ4VMError(f"Expected cuts to be auto, off or numbers of frames, got {cuts!r}. Choose one of those.")
+            raise PTQ4VMError(
+                f"Expected cuts to be auto, off or numbers of frames, got {cuts!r}. Choose one of those."
+            )
         return CutDetector() if cuts == "auto" else lambda frame: False
     listed, counter = CutList(frozenset(cuts)), iter(range(2**63))
     return lambda frame: listed(next(counter), Fraction(-1))
@@ -214,9 +225,13 @@ class CutList:
             text = path.read_text(encoding="utf-8")
             entries = json.loads(text) if path.suffix.lower() == ".json" else _lines(text)
         except (OSError, ValueError, RecursionError) as error:
-            raise PTQ4VMError(f"Expected auto, off or a file that lists cuts, got {path}: {error}") from error
+            raise PTQ4VMError(
+                f"Expected auto, off or a file that lists cuts, got {path}: {error}"
+            ) from error
         if not isinstance(entries, list):
-            raise PTQ4VMError(f"Expected a JSON list of cuts in {path}, got {type(entries).__name__}")
+            raise PTQ4VMError(
+                f"Expected a JSON list of cuts in {path}, got {type(entries).__name__}"
+            )
         found: list[int | Fraction] = []
         for place, entry in enumerate(entries, 1):
             cut = _parse(entry)
@@ -241,7 +256,9 @@ def _parse(entry: Any) -> int | Fraction | None:
     text = str(entry)
     if re.fullmatch(r"[0-9]{1,12}", text, re.ASCII):
         return int(text)
-    found = re.fullmatch(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9}(?:\.[0-9]{1,9})?)s?", text, re.ASCII)
+    found = re.fullmatch(
+        r"(?:(?:([0-9]{1,6}):)?([0-9]{1,6}):)?([0-9]{1,9}(?:\.[0-9]{1,9})?)s?", text, re.ASCII
+    )
     if found is None:
         return None
     hours, minutes, seconds = (Fraction(part or 0) for part in found.groups())

@@ -81,7 +81,10 @@ class FrameWriter(ABC):
     """
 
     def __init__(self, path: Path, size: tuple[int, int]) -> None:
-        self.path, self.size = Path(os.path.realpath(path)), size  # unlike resolve, takes loops of links
+        self.path, self.size = (
+            Path(os.path.realpath(path)),
+            size,
+        )  # unlike resolve, takes loops of links
         self.num_frames = 0
         self._closed = False
         self._part = temporary_path(self.path)
@@ -101,8 +104,14 @@ class FrameWriter(ABC):
             PTQ4VMError: wrong size or type, or the medium is full.
         """
         if self._closed:
-            raise PTQ4VMError(f"{self.path}: expected frames before the output is closed, got one after")
-        if frame.dtype != np.uint8 or frame.shape not in (self.size, (*self.size, 3), (*self.size, 4)):
+            raise PTQ4VMError(
+                f"{self.path}: expected frames before the output is closed, got one after"
+            )
+        if frame.dtype != np.uint8 or frame.shape not in (
+            self.size,
+            (*self.size, 3),
+            (*self.size, 4),
+        ):
             raise PTQ4VMError(
                 f"{self.path}: expected uint8 frames of {self.size}, {(*self.size, 3)} or {(*self.size, 4)}, "
                 f"got {frame.dtype} of {frame.shape} at frame {self.num_frames}"
@@ -142,7 +151,10 @@ class FrameWriter(ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             self.close()

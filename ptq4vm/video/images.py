@@ -44,12 +44,20 @@ def read_image(path: Path, gray: bool = False) -> Frame:
         # Not cv2.imread: it neither says why a file can't be read nor takes every file name on every system.
         data = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise PTQ4VMError(f"Expected a readable image at {path}, got: {error}. Correct the path.") from error
+        raise PTQ4VMError(
+            f"Expected a readable image at {path}, got: {error}. Correct the path."
+        ) from error
     _check_header(path, data)
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR) if data.size else None
+        image = (
+            cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR)
+            if data.size
+            else None
+        )
     except cv2.error as error:
-        raise PTQ4VMError(f"Expected an image at {path}, got a damaged one ({error.err}). Replace it.") from error
+        raise PTQ4VMError(
+            f"Expected an image at {path}, got a damaged one ({error.err}). Replace it."
+        ) from error
     if image is None:
         raise PTQ4VMError(
             f"Expected an image at {path}, got {data.size} bytes that can't be decoded. Replace the file or remove it "
@@ -66,7 +74,9 @@ def _check_header(path: Path, data: NDArray[np.uint8]) -> None:
             with Image.open(BytesIO(data.tobytes())) as image:
                 (width, height), frames = image.size, getattr(image, "n_frames", 1)
     except Image.DecompressionBombError as error:
-        raise PTQ4VMError(f"Expected an image of at most {MAX_PIXELS} pixels at {path}, got: {error}") from error
+        raise PTQ4VMError(
+            f"Expected an image of at most {MAX_PIXELS} pixels at {path}, got: {error}"
+        ) from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error):
         return  # whether it can be read the decoder finds out
     if width * height > MAX_PIXELS:
@@ -83,7 +93,11 @@ def _check_header(path: Path, data: NDArray[np.uint8]) -> None:
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sorts 2.png before 10.png."""
     parts = re.split(r"([0-9]+)", path.name)
-    return [(0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part.lower()) for part in parts if part]
+    return [
+        (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part.lower())
+        for part in parts
+        if part
+    ]
 
 
 def list_frames(folder: Path) -> list[Path]:
@@ -126,7 +140,9 @@ class ImageReader(FrameReader):
         require_supported(path)
         self._files = list_frames(path) if path.is_dir() else [path]
         if not self._files:
-            raise PTQ4VMError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}, got none")
+            raise PTQ4VMError(
+                f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}, got none"
+            )
         self.height, self.width = read_image(self._files[0]).shape[:2]
         self.num_frames = len(self._files)
         self.names = tuple(file.stem for file in self._files) if path.is_dir() else ()
@@ -154,7 +170,9 @@ class ImageWriter(FrameWriter):
 
     def _write(self, frame: Frame, time: Fraction | None) -> None:
         if self.num_frames:
-            raise PTQ4VMError(f"{self.path}: one image holds one frame, got more; name a folder or a video instead")
+            raise PTQ4VMError(
+                f"{self.path}: one image holds one frame, got more; name a folder or a video instead"
+            )
         _save_png(self._part, frame)
 
     def _finish(self) -> None:
@@ -183,9 +201,15 @@ class FolderWriter(FrameWriter):
     def __init__(self, path: Path, size: tuple[int, int], names: Sequence[str] = ()) -> None:
         super().__init__(path, size)
         self._names = names
-        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        twice = (
+            next((name for name in names if names.count(name) > 1), None)
+            if len(set(names)) < len(names)
+            else None
+        )
         if twice is not None:
-            raise PTQ4VMError(f"Expected images of different names, got two named {twice}: rename or remove one")
+            raise PTQ4VMError(
+                f"Expected images of different names, got two named {twice}: rename or remove one"
+            )
         self._refuse_to_overwrite()
         try:
             self._part.mkdir()
@@ -196,14 +220,18 @@ class FolderWriter(FrameWriter):
         if self.path.is_dir():
             files = [file.name for file in self.path.iterdir()]
             frame = r".+\.png" if _MARK in files else r"\d{4,}\.png"
-            other = next((name for name in files if name != _MARK and not re.fullmatch(frame, name)), None)
+            other = next(
+                (name for name in files if name != _MARK and not re.fullmatch(frame, name)), None
+            )
             if other is not None:
                 raise PTQ4VMError(
                     f"Expected the folder {self.path} to be new or to hold earlier frames only, "
                     f"got {other} in it; name another folder"
                 )
         elif self.path.exists():
-            raise PTQ4VMError(f"Expected a folder to write frames to, got the file {self.path}; name another")
+            raise PTQ4VMError(
+                f"Expected a folder to write frames to, got the file {self.path}; name another"
+            )
 
     def _write(self, frame: Frame, time: Fraction | None) -> None:
         name = self._names[self.num_frames] if self._names else f"{self.num_frames:04d}"

@@ -92,7 +92,9 @@ def tone_map(image: NDArray[np.uint16], transfer: int) -> Frame:
     light = _linear(transfer)[image]
     if transfer == HLG:
         luma = np.maximum(light @ _BT2020_LUMA, 1e-6)[..., None]
-        light = light * (luma ** np.float32(_HLG_GAMMA - 1) * np.float32(_HLG_PEAK_NITS / _WHITE_NITS))
+        light = light * (
+            luma ** np.float32(_HLG_GAMMA - 1) * np.float32(_HLG_PEAK_NITS / _WHITE_NITS)
+        )
     light = np.clip(light @ _BT2020_TO_BT709.T, 0, None)
     rolled = 1 - (1 - _KNEE) * np.exp((_KNEE - light) / (1 - _KNEE))
     shown = np.where(light > _KNEE, rolled, light)

@@ -20,9 +20,7 @@ VIDEO_SUFFIXES = (
     ".3gp", ".mxf", ".gif",
 )  # fmt: skip
 """Files of a folder that count as videos. One that is named itself may end as it likes."""
-_DEMUXERS = (
-    "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,mxf,gif,nut,ivf,dv,h264,hevc,m4v,mpegvideo,mjpeg,yuv4mpegpipe"
-)
+_DEMUXERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,mxf,gif,nut,ivf,dv,h264,hevc,m4v,mpegvideo,mjpeg,yuv4mpegpipe"
 """Of FFmpeg's formats those that hold a video themselves: playlists, such as HLS, open other files."""
 _ENDS_WITHIN = Fraction(1, 10)
 """Seconds by which a whole file may end before its container's duration."""
@@ -50,7 +48,9 @@ class VideoReader(FrameReader):
         self.path, self.strict, self.whole = path, strict, whole
         self.concealed, self.cut_off = 0, False
         if not path.is_file():
-            raise PTQ4VMError(f"Expected a file, got {path}, which is a pipe, a device or the like. Save it as a file.")
+            raise PTQ4VMError(
+                f"Expected a file, got {path}, which is a pipe, a device or the like. Save it as a file."
+            )
         with self._stream() as (container, stream):
             first = next(self._decode(container, stream), None)
             if first is None:
@@ -63,7 +63,11 @@ class VideoReader(FrameReader):
             self.height, self.width = first.height, first.width
             self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
             if swaps_sides(matrix):
-                self.height, self.width, self.pixel_aspect = self.width, self.height, 1 / self.pixel_aspect
+                self.height, self.width, self.pixel_aspect = (
+                    self.width,
+                    self.height,
+                    1 / self.pixel_aspect,
+                )
             self.num_frames = stream.frames or self._estimate(container, stream)
         self.concealed = 0
 
@@ -72,11 +76,15 @@ class VideoReader(FrameReader):
         """Damage met so far, and properties of the video that a user should know, a line each."""
         found = []
         if self.concealed:
-            found.append(f"{self.concealed} frames could not be decoded: the frame before each was repeated")
+            found.append(
+                f"{self.concealed} frames could not be decoded: the frame before each was repeated"
+            )
         if self.cut_off:
             found.append("the file was cut off: the frames that are there are used")
         if self.interlaced:
-            found.append("interlaced: deinterlaced to one frame for each pair of fields (FFmpeg's bwdif)")
+            found.append(
+                "interlaced: deinterlaced to one frame for each pair of fields (FFmpeg's bwdif)"
+            )
         if self.transfer in (PQ, HLG):
             name = "PQ" if self.transfer == PQ else "HLG"
             found.append(f"HDR ({name}): tone-mapped to SDR, BT.709, reference white 203 cd/m²")
@@ -213,7 +221,9 @@ class VideoReader(FrameReader):
         try:
             with av.open(f"file:{self.path}", options=options) as container:
                 if not container.streams.video:
-                    raise PTQ4VMError(f"Expected a video, got {self.path}, which has no picture in it")
+                    raise PTQ4VMError(
+                        f"Expected a video, got {self.path}, which has no picture in it"
+                    )
                 stream = container.streams.video[0]
                 context = stream.codec_context
                 if context.width * context.height > MAX_PIXELS:
@@ -276,9 +286,14 @@ def _deinterlace(frames: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any
 def _bwdif(frame: Any) -> Any:
     graph = av.filter.Graph()
     source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
+        width=frame.width,
+        height=frame.height,
+        format=frame.format,
+        time_base=frame.time_base or Fraction(1, 25),
     )
-    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink"))
+    graph.link_nodes(
+        source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
+    )
     graph.configure()
     return graph
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
-from ptq4vm.video.images import IMAGE_SUFFIXES, FolderWriter, ImageReader, ImageWriter, require_supported
+from ptq4vm.video.images import (
+    IMAGE_SUFFIXES,
+    FolderWriter,
+    ImageReader,
+    ImageWriter,
+    require_supported,
+)
 from ptq4vm.video.pictures import BT709
 from ptq4vm.video.reader import VideoReader
 
@@ -39,7 +45,9 @@ def open_frames(path: Path, strict: bool = False) -> FrameReader:
     """
     path = Path(path)
     if not path.exists():
-        raise PTQ4VMError(f"Expected a video, an image or a folder of images, got {path}, which does not exist")
+        raise PTQ4VMError(
+            f"Expected a video, an image or a folder of images, got {path}, which does not exist"
+        )
     require_supported(path)
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         return ImageReader(path)
@@ -120,7 +128,9 @@ class VideoWriter(FrameWriter):
         super().__init__(path, size)
         container_format = _CONTAINERS[self.path.suffix.lower()]
         codec, options = _choose_codec(container_format, alpha)
-        self._format = ("yuva444p10le" if codec == "prores_ks" else "yuva420p") if alpha else "yuv420p"
+        self._format = (
+            ("yuva444p10le" if codec == "prores_ks" else "yuva420p") if alpha else "yuv420p"
+        )
         # MPEG-4 wants numerator and denominator in 16 bits; no camera needs more.
         self._rate = rate.limit_denominator(1001 if rate < 60 else 100)
         self._time = Fraction(-1)
@@ -139,7 +149,9 @@ class VideoWriter(FrameWriter):
             stream: Any = self._container.add_stream(codec, rate=self._rate, options=options)
         except ValueError as error:  # PyAV's UnknownCodecError is one, and no FFmpegError
             self._discard()
-            raise PTQ4VMError(f"Can't write {self.path}: this PyAV has no {codec}; name an .mp4 instead") from error
+            raise PTQ4VMError(
+                f"Can't write {self.path}: this PyAV has no {codec}; name an .mp4 instead"
+            ) from error
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = self._format
         context: Any = stream.codec_context
@@ -158,7 +170,9 @@ class VideoWriter(FrameWriter):
     def _write(self, frame: Frame, time: Fraction | None) -> None:
         steady = self.num_frames / self._rate
         time = steady if time is None or abs(time - steady) <= _JITTER else time
-        self._time = max(time, self._time + self._tick)  # codecs want each frame after the one before
+        self._time = max(
+            time, self._time + self._tick
+        )  # codecs want each frame after the one before
         if self._shown != self.size:
             frame = cv2.resize(frame, self._shown[::-1]).astype(np.uint8, copy=False)
         if any(side % 2 for side in self._shown):
@@ -264,4 +278,7 @@ def _choose_codec(container_format: str, alpha: bool = False) -> tuple[str, dict
     if "libx264" in av.codecs_available:
         # Finer than the eye at any preset; the slow ones would take longer than the network.
         return "libx264", {"crf": "16", "preset": "superfast"}
-    return "mpeg4", {"flags": "+qscale", "global_quality": str(2 * 118)}  # quantiser 2, in FFmpeg's FF_QP2LAMBDA
+    return "mpeg4", {
+        "flags": "+qscale",
+        "global_quality": str(2 * 118),
+    }  # quantiser 2, in FFmpeg's FF_QP2LAMBDA

@@ -46,7 +46,9 @@ def at_most(seconds):
 
 def places(tree):
     """Every (container, key) of nested dictionaries and lists."""
-    keys = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+    keys = (
+        list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+    )
     for key in keys:
         yield tree, key
         yield from places(tree[key])
@@ -61,7 +63,9 @@ def mutate_tree(tree, draw):
         if kind == 0 and key is not None:
             del container[key]
         elif kind == 1 and isinstance(container, dict) and key is not None:
-            container[draw.choice(["", "../x", "weights", "report", "a.b", f"{key}x"])] = container.pop(key)
+            container[draw.choice(["", "../x", "weights", "report", "a.b", f"{key}x"])] = (
+                container.pop(key)
+            )
         elif key is not None:
             container[key] = draw.choice(VALUES)
     return tree
@@ -88,7 +92,9 @@ def mutate_bytes(data, draw):
         data[:8] = draw.choice([2**63 - 1, 2**40, 10**8, 0, len(data)]).to_bytes(8, "little")
     else:
         for _ in range(draw.choice([1, 1, 8, 64])):
-            data[draw.randrange(min(len(data), draw.choice([100, 4000, len(data)])))] = draw.randrange(256)
+            data[draw.randrange(min(len(data), draw.choice([100, 4000, len(data)])))] = (
+                draw.randrange(256)
+            )
     return bytes(data)
 
 
@@ -99,7 +105,9 @@ def mutate_safetensors(data, draw):
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     if "ptq4vm" in header.get("__metadata__", {}) and draw.random() < 0.5:
-        header["__metadata__"]["ptq4vm"] = mutate_text(json.loads(header["__metadata__"]["ptq4vm"]), draw)
+        header["__metadata__"]["ptq4vm"] = mutate_text(
+            json.loads(header["__metadata__"]["ptq4vm"]), draw
+        )
     else:
         header = mutate_tree(header, draw)
     changed = json.dumps(header).encode()
@@ -118,7 +126,9 @@ def mutate_proto(model, draw):
         if kind == 0 and len(part):
             del part[draw.randrange(len(part))]
         elif kind == 1 and len(graph.node):
-            draw.choice(graph.node).op_type = draw.choice(["Add", "Relu", "Concat", "Conv", "Nothing", ""])
+            draw.choice(graph.node).op_type = draw.choice(
+                ["Add", "Relu", "Concat", "Conv", "Nothing", ""]
+            )
         elif kind == 2 and len(graph.node):
             node = draw.choice(graph.node)
             names = draw.choice([node.input, node.output])
@@ -164,6 +174,9 @@ def fuzz(count, mutate, attempt):
         except (Exception, SystemExit) as error:
             failures.append(f"mutation {number}: {type(error).__name__}: {str(error)[:200]}")
     kinds = Counter(failure.split(": ")[1] for failure in failures)
-    assert not failures, f"{len(failures)} of {count} ended in a traceback: {dict(kinds)}\n" + "\n".join(failures[:20])
+    assert not failures, (
+        f"{len(failures)} of {count} ended in a traceback: {dict(kinds)}\n"
+        + "\n".join(failures[:20])
+    )
     assert 0 < worked < count
     return worked

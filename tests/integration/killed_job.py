@@ -16,9 +16,15 @@ import torch
 from safetensors.torch import save_file
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.pipeline import Row, quantize
+from ptq4vm.pipeline import Method, quantize
 
-KEPT = ("w4a8/biq.safetensors", "w4a8/ours.safetensors", "w4a8/quantized.safetensors", "float.json", "w4a8/ours.json")
+KEPT = (
+    "w4a8/biq.safetensors",
+    "w4a8/ours.safetensors",
+    "w4a8/quantized.safetensors",
+    "float.json",
+    "w4a8/ours.json",
+)
 
 
 def run(folder, workers=0):
@@ -26,7 +32,10 @@ def run(folder, workers=0):
         num_sequences=3, seq_length=3, height=32, width=48, eval_clips=1, eval_frames=3, cache_dir=folder / "cache",
         num_workers=workers,
     )  # fmt: skip
-    rows = {"biq": Row("BIQ"), "ours": Row("ours", "biq", {"weight_lr": 0.01, "window": 2, "average": 0.9})}
+    rows = {
+        "biq": Method("BIQ"),
+        "ours": Method("ours", "biq", {"weight_lr": 0.01, "window": 2, "average": 0.9}),
+    }
     weights = str(folder.parent / "tiny.safetensors")
     quantize(data, folder, "tiny", weights, bits=["W4A8"], rows=rows, block_steps=40, gac_epochs=40,
              gac_batch_size=2, trainer={"accelerator": "cpu", "logger": False})  # fmt: skip
@@ -91,7 +100,9 @@ def main(folder, kills, seed):
                 sys.exit("the last run takes too long")
     print(f"{done} kills, {number} runs finished, {span:.1f} s uninterrupted")  # noqa: T201
     if differing:
-        sys.exit(f"{len(differing)} of {number} differ from the uninterrupted run: {', '.join(differing)}")
+        sys.exit(
+            f"{len(differing)} of {number} differ from the uninterrupted run: {', '.join(differing)}"
+        )
 
 
 if __name__ == "__main__":

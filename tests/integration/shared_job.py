@@ -47,7 +47,13 @@ class Failing(GACModule):
 def main(folder, processes, fail=False):
     torch.set_num_threads(1)
     strategy = "ddp" if processes > 1 else "auto"
-    settings = {"accelerator": "cpu", "devices": processes, "strategy": strategy, "default_root_dir": folder, **QUIET}
+    settings = {
+        "accelerator": "cpu",
+        "devices": processes,
+        "strategy": strategy,
+        "default_root_dir": folder,
+        **QUIET,
+    }
     data = VideoMattingDataModule(
         num_sequences=SEQUENCES, seq_length=3, height=32, width=48, batch_size=SEQUENCES // processes,
         eval_clips=1, eval_frames=5, eval_chunk=2, cache_dir=folder / "cache",
@@ -56,7 +62,9 @@ def main(folder, processes, fail=False):
     if not fail:
         data.steps_per_epoch = STEPS
         L.seed_everything(0)
-        phase = BlockReconstructionModule("tiny", weights, qconfig=QConfig("W4A4"), drop_prob=0.0, output=biq)
+        phase = BlockReconstructionModule(
+            "tiny", weights, qconfig=QConfig("W4A4"), drop_prob=0.0, output=biq
+        )
         L.Trainer(**settings, callbacks=[Keeper(folder)]).fit(phase, datamodule=data)
     data.steps_per_epoch = None
     options = {
@@ -69,7 +77,9 @@ def main(folder, processes, fail=False):
     }
     phase = (Failing if fail else GACModule)(biq, **options)
     L.Trainer(**settings, callbacks=[Keeper(folder)], max_epochs=STEPS).fit(phase, datamodule=data)
-    (metrics,) = L.Trainer(**settings).test(MattingModule(phase.network), datamodule=data, verbose=False)
+    (metrics,) = L.Trainer(**settings).test(
+        MattingModule(phase.network), datamodule=data, verbose=False
+    )
     (folder / f"metrics{processes}.json").write_text(json.dumps(metrics))
 
 

@@ -23,7 +23,12 @@ from ptq4vm.video.videos import open_writer
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: None}
 RESULTS = {
-    "quantize": ("w4a8/biq.safetensors", "w4a8/gac.safetensors", "w4a8/quantized.safetensors", "float.json"),
+    "quantize": (
+        "w4a8/biq.safetensors",
+        "w4a8/gac.safetensors",
+        "w4a8/quantized.safetensors",
+        "float.json",
+    ),
     "matte": ("alpha.mp4", "frames/0000.png", "frames/0119.png"),
 }
 
@@ -33,7 +38,14 @@ def arguments(command, folder):
     if command == "matte":
         return ["matte", root / "clip", "--model", root / "tiny.safetensors", "--network", "tiny", "--device", "cpu",
                 "--alpha", folder / "alpha.mp4", "--foreground", folder / "frames"]  # fmt: skip
-    data = {"num_sequences": 3, "seq_length": 3, "height": 32, "width": 48, "eval_clips": 1, "eval_frames": 3}
+    data = {
+        "num_sequences": 3,
+        "seq_length": 3,
+        "height": 32,
+        "width": 48,
+        "eval_clips": 1,
+        "eval_frames": 3,
+    }
     return ["quantize", "--network=tiny", f"--weights={root / 'tiny.safetensors'}", f"--output={folder}",
             "--bits=[W4A8]", "--block_steps=60", "--gac_epochs=15", "--trainer.accelerator=cpu",
             *(f"--data.{name}={value}" for name, value in data.items()),
@@ -104,7 +116,9 @@ def stop_often(command, root, stops, draw, log):
                 sys.exit(f"{command} in {folder} did not end by {sent.name}")
             counts[f"{sent.name}-{status}"] += 1
             if sent != signal.SIGKILL and left_behind(folder):
-                sys.exit(f"{command} in {folder} left {left_behind(folder)} behind after {sent.name}")
+                sys.exit(
+                    f"{command} in {folder} left {left_behind(folder)} behind after {sent.name}"
+                )
             if status not in (0, 128 + sent):
                 sys.exit(f"{command} in {folder} ended with status {status} by {sent.name}")
         if status == 0:

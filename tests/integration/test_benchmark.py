@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from ptq4vm import cli
+from ptq4vm.deploy import export_onnx, measure_speed, open_network
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import export_onnx
-from ptq4vm.inference import measure_speed, open_network
 from ptq4vm.models import create_model
 
 pytestmark = pytest.mark.usefixtures("official_weights")
@@ -16,27 +15,46 @@ pytestmark = pytest.mark.usefixtures("official_weights")
 
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory):
-    return export_onnx(create_model("rvm_mobilenetv3"), 64, 96, tmp_path_factory.mktemp("graph") / "float.onnx")
+    return export_onnx(
+        create_model("rvm_mobilenetv3"), 64, 96, tmp_path_factory.mktemp("graph") / "float.onnx"
+    )
 
 
 def test_networks_stand_side_by_side(graph, tmp_path, capsys, monkeypatch):
     # Modules that lie in the current directory are no business of the processes that are started.
     for name in ("multiprocessing", "pickle", "random", "struct", "torch"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current directory')")
+        (tmp_path / f"{name}.py").write_text(
+            "raise SystemExit('imported from the current directory')"
+        )
     monkeypatch.chdir(tmp_path)
     models = ["rvm_mobilenetv3", str(graph), f"{graph}@onnxruntime"]
-    settings = ["--size", "64x96", "--rounds", "3", "--threads", "1", "--json", str(tmp_path / "speed.json")]
+    settings = [
+        "--size",
+        "64x96",
+        "--rounds",
+        "3",
+        "--threads",
+        "1",
+        "--json",
+        str(tmp_path / "speed.json"),
+    ]
     assert cli.main(["benchmark", *models, *settings]) == 0
     assert "median" in capsys.readouterr().out
     written = json.loads((tmp_path / "speed.json").read_text())
     rows = written["rows"]
     assert [row["name"] for row in rows] == models
-    assert [row["placement"] for row in rows] == ["torch", "openvino (78 float32)", "onnxruntime (78 float32)"]
+    assert [row["placement"] for row in rows] == [
+        "torch",
+        "openvino (78 float32)",
+        "onnxruntime (78 float32)",
+    ]
     for row in rows:
         figures = row["extra"]
         assert 0 < figures["median ms"] <= figures["p90 ms"]
         assert figures["fps"] == pytest.approx(1e3 / figures["median ms"])
-        assert figures["fps to the first"] == pytest.approx(figures["fps"] / rows[0]["extra"]["fps"])
+        assert figures["fps to the first"] == pytest.approx(
+            figures["fps"] / rows[0]["extra"]["fps"]
+        )
         assert 1 < figures["peak MB"] < 2000
     assert rows[1]["size_mb"] == pytest.approx(Path(graph).stat().st_size / 1e6)
 

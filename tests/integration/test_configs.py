@@ -14,7 +14,7 @@ from ptq4vm import cli
 from ptq4vm.cli import quantize as quantize_command
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.phases import PTQPhase
-from ptq4vm.pipeline import Row
+from ptq4vm.pipeline import Method
 from ptq4vm.pipeline.rows import check_rows
 
 CONFIGS = Path(__file__).parents[2] / "lightning_configs"
@@ -43,9 +43,13 @@ def options_of(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "quantize").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "quantize").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_quantize_recipe_reaches_the_pipeline(path, options_of, tmp_path):
-    seen = options_of("--config", str(path), "--data.root", str(tmp_path), "--output", str(tmp_path / "run"))
+    seen = options_of(
+        "--config", str(path), "--data.root", str(tmp_path), "--output", str(tmp_path / "run")
+    )
     assert isinstance(seen["data"], VideoMattingDataModule)
     assert seen["data"].root == tmp_path
     assert set(seen["bits"]) <= {"W8A8", "W6A6", "W4A8", "W4A4", "auto"}
@@ -61,7 +65,9 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
         "  gac: {title: BRECQ + GAC, start: brecq, options: {affine: per_layer}}\n"
     )
     seen = options_of("--config", str(path), "--output", str(tmp_path / "run"))
-    assert check_rows(seen["rows"])["gac"] == Row("BRECQ + GAC", "brecq", {"affine": "per_layer"})
+    assert check_rows(seen["rows"])["gac"] == Method(
+        "BRECQ + GAC", "brecq", {"affine": "per_layer"}
+    )
     assert seen["rows"]["published"].qconfig["range_method"] == "minmax"
     assert seen["data"].sources == ["videomatte", "cutout"]
     assert seen["data"].held_out == ["anna_*", "beach"]
@@ -77,18 +83,26 @@ def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monke
         args = [f"--{name}={value}" for name, value in zip(names, values, strict=True)]
         told = line.replace("exec ptq4vm", "printf '%s\\n'")
         env = {"DATA": str(tmp_path), "WANDB_RUN_ID": "abc"}
-        done = subprocess.run([shell, option, told, "sh", *args], env=env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [shell, option, told, "sh", *args], env=env, capture_output=True, text=True, check=True
+        )
         command, *args = done.stdout.splitlines()
         assert command == "quantize"
         monkeypatch.chdir(CONFIGS.parent)
         seen = options_of(*args)
         assert seen["output"] == Path("runs/sweep/abc")
-        assert [f"[{bits}]" for bits in seen["bits"]] == [dict(zip(names, values, strict=True))["bits"]]
+        assert [f"[{bits}]" for bits in seen["bits"]] == [
+            dict(zip(names, values, strict=True))["bits"]
+        ]
         assert not seen["trainer"]["logger"]._offline
 
 
-@pytest.mark.parametrize("logger", sorted((CONFIGS / "logger").glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("path", sorted((CONFIGS / "fit").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "logger", sorted((CONFIGS / "logger").glob("*.yaml")), ids=lambda path: path.stem
+)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "fit").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_fit_configuration_names_what_exists(path, logger):
     parser = LightningArgumentParser()
     parser.add_argument("--config", action="config")
@@ -109,11 +123,23 @@ def test_fit_configuration_names_what_exists(path, logger):
         (["quantize", "--bits", "[auto]", "--budget", "0.001"], "Expected a budget of at least 0."),
         (["sensitivity", "rvm_mobilenetv9"], "rvm_mobilenetv9"),
         (
-            ["sensitivity", "rvm_mobilenetv3", "--bits", "W9A9", "--data.height", "32", "--data.width", "32"],
+            [
+                "sensitivity",
+                "rvm_mobilenetv3",
+                "--bits",
+                "W9A9",
+                "--data.height",
+                "32",
+                "--data.width",
+                "32",
+            ],
             "2 to 8 bits",
         ),
         (["sensitivity", "rvm_mobilenetv3", "--bits", "[W4A4, 8]"], "W<weights>A<activations>"),
-        (["sensitivity", "rvm_mobilenetv3", "--device", "nowhere"], "Expected a device that is there"),
+        (
+            ["sensitivity", "rvm_mobilenetv3", "--device", "nowhere"],
+            "Expected a device that is there",
+        ),
         (["evaluate", "no-such-model", "--data", "."], "Expected a model"),
         (["evaluate", "rvm_mobilenetv3", "--data", "/no/such/tree"], "/no/such/tree"),
         (["matte", "/no/such/video.mp4", "--alpha", "a.mp4"], "/no/such/video.mp4"),
@@ -121,7 +147,9 @@ def test_fit_configuration_names_what_exists(path, logger):
     ],
 )
 @pytest.mark.usefixtures("official_weights")
-def test_a_users_mistake_is_one_message_without_a_traceback(args, message, capsys, tmp_path, monkeypatch):
+def test_a_users_mistake_is_one_message_without_a_traceback(
+    args, message, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert cli.main(args) == 2
     error = " ".join(capsys.readouterr().err.split())
@@ -129,9 +157,17 @@ def test_a_users_mistake_is_one_message_without_a_traceback(args, message, capsy
     assert "Traceback" not in error
 
 
-def test_bad_bits_in_a_fit_configuration_are_told_plainly(capsys, tmp_path, monkeypatch, official_weights):
+def test_bad_bits_in_a_fit_configuration_are_told_plainly(
+    capsys, tmp_path, monkeypatch, official_weights
+):
     monkeypatch.chdir(tmp_path)
-    args = ["fit", "--config", str(CONFIGS / "fit" / "rtn.yaml"), "--model.init_args.qconfig.bits", "W9A9"]
+    args = [
+        "fit",
+        "--config",
+        str(CONFIGS / "fit" / "rtn.yaml"),
+        "--model.init_args.qconfig.bits",
+        "W9A9",
+    ]
     assert cli.main(args) == 2
     assert "Expected 2 to 8 bits, got 9" in " ".join(capsys.readouterr().err.split())
 
@@ -139,19 +175,40 @@ def test_bad_bits_in_a_fit_configuration_are_told_plainly(capsys, tmp_path, monk
 def test_help_names_every_subcommand(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("quantize", "sensitivity", "evaluate", "matte", "weights", "fit", "predict"))
+    assert all(
+        name in text
+        for name in ("quantize", "sensitivity", "evaluate", "matte", "weights", "fit", "predict")
+    )
 
 
-def test_testing_what_was_never_calibrated_is_refused(capsys, tmp_path, monkeypatch, official_weights):
+def test_testing_what_was_never_calibrated_is_refused(
+    capsys, tmp_path, monkeypatch, official_weights
+):
     monkeypatch.chdir(tmp_path)
-    args = ["test", "--config", str(CONFIGS / "fit" / "rtn.yaml"), "--model.init_args.qconfig.range_method", "minmax"]
+    args = [
+        "test",
+        "--config",
+        str(CONFIGS / "fit" / "rtn.yaml"),
+        "--model.init_args.qconfig.range_method",
+        "minmax",
+    ]
     assert cli.main([*args, "--trainer.accelerator", "cpu", "--trainer.logger", "false"]) == 2
     assert "Expected a calibrated network" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("extra", [["--trainer.accelerator", "foo"], ["--ckpt_path", "nope.ckpt"]])
-def test_what_lightning_refuses_is_told_without_a_traceback(extra, capsys, tmp_path, monkeypatch, official_weights):
+def test_what_lightning_refuses_is_told_without_a_traceback(
+    extra, capsys, tmp_path, monkeypatch, official_weights
+):
     monkeypatch.chdir(tmp_path)
-    args = ["fit", "--config", str(CONFIGS / "fit" / "rtn.yaml"), "--data.height", "32", "--data.width", "32"]
+    args = [
+        "fit",
+        "--config",
+        str(CONFIGS / "fit" / "rtn.yaml"),
+        "--data.height",
+        "32",
+        "--data.width",
+        "32",
+    ]
     assert cli.main([*args, "--data.num_sequences", "1", *extra]) == 2
     assert extra[1] in " ".join(capsys.readouterr().err.split())

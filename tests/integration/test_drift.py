@@ -34,13 +34,35 @@ def test_a_clip_is_played_to_and_fro_with_the_state_fed_back(tmp_path, monkeypat
         layer.fix_()
     checkpoint = tmp_path / "quantized.safetensors"
     save_quantized(quantized, QConfig("W4A8", range_method="minmax"), checkpoint, {})
-    monkeypatch.setattr(drift, "load_model", lambda name: network if name == "rvm_mobilenetv3" else load_model(name))
-    arguments = ["--videos", str(clip.parent), "--models", str(checkpoint), "--frames", "6", "--height", "48"]
-    monkeypatch.setattr(sys, "argv", ["drift", *arguments, "--width", "64", "--output", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        drift, "load_model", lambda name: network if name == "rvm_mobilenetv3" else load_model(name)
+    )
+    arguments = [
+        "--videos",
+        str(clip.parent),
+        "--models",
+        str(checkpoint),
+        "--frames",
+        "6",
+        "--height",
+        "48",
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["drift", *arguments, "--width", "64", "--output", str(tmp_path / "out")]
+    )
     drift.main()
-    order = torch.from_numpy(images[[0, 1, 2, 1, 0, 1], :, :, ::-1].copy()).permute(0, 3, 1, 2).float()[None] / 255
+    order = (
+        torch.from_numpy(images[[0, 1, 2, 1, 0, 1], :, :, ::-1].copy())
+        .permute(0, 3, 1, 2)
+        .float()[None]
+        / 255
+    )
     with torch.no_grad():
-        error = (load_model(checkpoint).unroll(order).pha - network.unroll(order).pha)[0].abs().mean((1, 2, 3)) * 1e3
+        error = (load_model(checkpoint).unroll(order).pha - network.unroll(order).pha)[
+            0
+        ].abs().mean((1, 2, 3)) * 1e3
     found = json.loads((tmp_path / "out" / "drift.json").read_text())
-    torch.testing.assert_close(torch.tensor(found["mad_to_float"][str(checkpoint)]), error, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(found["mad_to_float"][str(checkpoint)]), error, rtol=1e-4, atol=1e-5
+    )
     assert (tmp_path / "out" / "drift.png").stat().st_size > 1000

@@ -27,17 +27,27 @@ def tree(tmp_path):
 
 @pytest.mark.usefixtures("official_weights")
 def test_evaluate_writes_metrics_and_the_mattes_it_scored(tree, tmp_path):
-    args = ["--data", str(tree), "--json", str(tmp_path / "m.json"), "--alpha", str(tmp_path / "alpha")]
+    args = [
+        "--data",
+        str(tree),
+        "--json",
+        str(tmp_path / "m.json"),
+        "--alpha",
+        str(tmp_path / "alpha"),
+    ]
     assert cli.main(["evaluate", "rvm_mobilenetv3", *args, "--accelerator", "cpu"]) == 0
     row = json.loads((tmp_path / "m.json").read_text())["rows"][0]
-    written = sorted(path.relative_to(tmp_path / "alpha") for path in (tmp_path / "alpha").rglob("*.png"))
+    written = sorted(
+        path.relative_to(tmp_path / "alpha") for path in (tmp_path / "alpha").rglob("*.png")
+    )
     assert [str(path) for path in written] == [
         f"set/{c}/pha/frame_{t}.png" for c in ("0000", "0001") for t in (1, 2, 3)
     ]
     errors = []
     for path in written:
         preds, target = (
-            cv2.imread(str(folder / path), cv2.IMREAD_GRAYSCALE) / 255.0 for folder in (tmp_path / "alpha", tree)
+            cv2.imread(str(folder / path), cv2.IMREAD_GRAYSCALE) / 255.0
+            for folder in (tmp_path / "alpha", tree)
         )
         errors.append(np.abs(preds - target).mean() * 1e3)
     # Rounded to 8 bits, not truncated: no bias, at most half a step.
@@ -47,7 +57,14 @@ def test_evaluate_writes_metrics_and_the_mattes_it_scored(tree, tmp_path):
 @pytest.mark.usefixtures("official_weights")
 def test_matte_writes_alpha_and_composite(tree, tmp_path):
     source = tree / "set" / "0000" / "com"
-    args = ["matte", str(source), "--alpha", str(tmp_path / "alpha"), "--composite", str(tmp_path / "over.mp4")]
+    args = [
+        "matte",
+        str(source),
+        "--alpha",
+        str(tmp_path / "alpha"),
+        "--composite",
+        str(tmp_path / "over.mp4"),
+    ]
     assert cli.main([*args, "--background", "green"]) == 0
     assert len(list((tmp_path / "alpha").glob("*.png"))) == 3
     assert (tmp_path / "over.mp4").stat().st_size > 500

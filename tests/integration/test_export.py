@@ -11,10 +11,9 @@ import torch
 from skimage.data import astronaut
 
 from ptq4vm import cli
-from ptq4vm.deploy import export_checked
+from ptq4vm.deploy import ExportedNetwork, Parity, export_checked
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantize_network, quantized_layers
-from ptq4vm.inference import ExportedNetwork, Parity
 from ptq4vm.models import create_model
 from ptq4vm.quantizers import QConfig
 
@@ -30,7 +29,10 @@ def tree(tmp_path):
         folder.mkdir(parents=True)
         for t in range(3):
             image = np.roll(frame, t, 1)
-            cv2.imwrite(str(folder / f"{t}.png"), image[..., 1] // 128 * 255 if kind == "pha" else image[..., ::-1])
+            cv2.imwrite(
+                str(folder / f"{t}.png"),
+                image[..., 1] // 128 * 255 if kind == "pha" else image[..., ::-1],
+            )
     return tmp_path / "tree"
 
 
@@ -44,7 +46,18 @@ def test_an_exported_network_is_scored_and_matted_with(tree, tmp_path, capsys):
     scores = []
     for model in ("rvm_mobilenetv3", str(graph)):
         path = tmp_path / "m.json"
-        run = ["evaluate", model, "--data", str(tree), "--json", str(path), "--accelerator", "cpu", "--threads", "1"]
+        run = [
+            "evaluate",
+            model,
+            "--data",
+            str(tree),
+            "--json",
+            str(path),
+            "--accelerator",
+            "cpu",
+            "--threads",
+            "1",
+        ]
         assert cli.main(run) == 0
         scores.append(json.loads(path.read_text())["rows"][0])
     assert scores[1]["metrics"] == pytest.approx(scores[0]["metrics"], rel=1e-3)
@@ -54,9 +67,21 @@ def test_an_exported_network_is_scored_and_matted_with(tree, tmp_path, capsys):
     assert len(list(alpha.glob("*.png"))) == 3
     assert "3 frames, 0 cuts found" in capsys.readouterr().out
     cuts = tmp_path / "cuts.txt"
-    for text, status, message in (("2\n", 0, "3 frames, 1 cut\n"), ("soon\n", 2, "got 'soon' as number 1")):
+    for text, status, message in (
+        ("2\n", 0, "3 frames, 1 cut\n"),
+        ("soon\n", 2, "got 'soon' as number 1"),
+    ):
         cuts.write_text(text)
-        run = ["matte", str(frames), "--model", str(graph), "--alpha", str(alpha), "--cuts", str(cuts)]
+        run = [
+            "matte",
+            str(frames),
+            "--model",
+            str(graph),
+            "--alpha",
+            str(alpha),
+            "--cuts",
+            str(cuts),
+        ]
         assert cli.main(run) == status
         assert message in "".join(capsys.readouterr()).replace(" \n'soon", " 'soon")
 
@@ -76,11 +101,13 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
 def test_sums_that_may_saturate_are_asked_to_be_exact(tmp_path, monkeypatch):
     """As on a CPU whose kernels do: the first parity fails there."""
     found = iter([Parity(30, 1e-2, 0.5, 0.1), Parity(30, 1e-4, 0.1, 0.0)])
-    monkeypatch.setattr("ptq4vm.deploy.measure_parity", lambda *_: next(found))
+    monkeypatch.setattr("ptq4vm.deploy.export.measure_parity", lambda *_: next(found))
     asked = []
     entry = onnxruntime.SessionOptions.add_session_config_entry
     monkeypatch.setattr(
-        onnxruntime.SessionOptions, "add_session_config_entry", lambda *args: asked.append(args[1:]) or entry(*args)
+        onnxruntime.SessionOptions,
+        "add_session_config_entry",
+        lambda *args: asked.append(args[1:]) or entry(*args),
     )
     network = create_model("rvm_mobilenetv3", weights="official")
     exported = export_checked(network, 64, 64, tmp_path / "q.onnx", target="onnxruntime")
@@ -92,7 +119,9 @@ def test_sums_that_may_saturate_are_asked_to_be_exact(tmp_path, monkeypatch):
 
 def test_mattes_that_differ_leave_no_file(tmp_path):
     network = create_model("rvm_mobilenetv3", weights="official")
-    with pytest.raises(PTQ4VMError, match=r"Expected mattes from openvino that differ .*Nothing was written"):
+    with pytest.raises(
+        PTQ4VMError, match=r"Expected mattes from openvino that differ .*Nothing was written"
+    ):
         export_checked(network, 64, 64, tmp_path / "q.onnx", tolerance=-1.0)
     assert not list(tmp_path.iterdir())
     assert torch.is_grad_enabled()
@@ -112,17 +141,24 @@ def test_mistakes_are_found_before_any_work(options, message, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     for name in ("measure_parity", "export_onnx", "_frames"):
-        monkeypatch.setattr(f"ptq4vm.deploy.{name}", lambda *_: pytest.fail("work was done"))
+        monkeypatch.setattr(f"ptq4vm.deploy.export.{name}", lambda *_: pytest.fail("work was done"))
     if "ratio" not in message:
-        monkeypatch.setattr("ptq4vm.cli.export.load_model", lambda *_: pytest.fail("the network was loaded"))
-    given = dict(zip(["--size", "--out", *options[::2]], ["64x64", "q.onnx", *options[1::2]], strict=True))
-    assert cli.main(["export", "rvm_mobilenetv3", *(word for pair in given.items() for word in pair)]) == 2
+        monkeypatch.setattr(
+            "ptq4vm.cli.export.load_model", lambda *_: pytest.fail("the network was loaded")
+        )
+    given = dict(
+        zip(["--size", "--out", *options[::2]], ["64x64", "q.onnx", *options[1::2]], strict=True)
+    )
+    assert (
+        cli.main(["export", "rvm_mobilenetv3", *(word for pair in given.items() for word in pair)])
+        == 2
+    )
     assert message in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_network_for_another_target_is_refused_before_any_work(tmp_path, monkeypatch, random_rvm):
-    monkeypatch.setattr("ptq4vm.deploy._frames", lambda *_: pytest.fail("frames were made"))
+    monkeypatch.setattr("ptq4vm.deploy.export._frames", lambda *_: pytest.fail("frames were made"))
     network = quantize_network(random_rvm, QConfig(bits="W8A8", placement="full"))
     for layer in quantized_layers(network).values():
         layer.fix_()

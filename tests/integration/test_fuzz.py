@@ -18,7 +18,7 @@ from safetensors.torch import save
 from ptq4vm import cli
 from ptq4vm.cli import quantize as quantize_command
 from ptq4vm.data.storage import is_whole, read_tensors, write_tensors
-from ptq4vm.export import export_onnx
+from ptq4vm.deploy import ExportedNetwork, export_onnx
 from ptq4vm.graph import (
     FINAL_CHECKPOINT,
     load_quantized,
@@ -26,7 +26,6 @@ from ptq4vm.graph import (
     quantized_layers,
     save_quantized,
 )
-from ptq4vm.inference import ExportedNetwork
 from ptq4vm.models.weights import load_weights
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 from ptq4vm.reporting import ResultRow, write_metrics
@@ -60,17 +59,24 @@ def test_changed_checkpoints(checkpoint, tmp_path):
         network.unroll(torch.rand(1, 2, 3, 32, 32))
         return True
 
-    assert fuzz(CHECKPOINTS, lambda draw: mutate_safetensors(checkpoint, draw), attempt) < CHECKPOINTS / 2
+    assert (
+        fuzz(CHECKPOINTS, lambda draw: mutate_safetensors(checkpoint, draw), attempt)
+        < CHECKPOINTS / 2
+    )
 
 
 def weights_graph(network):
     """The network's convolutions as an ONNX file of weights, batch norm folded."""
     nodes, tensors, last = [], [], "src"
-    convolutions = [(name, one) for name, one in network.named_modules() if isinstance(one, torch.nn.Conv2d)]
+    convolutions = [
+        (name, one) for name, one in network.named_modules() if isinstance(one, torch.nn.Conv2d)
+    ]
     for number, (_, conv) in enumerate(convolutions):
         bias = torch.zeros(len(conv.weight)) if conv.bias is None else conv.bias
         for kind, value in (("weight", conv.weight), ("bias", bias)):
-            tensors.append(numpy_helper.from_array(value.detach().numpy(), f"onnx::Conv_{kind}{number}"))
+            tensors.append(
+                numpy_helper.from_array(value.detach().numpy(), f"onnx::Conv_{kind}{number}")
+            )
         inputs = [last, f"onnx::Conv_weight{number}", f"onnx::Conv_bias{number}"]
         nodes.append(helper.make_node("Conv", inputs, [f"y{number}"], name=f"Conv_{number}"))
         last = f"y{number}"
@@ -113,7 +119,11 @@ def test_changed_weights(tmp_path, suffix):
             return mutate_proto(graph, draw)
         if suffix == ".safetensors":
             return mutate_safetensors(save(state), draw)
-        return mutate_bytes(buffer.getvalue(), draw) if draw.random() < 0.5 else mutate_state(state, draw)
+        return (
+            mutate_bytes(buffer.getvalue(), draw)
+            if draw.random() < 0.5
+            else mutate_state(state, draw)
+        )
 
     def attempt(data):
         path.write_bytes(data)
@@ -126,7 +136,9 @@ def test_changed_weights(tmp_path, suffix):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_changed_exported_graphs(tmp_path):
-    path = export_onnx(tiny.TinyMatting().eval(), 32, 32, tmp_path / "graph.onnx", target="onnxruntime")
+    path = export_onnx(
+        tiny.TinyMatting().eval(), 32, 32, tmp_path / "graph.onnx", target="onnxruntime"
+    )
     model = onnx.load(path)
     description = json.loads(model.metadata_props[0].value)
 
@@ -165,7 +177,11 @@ def write_run(folder, checkpoint):
         "machine": "a machine",
         "versions": {"torch": "2.7"},
     }
-    curves = {"clip": {name: [1.0, 2.0, 3.0] for name in ("mad", "dtssd", "mad_to_float", "dtssd_to_float")}}
+    curves = {
+        "clip": {
+            name: [1.0, 2.0, 3.0] for name in ("mad", "dtssd", "mad_to_float", "dtssd_to_float")
+        }
+    }
     layer = {"name": "head", "macs_share": 0.5, "macs": 9, "weights": 9, "fixed": None}
     contents = {
         "settings.json": {**settings, "bits": ["W4A8"], "rows": rows, "data": data},
@@ -179,7 +195,9 @@ def write_run(folder, checkpoint):
     }
     log = folder / "w4a8" / "biq" / "version_0" / "metrics.csv"
     log.parent.mkdir(parents=True)
-    log.write_text("biq/block,biq/hard,biq/nearest,gac/loss,step\n,,,0.5,9\n0.0,0.1,0.4,,10\n1.0,2.0,30.0,,20\n")
+    log.write_text(
+        "biq/block,biq/hard,biq/nearest,gac/loss,step\n,,,0.5,9\n0.0,0.1,0.4,,10\n1.0,2.0,30.0,,20\n"
+    )
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content))
     metrics = {"mad": 1.0, "dtssd": 0.5}
@@ -282,7 +300,9 @@ def test_changed_configurations(tmp_path, monkeypatch, capsys):
     def mutate(draw):
         text = draw.choice(recipes).read_text()
         if draw.random() < 0.6:
-            return mutate_text(yaml.safe_load(text), draw, lambda tree: yaml.safe_dump(tree, allow_unicode=True))
+            return mutate_text(
+                yaml.safe_load(text), draw, lambda tree: yaml.safe_dump(tree, allow_unicode=True)
+            )
         return mutate_bytes(text.encode(), draw).decode("latin-1")
 
     def attempt(text):

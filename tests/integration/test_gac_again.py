@@ -18,7 +18,10 @@ from ptq4vm.quantizers import QConfig
 def latents(checkpoint, weights):
     """Where codes that are to be learned start."""
     network = GACModule(checkpoint, weights=weights, weight_lr=1e-3).network
-    return {name: layer.weight_quantizer.latent.detach() for name, layer in quantized_layers(network).items()}
+    return {
+        name: layer.weight_quantizer.latent.detach()
+        for name, layer in quantized_layers(network).items()
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -28,7 +31,13 @@ def test_a_third_global_calibration_starts_from_the_codes_of_the_first(affine, t
     weights = str(tmp_path / "tiny.safetensors")
     save_file(tiny.TinyMatting().state_dict(), weights)
     data = VideoMattingDataModule(
-        num_sequences=2, seq_length=2, height=32, width=48, eval_clips=1, eval_frames=2, cache_dir=tmp_path / "cache"
+        num_sequences=2,
+        seq_length=2,
+        height=32,
+        width=48,
+        eval_clips=1,
+        eval_frames=2,
+        cache_dir=tmp_path / "cache",
     )
     settings = {"accelerator": "cpu", "devices": 1, "default_root_dir": tmp_path, **QUIET}
     paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
@@ -38,7 +47,10 @@ def test_a_third_global_calibration_starts_from_the_codes_of_the_first(affine, t
         phase = GACModule(before, weights=weights, affine=affine, lr=0.02, output=after)
         L.Trainer(**settings, max_epochs=2).fit(phase, datamodule=data)
     first, third = latents(paths[0], weights), latents(paths[2], weights)
-    moved = [layer.weight_quantizer.absorbed.log().abs().max() for layer in quantized_layers(phase.network).values()]
+    moved = [
+        layer.weight_quantizer.absorbed.log().abs().max()
+        for layer in quantized_layers(phase.network).values()
+    ]
     assert max(moved) > 0.04
     for name, latent in first.items():
         torch.testing.assert_close(third[name], latent, rtol=0, atol=1e-3)

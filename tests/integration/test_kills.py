@@ -23,7 +23,9 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(t
     seed = random.randrange(2**31)
     command = [sys.executable, str(HERE / "killed_job.py"), str(tmp_path), str(KILLS), str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     log = (tmp_path / "log.txt").read_text()
     assert done.returncode == 0, f"seed {seed}: {done.stderr}\n{log[-3000:]}"
     assert done.stdout.startswith(f"{KILLS} kills")

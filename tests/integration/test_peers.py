@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.export import export_onnx
+from ptq4vm.deploy import export_onnx
 from ptq4vm.models import RobustVideoMatting
 from ptq4vm.phases import MattingModule
 
@@ -72,7 +72,9 @@ def test_float_graph_scores_as_the_network(peers, root, network, tmp_path):
     assert len(frames) == data.evaluation_set.num_frames == 8
     assert got.pop("mad_to_float") < 1e-2
     assert got.pop("dtssd_to_float") < 1e-2
-    assert got == {key.removeprefix("test/"): pytest.approx(value, rel=1e-3) for key, value in expected.items()}
+    assert got == {
+        key.removeprefix("test/"): pytest.approx(value, rel=1e-3) for key, value in expected.items()
+    }
     assert got["dtssd"] > 0
 
 
@@ -108,7 +110,12 @@ def test_calibration_frames_carry_the_float_networks_state(peers, network, tmp_p
 def test_exact_sums_of_the_largest_codes(peers, opener, tmp_path):
     """Two products of 255 and 127 go beyond 16 bits, where CPUs without VNNI saturate."""
     scale, zero_u8, zero_s8 = np.float32(1 / 255), np.uint8(0), np.int8(0)
-    initializers = {"scale": scale, "zero": zero_u8, "w": np.full((1, 16, 1, 1), 127, np.int8), "zero_w": zero_s8}
+    initializers = {
+        "scale": scale,
+        "zero": zero_u8,
+        "w": np.full((1, 16, 1, 1), 127, np.int8),
+        "zero_w": zero_s8,
+    }
     graph = onnx.helper.make_graph(
         [
             onnx.helper.make_node("QuantizeLinear", ["src", "scale", "zero"], ["q"]),
@@ -119,9 +126,14 @@ def test_exact_sums_of_the_largest_codes(peers, opener, tmp_path):
         "layer",
         [onnx.helper.make_tensor_value_info("src", onnx.TensorProto.FLOAT, [1, 16, 8, 8])],
         [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 1, 8, 8])],
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in initializers.items()],
+        [
+            onnx.numpy_helper.from_array(np.asarray(value), name)
+            for name, value in initializers.items()
+        ],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
     onnx.save(model, tmp_path / "layer.onnx")
     run = getattr(peers, opener)(tmp_path / "layer.onnx", exact_sums=True)
     (y,) = run({"src": np.ones((1, 16, 8, 8), np.float32)})
@@ -132,8 +144,24 @@ def test_exact_sums_of_the_largest_codes(peers, opener, tmp_path):
 def test_a_run_leaves_graphs_and_metrics(peers, root, network, tmp_path, capsys):
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     # The evaluation clips are larger than the calibration frames: graphs must be open in size.
-    args = ["--data.root", str(root), "--data.source", "evaluation", "--data.cache_dir", str(tmp_path / "cache")]
-    args += ["--data.num_sequences", "2", "--data.seq_length", "2", "--data.height", "32", "--data.width", "48"]
+    args = [
+        "--data.root",
+        str(root),
+        "--data.source",
+        "evaluation",
+        "--data.cache_dir",
+        str(tmp_path / "cache"),
+    ]
+    args += [
+        "--data.num_sequences",
+        "2",
+        "--data.seq_length",
+        "2",
+        "--data.height",
+        "32",
+        "--data.width",
+        "48",
+    ]
     args += ["--output", str(tmp_path / "out"), "--weights", str(tmp_path / "weights.safetensors")]
     assert peers.main([*args, "--peers", "[minmax,percentile]"]) == 0
     written = json.loads((tmp_path / "out" / "peers.json").read_text())
@@ -156,7 +184,9 @@ def test_a_run_leaves_graphs_and_metrics(peers, root, network, tmp_path, capsys)
 
 def test_a_missing_package_is_told_before_any_work(peers, tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "nncf" else find(name)
+    )
     assert peers.main(["--data.root", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert "nncf" in message

@@ -11,17 +11,17 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ptq4vm import cli, sensitivity
-from ptq4vm.callbacks import ResultLog
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import export_checked
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, quantized_layers, read_header
-from ptq4vm.inference import open_frames
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.phases import block_reconstruction, gac
-from ptq4vm.pipeline import Row, quantize, report
+from ptq4vm.phases.callbacks import ResultLog
+from ptq4vm.pipeline import Method, quantize, report
 from ptq4vm.pipeline.report import report_run
 from ptq4vm.quantizers import QConfig
+from ptq4vm.video import open_frames
 
 OPTIONS = {
     "bits": ["W4A8"],
@@ -35,7 +35,14 @@ OPTIONS = {
 
 def make_data(cache):
     return VideoMattingDataModule(
-        num_sequences=2, seq_length=3, height=64, width=96, eval_clips=1, eval_frames=5, eval_chunk=3, cache_dir=cache
+        num_sequences=2,
+        seq_length=3,
+        height=64,
+        width=96,
+        eval_clips=1,
+        eval_frames=5,
+        eval_chunk=3,
+        cache_dir=cache,
     )
 
 
@@ -79,7 +86,13 @@ def run(tmp_path_factory, official_weights):
 @pytest.mark.slow
 def test_rows_and_files(run):
     result, _ = run
-    assert [row.name for row in result.rows] == ["float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"]
+    assert [row.name for row in result.rows] == [
+        "float",
+        "round to nearest",
+        "BIQ",
+        "BIQ + GAC",
+        "BIQ + GAC + OFA",
+    ]
     assert all(set(row.metrics) == {"mad", "mse", "grad", "conn", "dtssd"} for row in result.rows)
     assert all({"mad_to_float", "dtssd_to_float"} <= set(row.extra) for row in result.rows)
     assert result.rows[0].extra["mad_to_float"] < 0.01
@@ -89,7 +102,9 @@ def test_rows_and_files(run):
     assert len(json.loads(result.metrics.read_text())["rows"]) == 5
     assert "data:image/webp" in result.report.read_text()
     header = read_header(result.checkpoints["W4A8"])
-    assert header["layers"]["backbone.features.0.0"] == header["layers"]["project_mat.conv"] == "W8A8"
+    assert (
+        header["layers"]["backbone.features.0.0"] == header["layers"]["project_mat.conv"] == "W8A8"
+    )
     assert header["layers"]["aspp.aspp1.0"] == "W4A8"
 
 
@@ -98,12 +113,16 @@ def test_the_run_folder_describes_itself(run):
     result, _ = run
     record = json.loads((result.folder / "run.json").read_text())
     assert record["seed"] == 0
-    assert record["weights_checksum"] == weights_checksum(create_model("rvm_mobilenetv3", weights="official"))
+    assert record["weights_checksum"] == weights_checksum(
+        create_model("rvm_mobilenetv3", weights="official")
+    )
     assert record["starts"][0]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert record["starts"][0]["time"] <= record["finished"]
     assert record["data"]["photographs"] is False
     assert "W4A8: scoring BIQ + GAC\n" in (result.folder / "log.txt").read_text()
-    for name, row in zip(["float", "w4a8/rtn", "w4a8/biq", "w4a8/gac", "w4a8/ofa"], result.rows, strict=True):
+    for name, row in zip(
+        ["float", "w4a8/rtn", "w4a8/biq", "w4a8/gac", "w4a8/ofa"], result.rows, strict=True
+    ):
         (frames,) = json.loads((result.folder / f"{name}.frames.json").read_text()).values()
         for metric, value in {**row.metrics, **row.extra}.items():
             if metric in ("mad", "dtssd", "mad_to_float", "dtssd_to_float"):
@@ -117,7 +136,9 @@ def test_the_report_is_made_again_from_the_folder(run, tmp_path, monkeypatch):
     again, problem = report_run(result.folder, tmp_path / "again.html")
     assert problem is None
     # Float alpha is computed anew and not from its 16-bit copy: pictures may differ in a level, all else is the same.
-    shown, before = (path.read_text().partition('id="pictures"')[0] for path in (again, result.report))
+    shown, before = (
+        path.read_text().partition('id="pictures"')[0] for path in (again, result.report)
+    )
     assert shown == before
     assert "builtin_test/0000" in shown
 
@@ -161,10 +182,16 @@ def test_another_configuration_in_the_same_folder_is_refused(run):
 def test_block_reconstruction_goes_on_after_a_kill(tmp_path, run, monkeypatch, granularity):
     """Interrupted at a block and resumed, the result is that of an uninterrupted run, bit for bit."""
     _, folder = run
-    options = {**OPTIONS, "gac_epochs": 1, "block_reconstruction": {"granularity": granularity, "drop_prob": 0.0}}
+    options = {
+        **OPTIONS,
+        "gac_epochs": 1,
+        "block_reconstruction": {"granularity": granularity, "drop_prob": 0.0},
+    }
     whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **options)
 
-    killed = killed_in(block_reconstruction.BlockReconstructionModule, lambda m: m.learns and m.current_epoch == 7)
+    killed = killed_in(
+        block_reconstruction.BlockReconstructionModule, lambda m: m.learns and m.current_epoch == 7
+    )
     resumed = quantize_twice(monkeypatch, killed, folder / "cache", tmp_path / "killed", options)
     assert_same_network(whole, resumed)
 
@@ -178,7 +205,11 @@ def test_a_mistake_claims_no_folder(tmp_path):
 
 def test_other_precisions_are_refused(tmp_path, official_weights):
     with pytest.raises(PTQ4VMError, match="32-true, got bf16-mixed"):
-        quantize(make_data(tmp_path), tmp_path / "run", **OPTIONS | {"trainer": {"precision": "bf16-mixed"}})
+        quantize(
+            make_data(tmp_path),
+            tmp_path / "run",
+            **OPTIONS | {"trainer": {"precision": "bf16-mixed"}},
+        )
 
 
 def test_global_calibration_wants_an_alpha_to_learn_from():
@@ -195,9 +226,13 @@ def test_global_calibration_keeps_the_average_of_its_steps(tmp_path, run, monkey
         return quantized_layers(module.network)["project_mat.conv"].affine.shift.detach().clone()
 
     absorb = gac.GACModule.on_fit_end
-    monkeypatch.setattr(gac.GACModule, "on_train_batch_end", lambda module, *_: seen.append(shift(module)))
-    monkeypatch.setattr(gac.GACModule, "on_fit_end", lambda module: kept.append(shift(module)) or absorb(module))
-    rows = {"biq": Row("BIQ"), "ours": Row("ours", start="biq", options={"average": 0.75})}
+    monkeypatch.setattr(
+        gac.GACModule, "on_train_batch_end", lambda module, *_: seen.append(shift(module))
+    )
+    monkeypatch.setattr(
+        gac.GACModule, "on_fit_end", lambda module: kept.append(shift(module)) or absorb(module)
+    )
+    rows = {"biq": Method("BIQ"), "ours": Method("ours", start="biq", options={"average": 0.75})}
     quantize(make_data(folder / "cache"), tmp_path / "run", **OPTIONS, rows=rows)
     average = seen[0]
     for step in seen[1:]:
@@ -208,11 +243,17 @@ def test_global_calibration_keeps_the_average_of_its_steps(tmp_path, run, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gac_options", [{}, {"weight_lr": 0.05, "window": 2, "coherence_weight": 1.0, "average": 0.9}])
+@pytest.mark.parametrize(
+    "gac_options", [{}, {"weight_lr": 0.05, "window": 2, "coherence_weight": 1.0, "average": 0.9}]
+)
 def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac_options):
     """As for block reconstruction, at an epoch."""
     _, folder = run
-    options = {**OPTIONS, "gac": gac_options, "rows": {"biq": Row("BIQ"), "ours": Row("ours", start="biq")}}
+    options = {
+        **OPTIONS,
+        "gac": gac_options,
+        "rows": {"biq": Method("BIQ"), "ours": Method("ours", start="biq")},
+    }
     whole = quantize(make_data(folder / "cache"), tmp_path / "whole", **options)
     assert [row.name for row in whole.rows] == ["float", "BIQ", "ours"]
 
@@ -224,11 +265,33 @@ def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac
 def fit_with(logger, result, folder, output):
     """The second phase on its own through `lightning fit`, with one more configuration file."""
     configs = Path(__file__).parents[2] / "lightning_configs"
-    args = ["fit", "--config", str(configs / "fit" / "gac.yaml"), "--config", str(configs / "logger" / logger)]
+    args = [
+        "fit",
+        "--config",
+        str(configs / "fit" / "gac.yaml"),
+        "--config",
+        str(configs / "logger" / logger),
+    ]
     args += ["--model.init_args.checkpoint", str(result.folder / "w4a8" / "biq.safetensors")]
     args += ["--model.init_args.output", str(output), "--data.cache_dir", str(folder / "cache")]
-    args += ["--data.num_sequences", "2", "--data.seq_length", "3", "--data.height", "64", "--data.width", "96"]
-    args += ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
+    args += [
+        "--data.num_sequences",
+        "2",
+        "--data.seq_length",
+        "3",
+        "--data.height",
+        "64",
+        "--data.width",
+        "96",
+    ]
+    args += [
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+    ]
     assert cli.main(args) == 0
 
 
@@ -241,7 +304,9 @@ def test_a_fit_is_tracked_by_weights_and_biases_offline(run, tmp_path, monkeypat
     media = next((tmp_path / "runs" / "wandb").glob("offline-run-*/files/media"))
     assert list(media.glob("images/val/alpha*.png"))
     (video,) = media.glob("videos/val/video*.mp4")
-    assert (next(iter(open_frames(video)))).shape[1] == 3 * 96  # source, float and quantized beside each other
+    assert (next(iter(open_frames(video)))).shape[
+        1
+    ] == 3 * 96  # source, float and quantized beside each other
     assert load_model(tmp_path / "gac.safetensors").name == "rvm_mobilenetv3"
 
 
@@ -252,8 +317,12 @@ def test_a_fit_is_tracked_by_tensorboard(run, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "drawing sequences" in told
     assert "calibration sequences" in told
-    events = EventAccumulator(str(next((tmp_path / "runs" / "tensorboard").iterdir()))).Reload().Tags()
-    assert {f"calibration/{name}" for name in ("activation range, log2", "gamma", "beta")} == set(events["histograms"])
+    events = (
+        EventAccumulator(str(next((tmp_path / "runs" / "tensorboard").iterdir()))).Reload().Tags()
+    )
+    assert {f"calibration/{name}" for name in ("activation range, log2", "gamma", "beta")} == set(
+        events["histograms"]
+    )
     assert len(events["images"]) == 1
     assert {"gac/loss", "val/mad"} <= set(events["scalars"])
 
@@ -263,7 +332,9 @@ def test_a_run_hands_its_results_to_weights_and_biases(run, tmp_path):
     _, folder = run
     logger = WandbLogger(save_dir=tmp_path, offline=True)
     trainer = {**OPTIONS["trainer"], "logger": logger, "callbacks": [ResultLog()]}
-    result = quantize(make_data(folder / "cache"), folder / "run", **{**OPTIONS, "trainer": trainer})
+    result = quantize(
+        make_data(folder / "cache"), folder / "run", **{**OPTIONS, "trainer": trainer}
+    )
     assert logger.experiment.summary["result/mad"] == result.rows[-1].metrics["mad"]
     assert logger.experiment.config["network"] == "rvm_mobilenetv3"
     wandb.finish()
@@ -282,7 +353,11 @@ def test_mixed_precision_is_chosen_once_and_said_in_the_table(tmp_path, run, mon
     result = quantize(make_data(folder / "cache"), tmp_path / "run", **options)
     header = read_header(result.checkpoints["auto"])
     raised = {name: bits for name, bits in header["layers"].items() if bits != "W4A4"}
-    assert raised == {"backbone.features.0.0": "W8A8", "project_mat.conv": "W8A8", **header["qconfig"]["layer_bits"]}
+    assert raised == {
+        "backbone.features.0.0": "W8A8",
+        "project_mat.conv": "W8A8",
+        **header["qconfig"]["layer_bits"],
+    }
     assert len(raised) > 2
     assert all(row.bits.startswith("W4A4 mixed (W4.") for row in result.rows[1:])
     # Beside what the user's own logger got: the report's losses.
@@ -290,7 +365,10 @@ def test_mixed_precision_is_chosen_once_and_said_in_the_table(tmp_path, run, mon
     assert (tmp_path / "run" / "auto" / "biq" / "version_0" / "metrics.csv").is_file()
     layers = json.loads((tmp_path / "run" / "auto" / "sensitivity.json").read_text())["layers"]
     assert [set(layer["errors"]) for layer in layers] == [{"W4A4", "W4A8", "W8A8"}] * 78
-    costs = {layer["name"]: layer["macs"] * bit_product(header["layers"][layer["name"]]) for layer in layers}
+    costs = {
+        layer["name"]: layer["macs"] * bit_product(header["layers"][layer["name"]])
+        for layer in layers
+    }
     assert sum(costs[name] for name in raised) <= 0.15 * sum(costs.values())
     monkeypatch.setattr(sensitivity, "quantize_network", None)
     assert quantize(make_data(folder / "cache"), tmp_path / "run", **options).rows == result.rows
@@ -304,9 +382,35 @@ def bit_product(bits):
 
 @pytest.mark.slow
 def test_sensitivity_as_a_user_calls_it(tmp_path, capsys, official_weights):
-    size = ["--data.height", "32", "--data.width", "48", "--data.seq_length", "2", "--data.cache_dir", str(tmp_path)]
-    args = ["sensitivity", "rvm_mobilenetv3", "--data.num_sequences", "2", "--sequences", "1", *size]
-    args += ["--qconfig.range_method", "minmax", "--bits", "w4a8", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    size = [
+        "--data.height",
+        "32",
+        "--data.width",
+        "48",
+        "--data.seq_length",
+        "2",
+        "--data.cache_dir",
+        str(tmp_path),
+    ]
+    args = [
+        "sensitivity",
+        "rvm_mobilenetv3",
+        "--data.num_sequences",
+        "2",
+        "--sequences",
+        "1",
+        *size,
+    ]
+    args += [
+        "--qconfig.range_method",
+        "minmax",
+        "--bits",
+        "w4a8",
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
     assert cli.main(args) == 0
     assert "sensitive to W4A8" in capsys.readouterr().out
     content = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
@@ -319,14 +423,22 @@ def test_sensitivity_as_a_user_calls_it(tmp_path, capsys, official_weights):
 @pytest.mark.slow
 def test_what_is_calibrated_for_a_target_is_what_it_runs(tmp_path, official_weights):
     """Through both phases for ONNX Runtime, exported, and played there as integers."""
-    result = quantize(make_data(tmp_path / "cache"), tmp_path / "run", **OPTIONS, target="onnxruntime")
+    result = quantize(
+        make_data(tmp_path / "cache"), tmp_path / "run", **OPTIONS, target="onnxruntime"
+    )
     network = load_model(result.folder)
     assert network.qconfig.placement == "full"
     assert network.qconfig.depthwise_granularity == "per_tensor"
     # Two steps of calibration leave mattes that a single rounding tips over: more is let through here than for users.
-    exported = export_checked(network, 64, 96, tmp_path / "q.onnx", target="onnxruntime", tolerance=2e-3)
+    exported = export_checked(
+        network, 64, 96, tmp_path / "q.onnx", target="onnxruntime", tolerance=2e-3
+    )
     executed = int(re.search(r"executes (\d+) of 78 layers as int8", exported.storage)[1])
-    assert executed >= sum(layer.output_quantizer is not None for layer in quantized_layers(network).values()) > 50
+    assert (
+        executed
+        >= sum(layer.output_quantizer is not None for layer in quantized_layers(network).values())
+        > 50
+    )
     with pytest.raises(PTQ4VMError, match="nowhere"):
         quantize(make_data(tmp_path / "cache"), tmp_path / "other", **OPTIONS, target="nowhere")
     assert not (tmp_path / "other").exists()

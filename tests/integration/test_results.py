@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.pipeline import Row
+from ptq4vm.pipeline import Method
 from ptq4vm.pipeline.rows import check_rows
 from ptq4vm.quantizers import QConfig
 
@@ -25,7 +25,9 @@ def results():
 
 @pytest.mark.parametrize("recipe", ["w8a8", "w4a8", "w4a4", "w6a6", "w4a4_mixed", "full"])
 def test_every_method_has_a_row_that_the_pipeline_takes(results, recipe):
-    rows = check_rows({name: Row(**row) for name, row in results.with_baselines(recipe)["rows"].items()})
+    rows = check_rows(
+        {name: Method(**row) for name, row in results.with_baselines(recipe)["rows"].items()}
+    )
     assert list(rows)[-2:] == ["gac", "ofa"]
     assert rows["gac"].start == "biq"
     if recipe not in results.ALONE:
@@ -34,20 +36,28 @@ def test_every_method_has_a_row_that_the_pipeline_takes(results, recipe):
         assert rows["biq"].options["drop_prob"] == own
         for method, drop_prob in results.DROPPING.items():
             assert rows[blocks[method]].options["drop_prob"] == drop_prob
-            assert {rows[f"{method.lower()}_{part}"].start for part in ("gac", "ofa")} == {blocks[method]}
+            assert {rows[f"{method.lower()}_{part}"].start for part in ("gac", "ofa")} == {
+                blocks[method]
+            }
             for part in ("gac", "ofa"):
                 row = rows[f"{method.lower()}_{part}"]
                 own_settings = {"lr", "weight_lr", "window", "max_grad_norm"} - set(row.options)
-                assert ("our learning rates" in row.title) == bool(own_settings), "named for what it is"
+                assert ("our learning rates" in row.title) == bool(own_settings), (
+                    "named for what it is"
+                )
     for row in rows.values():
         QConfig(**row.qconfig)
-        known = (BlockReconstructionModule if row.start is None else GACModule).__init__.__annotations__
+        known = (
+            BlockReconstructionModule if row.start is None else GACModule
+        ).__init__.__annotations__
         assert set(row.options) <= set(known)
 
 
 def test_tables_replace_those_of_the_run_before(results, tmp_path, monkeypatch):
     document = tmp_path / "results.md"
-    document.write_text("# Results\n\nBefore.\n\n<!-- table w8a8-0 -->\nold\n<!-- end w8a8-0 -->\n\nAfter.\n")
+    document.write_text(
+        "# Results\n\nBefore.\n\n<!-- table w8a8-0 -->\nold\n<!-- end w8a8-0 -->\n\nAfter.\n"
+    )
     monkeypatch.setattr(results, "DOCUMENT", document)
     seen = []
 
@@ -58,7 +68,16 @@ def test_tables_replace_those_of_the_run_before(results, tmp_path, monkeypatch):
         (run / "table.md").write_text(f"| {args[-1]} \\1 |\n")
 
     monkeypatch.setattr(results.cli, "main", quantize)
-    arguments = ["results.py", "--root", str(tmp_path), "--recipes", "w8a8", "w4a4", "--output", str(tmp_path / "runs")]
+    arguments = [
+        "results.py",
+        "--root",
+        str(tmp_path),
+        "--recipes",
+        "w8a8",
+        "w4a4",
+        "--output",
+        str(tmp_path / "runs"),
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     results.main()
     text = document.read_text()

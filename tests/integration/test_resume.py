@@ -29,7 +29,10 @@ def digest(folder):
     """Of every file's name and content."""
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        whole.update(path.relative_to(folder).as_posix().encode() + (path.read_bytes() if path.is_file() else b"/"))
+        whole.update(
+            path.relative_to(folder).as_posix().encode()
+            + (path.read_bytes() if path.is_file() else b"/")
+        )
     return whole.hexdigest()
 
 
@@ -42,7 +45,10 @@ def weights(tmp_path_factory):
 
 
 def changed_weights(path):
-    return {name: value * 1.01 if value.is_floating_point() else value for name, value in load_file(path).items()}
+    return {
+        name: value * 1.01 if value.is_floating_point() else value
+        for name, value in load_file(path).items()
+    }
 
 
 def arguments(weights, folder, *more, config="qdrop.yaml"):
@@ -88,16 +94,31 @@ def test_a_saved_configuration_begins_a_fit_anew(finished):
     assert "ckpt_path" not in saved
     new = finished.parent / "again"
     changed = ["--model.init_args.qconfig.bits", "W8A8", "--trainer.default_root_dir", str(new)]
-    changed += ["--model.init_args.output", str(new / "q.safetensors"), "--trainer.logger.init_args.save_dir", str(new)]
+    changed += [
+        "--model.init_args.output",
+        str(new / "q.safetensors"),
+        "--trainer.logger.init_args.save_dir",
+        str(new),
+    ]
     assert cli.main(["fit", "--config", str(path), *changed]) == 0
-    one, other = (load_file(path) for path in (finished / "quantized.safetensors", new / "q.safetensors"))
+    one, other = (
+        load_file(path) for path in (finished / "quantized.safetensors", new / "q.safetensors")
+    )
     scale = "gate.0.weight_quantizer.scale"
     assert (one[scale] > 8 * other[scale]).all()  # of 4 bits, and of 8
 
 
 def test_what_is_gone_on_from_is_said(weights, finished, tmp_path, capsys):
-    assert cli.main(["test", *arguments(weights, tmp_path / "run"), "--ckpt_path", str(last(finished))]) == 0
-    assert f"goes on from {last(finished)}: block {BLOCKS}, batch 0, step {2 * BLOCKS}" in capsys.readouterr().out
+    assert (
+        cli.main(
+            ["test", *arguments(weights, tmp_path / "run"), "--ckpt_path", str(last(finished))]
+        )
+        == 0
+    )
+    assert (
+        f"goes on from {last(finished)}: block {BLOCKS}, batch 0, step {2 * BLOCKS}"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,17 +128,27 @@ def test_what_is_gone_on_from_is_said(weights, finished, tmp_path, capsys):
         ("fit", ["--model.init_args.drop_prob", "0.25"], "drop_prob: 0.5 there, 0.25 now"),
         ("fit", ["--data.batch_size", "2"], "data.batch_size: 1 there, 2 now"),
         ("fit", ["--data.seed", "1"], "data.seed: 0 there, 1 now"),
-        ("fit", ["--trainer.accumulate_grad_batches", "2"], "accumulate_grad_batches: 1 there, 2 now"),
+        (
+            "fit",
+            ["--trainer.accumulate_grad_batches", "2"],
+            "accumulate_grad_batches: 1 there, 2 now",
+        ),
         ("fit", ["--model.init_args.weights", "OTHER"], "float_network: tiny-"),
         ("fit", ["--trainer.precision", "bf16-mixed"], "Expected precision 32-true"),
         ("fit", ["--model.init_args.output", "TAKEN"], "Expected TAKEN to be new"),
         ("fit", ["--data.source", "video", "--data.videos", "nowhere"], "nowhere"),
-        ("validate", ["--model.init_args.qconfig.bits", "W8A8"], "qconfig.bits: W4A8 there, W8A8 now"),
+        (
+            "validate",
+            ["--model.init_args.qconfig.bits", "W8A8"],
+            "qconfig.bits: W4A8 there, W8A8 now",
+        ),
         ("test", ["--model.init_args.qconfig.bits", "W8A8"], "qconfig.bits: W4A8 there, W8A8 now"),
         ("predict", ["--model.init_args.weights", "OTHER"], "float_network: tiny-"),
     ],
 )
-def test_what_is_refused_changes_nothing(command, changed, message, weights, finished, tmp_path, told):
+def test_what_is_refused_changes_nothing(
+    command, changed, message, weights, finished, tmp_path, told
+):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "quantized.safetensors").rename(tmp_path / "taken.safetensors")
@@ -142,7 +173,12 @@ def test_other_places_devices_and_workers_go_on(ckpt_path, weights, finished, tm
     moved = shutil.copy(weights, tmp_path / "moved.safetensors")
     args = arguments(moved, folder, *LOGGER, str(folder), "--data.num_workers", "1")
     args += ["--trainer.callbacks.init_args.save_last", "true"] if ckpt_path == "last" else []
-    assert cli.main(["fit", *args, "--ckpt_path", str(last(folder)) if ckpt_path == "FILE" else ckpt_path]) == 0
+    assert (
+        cli.main(
+            ["fit", *args, "--ckpt_path", str(last(folder)) if ckpt_path == "FILE" else ckpt_path]
+        )
+        == 0
+    )
     assert (folder / "quantized.safetensors").read_bytes() == kept
 
 
@@ -150,20 +186,30 @@ def test_other_places_devices_and_workers_go_on(ckpt_path, weights, finished, tm
     ("change", "message"),
     [
         (lambda found: found["state_dict"].update({"../../evil": torch.zeros(1)}), "left-over"),
-        (lambda found: found["state_dict"].update({next(iter(found["state_dict"])): torch.zeros(7)}), "shaped"),
+        (
+            lambda found: found["state_dict"].update(
+                {next(iter(found["state_dict"])): torch.zeros(7)}
+            ),
+            "shaped",
+        ),
         (lambda found: found.update(callbacks=Path.touch), "carries more than tensors"),
         (lambda found: found.pop("state_dict"), "holds something else"),
         (lambda found: found.pop(CONTRACT), "of an earlier version or of another program"),
         (lambda found: found.update(loops={}), "how far its fit was"),
     ],
 )
-def test_a_fit_goes_on_from_no_foreign_checkpoint(change, message, weights, finished, tmp_path, told):
+def test_a_fit_goes_on_from_no_foreign_checkpoint(
+    change, message, weights, finished, tmp_path, told
+):
     checkpoint = torch.load(last(finished), weights_only=True)
     assert checkpoint[CONTRACT] == json.loads(json.dumps(checkpoint[CONTRACT]))
     change(checkpoint)
     torch.save(checkpoint, tmp_path / "last.ckpt")
     folder = tmp_path / "run"
-    assert cli.main(["fit", *arguments(weights, folder), "--ckpt_path", str(tmp_path / "last.ckpt")]) == 2
+    assert (
+        cli.main(["fit", *arguments(weights, folder), "--ckpt_path", str(tmp_path / "last.ckpt")])
+        == 2
+    )
     assert message in told()
     assert not folder.exists()
 
@@ -187,7 +233,10 @@ BIQ = {"network": "tiny", "qconfig": QConfig("W4A8", range_method="minmax"), "st
 
 @pytest.mark.parametrize(
     ("workers", "names"),
-    [(1, "step=[34].ckpt"), *(pytest.param(n, "step=*.ckpt", marks=pytest.mark.slow) for n in (0, 1, 2))],
+    [
+        (1, "step=[34].ckpt"),
+        *(pytest.param(n, "step=*.ckpt", marks=pytest.mark.slow) for n in (0, 1, 2)),
+    ],
 )
 def test_both_phases_go_on_from_any_step(workers, names, weights, tmp_path):
     """Also from within an epoch, with batches of several sequences; the whole fit has no loader process."""
@@ -202,7 +251,10 @@ def test_both_phases_go_on_from_any_step(workers, names, weights, tmp_path):
         whole = fit(phase, tmp_path / name, dict(options), max_epochs=epochs)
         for checkpoint in sorted((tmp_path / name).glob(names)):
             again = tmp_path / f"{name}-{checkpoint.stem}"
-            assert fit(phase, again, dict(options), workers, checkpoint=checkpoint, max_epochs=epochs) == whole, again
+            assert (
+                fit(phase, again, dict(options), workers, checkpoint=checkpoint, max_epochs=epochs)
+                == whole
+            ), again
 
 
 def test_a_fit_by_steps_alone_is_not_gone_on_with(weights, tmp_path):
@@ -211,7 +263,13 @@ def test_a_fit_by_steps_alone_is_not_gone_on_with(weights, tmp_path):
     gac = {"weights": str(weights), "checkpoint": tmp_path / "biq" / "out.safetensors"}
     fit(GACModule, tmp_path / "gac", dict(gac), max_steps=4)
     with pytest.raises(PTQ4VMError, match="max_steps = 4"):
-        fit(GACModule, tmp_path / "again", dict(gac), max_steps=4, checkpoint=tmp_path / "gac" / "step=3.ckpt")
+        fit(
+            GACModule,
+            tmp_path / "again",
+            dict(gac),
+            max_steps=4,
+            checkpoint=tmp_path / "gac" / "step=3.ckpt",
+        )
 
 
 def test_global_calibration_goes_on_with_the_checkpoint_it_started_from_alone(weights, tmp_path):

@@ -15,7 +15,7 @@ from test_resume import changed_weights, digest
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.pipeline import Row, quantize
+from ptq4vm.pipeline import Method, quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FRAME = "clips/set/one/com/0000.png"
@@ -28,7 +28,9 @@ def write_clips(root):
             (place / part).mkdir(parents=True)
             for t in range(3):
                 shape = (32, 48, 3) if part == "com" else (32, 48)
-                cv2.imwrite(str(place / part / f"{t:04d}.png"), generator.integers(0, 256, shape, np.uint8))
+                cv2.imwrite(
+                    str(place / part / f"{t:04d}.png"), generator.integers(0, 256, shape, np.uint8)
+                )
 
 
 def go(root, run, eval_chunk=25, **options):
@@ -36,10 +38,12 @@ def go(root, run, eval_chunk=25, **options):
         root, "evaluation", composites="clips", evaluation="judged", num_sequences=2, seq_length=2, height=32, width=48,
         eval_frames=2, eval_chunk=eval_chunk, cache_dir=root / "cache",
     )  # fmt: skip
-    rows = {"biq": Row("BIQ"), "ours": Row("ours", "biq")}
+    rows = {"biq": Method("BIQ"), "ours": Method("ours", "biq")}
     settings = {"bits": ["W4A8"], "rows": rows, "block_steps": 2, "gac_epochs": 2}
     trainer = {"accelerator": "cpu", "logger": False}
-    return quantize(data, run, "tiny", str(root / "tiny.safetensors"), **settings | options, trainer=trainer)
+    return quantize(
+        data, run, "tiny", str(root / "tiny.safetensors"), **settings | options, trainer=trainer
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,9 @@ def replace(path):
     if path.suffix == ".safetensors":
         save_file(changed_weights(path), path)
     else:
-        other = cv2.imencode(".png", 255 - cv2.imread(str(path)), [cv2.IMWRITE_PNG_COMPRESSION, 0])[1].tobytes()
+        other = cv2.imencode(".png", 255 - cv2.imread(str(path)), [cv2.IMWRITE_PNG_COMPRESSION, 0])[
+            1
+        ].tobytes()
         path.write_bytes(other)
     assert path.read_bytes() != content
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -88,7 +94,9 @@ def test_the_same_content_elsewhere_goes_on_and_its_place_is_written_down(finish
     settings = json.loads((copied / "run" / "settings.json").read_text())
     assert settings["data"]["root"] == str(copied)
     assert settings["weights"] == str(copied / "tiny.safetensors")
-    one, other = (sorted(path.name for path in (root / "cache").rglob("*")) for root in (finished, copied))
+    one, other = (
+        sorted(path.name for path in (root / "cache").rglob("*")) for root in (finished, copied)
+    )
     assert one == other
 
 
@@ -104,7 +112,9 @@ def test_the_same_content_elsewhere_goes_on_and_its_place_is_written_down(finish
 def test_other_content_in_the_same_place_is_refused(name, kind, copied):
     replace(copied / name)
     before = digest(copied / "run")
-    with pytest.raises(PTQ4VMError, match=rf"got others \({kind}: .* there, .* now\)\. Put the former"):
+    with pytest.raises(
+        PTQ4VMError, match=rf"got others \({kind}: .* there, .* now\)\. Put the former"
+    ):
         go(copied, copied / "run")
     assert digest(copied / "run") == before
 
@@ -120,7 +130,9 @@ def test_a_run_that_does_not_say_what_it_was_begun_with_is_refused(copied):
     settings = json.loads(path.read_text())
     del settings["content"]
     path.write_text(json.dumps(settings))
-    with pytest.raises(PTQ4VMError, match=r"got a run of an earlier version.*Choose another --output"):
+    with pytest.raises(
+        PTQ4VMError, match=r"got a run of an earlier version.*Choose another --output"
+    ):
         go(copied, copied / "run")
 
 
@@ -130,10 +142,14 @@ def test_replaced_checkpoints_are_refused(copied):
     go(copied, copied / "wide", bits=["W8A8"])
     biq = folder / "biq.safetensors"
     shutil.copy(other / "w4a8" / "biq.safetensors", biq)
-    with pytest.raises(PTQ4VMError, match=r"biq\.json the scores of the network that this run has now"):
+    with pytest.raises(
+        PTQ4VMError, match=r"biq\.json the scores of the network that this run has now"
+    ):
         go(copied, copied / "run")
     biq.with_suffix(".json").unlink()
-    with pytest.raises(PTQ4VMError, match=r"ours\.safetensors to start from .*biq\.safetensors as it is now"):
+    with pytest.raises(
+        PTQ4VMError, match=r"ours\.safetensors to start from .*biq\.safetensors as it is now"
+    ):
         go(copied, copied / "run")
     shutil.copy(copied / "wide" / "w8a8" / "biq.safetensors", biq)
     with pytest.raises(PTQ4VMError, match=r"bits: W8A8 there, W4A8 now"):

@@ -25,7 +25,9 @@ def launch(script, *args, cwd):
     """A script whose processes all must end; what they said."""
     command = [sys.executable, str(HERE / script), *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,23 @@ def test_a_process_that_fails_ends_the_run_with_its_error(shared):
 
 def test_quantize_with_uneven_shares(folder):
     """Five sequences and three clips for two processes; the table is that of one process."""
-    sizes = {"num_sequences": 5, "seq_length": 2, "height": 32, "width": 48, "eval_clips": 3, "eval_frames": 5}
-    args = [f"--data.{name}={value}" for name, value in {**sizes, "cache_dir": folder / "cache"}.items()]
-    args += ["--network=tiny", f"--weights={folder / 'tiny.safetensors'}", "--output=run", "--block_steps=2"]
+    sizes = {
+        "num_sequences": 5,
+        "seq_length": 2,
+        "height": 32,
+        "width": 48,
+        "eval_clips": 3,
+        "eval_frames": 5,
+    }
+    args = [
+        f"--data.{name}={value}" for name, value in {**sizes, "cache_dir": folder / "cache"}.items()
+    ]
+    args += [
+        "--network=tiny",
+        f"--weights={folder / 'tiny.safetensors'}",
+        "--output=run",
+        "--block_steps=2",
+    ]
     args += ["--gac_epochs=1", "--bits=[W4A8]", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     done = launch("tiny.py", "quantize", *args, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -87,18 +103,23 @@ def test_quantize_with_uneven_shares(folder):
     rows = json.loads((folder / "run" / "metrics.json").read_text())["rows"]
     assert len(rows) == 5
     assert len(json.loads((folder / "run" / "float.frames.json").read_text())) == 3
-    for row, network, plan in ((rows[0], teacher, None), (rows[-1], load_model(folder / "run"), QConfig())):
+    for row, network, plan in (
+        (rows[0], teacher, None),
+        (rows[-1], load_model(folder / "run"), QConfig()),
+    ):
         expected = run.score(folder / "alone" / f"{row['name']}.json", "alone", network, plan)
         assert row["metrics"] == pytest.approx(expected.metrics, rel=1e-5)
 
 
 def test_chunks_of_a_clip_stay_together(monkeypatch, folder):
-    data = VideoMattingDataModule(height=32, width=48, eval_chunk=2, eval_frames=5, eval_clips=3, cache_dir=folder)
+    data = VideoMattingDataModule(
+        height=32, width=48, eval_chunk=2, eval_frames=5, eval_clips=3, cache_dir=folder
+    )
     data.attach(tiny_teacher())
     seen = []
     for rank in range(2):
-        monkeypatch.setattr("ptq4vm.processes.count", lambda: 2)
-        monkeypatch.setattr("ptq4vm.processes.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("ptq4vm.distributed.count", lambda: 2)
+        monkeypatch.setattr("ptq4vm.distributed.rank", lambda rank=rank: rank)
         seen.append([(clip.name, int(clip.start)) for clip in data.test_dataloader()])
     assert [start for _, start in seen[0]] == [0, 2, 4, 0, 2, 4]
     assert [start for _, start in seen[1]] == [0, 2, 4]
@@ -106,6 +127,6 @@ def test_chunks_of_a_clip_stay_together(monkeypatch, folder):
 
 
 def tiny_teacher():
-    from ptq4vm.phases import make_teacher
+    from ptq4vm.calibration import make_teacher
 
     return make_teacher(tiny.TinyMatting().eval(), "tiny")

@@ -19,7 +19,9 @@ def test_all_are_timed_and_stand_in_the_document(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["results"], "DOCUMENT", document)
     monkeypatch.setattr(speed, "SIZES", {"64x96": (64, 96, 0.5)})
     output = str(tmp_path / "bench")
-    monkeypatch.setattr(sys, "argv", ["speed.py", "--rounds", "2", "--threads", "1", "--output", output])
+    monkeypatch.setattr(
+        sys, "argv", ["speed.py", "--rounds", "2", "--threads", "1", "--output", output]
+    )
     speed.main()
     text = document.read_text()
     titles = ["PyTorch float", "ONNX Runtime float", "OpenVINO W8A8, ours", "ONNX Runtime, min-max"]

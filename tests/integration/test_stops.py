@@ -26,7 +26,9 @@ def test_what_is_stopped_at_random_moments_leaves_nothing_and_ends_the_same(tmp_
     """SIGINT, SIGTERM and SIGKILL; other moments each time, whose seed is told where it fails."""
     seed = random.randrange(2**31)
     command = [sys.executable, str(HERE / "stopped_job.py"), str(tmp_path), str(STOPS), str(seed)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=900, check=False
+    )
     logs = "\n".join(path.read_text()[-3000:] for path in tmp_path.glob("*/log.txt"))
     assert done.returncode == 0, f"seed {seed}: {done.stderr}\n{logs}"
     assert "Traceback" not in logs, f"seed {seed}: {logs}"
@@ -41,7 +43,14 @@ def quantize(tmp_path):
     started = []
 
     def start(ranks, **settings):
-        data = {"num_sequences": 4, "seq_length": 2, "height": 32, "width": 48, "eval_clips": 2, "eval_frames": 3}
+        data = {
+            "num_sequences": 4,
+            "seq_length": 2,
+            "height": 32,
+            "width": 48,
+            "eval_clips": 2,
+            "eval_frames": 3,
+        }
         options = {"network": "tiny", "weights": tmp_path / "tiny.safetensors", "output": tmp_path / "run",
                    "bits": "[W4A8]", "block_steps": 100, "gac_epochs": 1, "trainer.accelerator": "cpu",
                    "trainer.devices": ranks, "data.cache_dir": tmp_path / "cache", **settings,
@@ -92,7 +101,9 @@ def test_a_lost_rank_is_told_in_a_line_and_the_same_command_goes_on(tmp_path, qu
     _, said = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "Traceback" not in said
-    line = f"rank 1 of 2 (pid {lost}) was lost; the same command goes on from the last block or epoch."
+    line = (
+        f"rank 1 of 2 (pid {lost}) was lost; the same command goes on from the last block or epoch."
+    )
     assert line in " ".join(said.split())
     process = quantize(ranks=2)
     process.communicate(timeout=300)
@@ -107,9 +118,14 @@ def test_a_signal_to_the_first_rank_ends_all(tmp_path, quantize, number, status)
     until_learning(tmp_path / "run", process)
     other = other_rank(process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=300)  # until the other, which has the same pipes, has ended too
+    _, said = process.communicate(
+        timeout=300
+    )  # until the other, which has the same pipes, has ended too
     assert process.returncode == status
-    assert not Path(f"/proc/{other}").exists() or "State:\tZ" in Path(f"/proc/{other}/status").read_text()
+    assert (
+        not Path(f"/proc/{other}").exists()
+        or "State:\tZ" in Path(f"/proc/{other}/status").read_text()
+    )
     assert said.count("the same command goes on") == 1
     assert "Traceback" not in said
     assert not list((tmp_path / "run").rglob(".*"))
@@ -131,6 +147,8 @@ def test_two_runs_make_one_calibration_cache_side_by_side(tmp_path, quantize):
     for process in both:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-    one, two = ((tmp_path / name / "w4a8/quantized.safetensors").read_bytes() for name in ("run", "other"))
+    one, two = (
+        (tmp_path / name / "w4a8/quantized.safetensors").read_bytes() for name in ("run", "other")
+    )
     assert one == two
     assert not list((tmp_path / "cache").rglob(".*"))

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.deploy import export_checked
+from ptq4vm.deploy import ExportedNetwork, export_checked, matte_video, measure_parity
 from ptq4vm.graph import load_model, quantized_layers, read_header
-from ptq4vm.inference import ExportedNetwork, matte_video, measure_parity, open_frames, open_writer
 from ptq4vm.models import create_model, registry
-from ptq4vm.pipeline import Row, quantize
+from ptq4vm.pipeline import Method, quantize
 from ptq4vm.quantizers import QConfig, QuantizedLinear
+from ptq4vm.video import open_frames, open_writer
 
 pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "your-network.md"
@@ -44,9 +44,13 @@ def folder(tmp_path, monkeypatch):
 def make_run(name, folder, **options):
     torch.manual_seed(0)
     torch.save(create_model(name).state_dict(), folder / "weights.pth")
-    data = VideoMattingDataModule(num_sequences=2, seq_length=3, height=64, width=96, eval_clips=1, eval_frames=3)
+    data = VideoMattingDataModule(
+        num_sequences=2, seq_length=3, height=64, width=96, eval_clips=1, eval_frames=3
+    )
     settings = {"block_steps": 2, "gac_epochs": 1, "trainer": {"accelerator": "cpu"}}
-    return quantize(data, folder / "run", name, str(folder / "weights.pth"), **{**settings, **options})
+    return quantize(
+        data, folder / "run", name, str(folder / "weights.pth"), **{**settings, **options}
+    )
 
 
 @pytest.mark.usefixtures("exact_integer_sums")
@@ -66,17 +70,28 @@ def test_the_page_runs(page, folder):
 
 def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
     gac = {"weight_lr": 1e-3, "feature_weight": 0.5, "coherence_weight": 0.1, "window": 2}
-    rows = {"biq": Row("BIQ"), "ours": Row("ours", start="biq")}
-    result = make_run("patch_matting", folder, bits=["W8A8"], target="onnxruntime", gac=gac, rows=rows)
+    rows = {"biq": Method("BIQ"), "ours": Method("ours", start="biq")}
+    result = make_run(
+        "patch_matting", folder, bits=["W8A8"], target="onnxruntime", gac=gac, rows=rows
+    )
     network = load_model(result.folder)
-    exported = export_checked(network, 64, 96, folder / "q.onnx", target="onnxruntime", clip=Path("clip.mp4"))
+    exported = export_checked(
+        network, 64, 96, folder / "q.onnx", target="onnxruntime", clip=Path("clip.mp4")
+    )
     # Alpha's layer stays float there.
-    assert f"executes {len(quantized_layers(network)) - 1} of {len(quantized_layers(network))}" in exported.storage
+    assert (
+        f"executes {len(quantized_layers(network)) - 1} of {len(quantized_layers(network))}"
+        in exported.storage
+    )
 
 
 @pytest.mark.usefixtures("exact_integer_sums")
 def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
-    options = {"block_reconstruction": {"granularity": "layer"}, "rows": {"ours": Row("AdaRound")}, "budget": 0.6}
+    options = {
+        "block_reconstruction": {"granularity": "layer"},
+        "rows": {"ours": Method("AdaRound")},
+        "budget": 0.6,
+    }
     result = make_run("patch_matting", folder, bits=["auto"], **options)
     header = read_header(result.checkpoints["auto"])
     assert header["layers"]["embed"] == header["layers"]["head"] == "W8A8"
@@ -91,21 +106,37 @@ def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
 @pytest.mark.usefixtures("exact_integer_sums")
 def test_modnet(folder):
     qconfig = QConfig(range_method="minmax", depthwise_granularity="per_channel")
-    rows = {"biq": Row("BIQ"), "ofa": Row("BIQ + GAC + OFA", start="biq")}
+    rows = {"biq": Method("BIQ"), "ofa": Method("BIQ + GAC + OFA", start="biq")}
     result = make_run("modnet", folder, bits=["W8A8"], qconfig=qconfig, rows=rows)
     assert [row.name for row in result.rows] == ["float", "BIQ", "BIQ + GAC + OFA"]
     network = load_model(result.folder)
     frames = torch.rand(3, 3, 64, 96)
     with torch.inference_mode():
         # Random weights and instance norm over few pixels: noise that no eye sees tips roundings, and moves alpha.
-        noise = [network.unroll(x[None]).pha for x in (frames, frames + 1e-6 * torch.randn_like(frames))]
+        noise = [
+            network.unroll(x[None]).pha for x in (frames, frames + 1e-6 * torch.randn_like(frames))
+        ]
     moved = float((noise[0] - noise[1]).abs().mean())
-    exported = export_checked(network, 64, 96, folder / "q.onnx", tolerance=2 * moved + 1e-4, clip=Path("clip.mp4"))
+    exported = export_checked(
+        network, 64, 96, folder / "q.onnx", tolerance=2 * moved + 1e-4, clip=Path("clip.mp4")
+    )
     assert "executes 71 of 71 layers as int8" in exported.storage
     other = ExportedNetwork(exported.path, "onnxruntime", threads=1)
     assert measure_parity(network, other, frames).mean < 2 * moved + 1e-4
     floats = create_model("modnet", weights="weights.pth")
-    plain = export_checked(floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4"))
+    plain = export_checked(
+        floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4")
+    )
     assert plain.parity.mean < 1e-5
-    assert matte_video(network, Path("clip.mp4"), alpha=Path("alpha.mp4"), foreground=Path("fgr")).frames == 3
-    assert matte_video(ExportedNetwork(exported.path), Path("clip.mp4"), composite=Path("over.mp4")).frames == 3
+    assert (
+        matte_video(
+            network, Path("clip.mp4"), alpha=Path("alpha.mp4"), foreground=Path("fgr")
+        ).frames
+        == 3
+    )
+    assert (
+        matte_video(
+            ExportedNetwork(exported.path), Path("clip.mp4"), composite=Path("over.mp4")
+        ).frames
+        == 3
+    )

@@ -18,7 +18,9 @@ class TinyMatting(MattingModel):
 
     def __init__(self, downsample_ratio=1.0):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
         self.gate = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.Sigmoid())
         self.candidate = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.Tanh())
         self.head = nn.Conv2d(8, 4, 3, 1, 1)
@@ -36,7 +38,9 @@ class TinyMatting(MattingModel):
             return h, h
 
         def matte(f2, src):
-            y = self.head(F.interpolate(f2, size=src.shape[-2:], mode="bilinear", align_corners=False))
+            y = self.head(
+                F.interpolate(f2, size=src.shape[-2:], mode="bilinear", align_corners=False)
+            )
             return (src + y[:, :3]).clamp(0.0, 1.0), y[:, 3:].clamp(0.0, 1.0), y[:, 3:]
 
         return (

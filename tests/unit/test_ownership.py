@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ptq4vm import ownership
+from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.ownership import is_running, owned, process_id, temporary_path, this_process
-from ptq4vm.writing import written_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ with owned(Path(sys.argv[1]), folder=True):
 WRITES = """
 import sys, time
 from pathlib import Path
-from ptq4vm.writing import written_whole
+from ptq4vm.atomic_io import written_whole
 with written_whole(Path(sys.argv[1])) as part:
     part.write_text("half")
     print(part.name, flush=True)
@@ -124,7 +124,11 @@ def test_a_place_has_one_owner(tmp_path):
     with pytest.raises(PTQ4VMError, match=message), owned(place, folder=True):
         pass
     kill(process, signal.SIGTERM)
-    with owned(place, folder=True), pytest.raises(PTQ4VMError, match=f"process {os.getpid()}"), owned(place, True):
+    with (
+        owned(place, folder=True),
+        pytest.raises(PTQ4VMError, match=f"process {os.getpid()}"),
+        owned(place, True),
+    ):
         pass
     assert not list(place.iterdir())
 
@@ -143,14 +147,22 @@ def test_a_dead_owners_place_is_taken_over(tmp_path, forked):
     try:
         assert (tmp_path / ".lock").exists()
         with owned(tmp_path, folder=True):
-            assert process_id(json.loads((tmp_path / ".lock").read_text())["process"]) == os.getpid()
+            assert (
+                process_id(json.loads((tmp_path / ".lock").read_text())["process"]) == os.getpid()
+            )
     finally:
         if forked:
             os.kill(int(child), signal.SIGKILL)
 
 
 def write_owner(folder, **changes):
-    owner = {"process": this_process(), "host": "elsewhere", "boot": "another", "since": "2026-01-01", **changes}
+    owner = {
+        "process": this_process(),
+        "host": "elsewhere",
+        "boot": "another",
+        "since": "2026-01-01",
+        **changes,
+    }
     (folder / ".lock").write_text(json.dumps(owner))
 
 
@@ -170,7 +182,9 @@ def test_another_container_on_this_machine_that_ended_is_no_owner(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"process": 3}', '{"process": "a-b-c"}', "[" * 4000])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"process": 3}', '{"process": "a-b-c"}', "[" * 4000]
+)
 def test_a_lock_that_says_nothing_is_free(tmp_path, content):
     (tmp_path / ".lock").write_text(content)
     with owned(tmp_path, folder=True):
@@ -184,9 +198,14 @@ def test_without_locks_of_the_file_system_the_owners_name_decides(tmp_path, monk
     monkeypatch.setattr(fcntl, "flock", no_locks)
     machine, pid, began = this_process().split("-")
     write_owner(tmp_path, boot=ownership._boot())
-    with pytest.raises(PTQ4VMError, match=f"process {pid} on elsewhere"), owned(tmp_path, folder=True):
+    with (
+        pytest.raises(PTQ4VMError, match=f"process {pid} on elsewhere"),
+        owned(tmp_path, folder=True),
+    ):
         pass
-    write_owner(tmp_path, process=f"{machine}-{pid}-{int(began) + 1}")  # its id was given to another process
+    write_owner(
+        tmp_path, process=f"{machine}-{pid}-{int(began) + 1}"
+    )  # its id was given to another process
     with owned(tmp_path, folder=True):
         pass
 
@@ -214,5 +233,8 @@ def test_of_many_that_start_at_once_one_gets_it(tmp_path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(PTQ4VMError, match="Correct the path"), owned(tmp_path / "file" / "run", folder=True):
+    with (
+        pytest.raises(PTQ4VMError, match="Correct the path"),
+        owned(tmp_path / "file" / "run", folder=True),
+    ):
         pass

@@ -6,10 +6,20 @@ import subprocess
 
 import pytest
 
-from ptq4vm.inference.benchmark import _SERVE
+from ptq4vm.deploy.benchmark import _SERVE
 from ptq4vm.programs import python_program, run_program
 
-MODULES = ("pip", "json", "pickle", "struct", "socket", "random", "sitecustomize", "usercustomize", "multiprocessing")
+MODULES = (
+    "pip",
+    "json",
+    "pickle",
+    "struct",
+    "socket",
+    "random",
+    "sitecustomize",
+    "usercustomize",
+    "multiprocessing",
+)
 
 
 @pytest.fixture
@@ -18,7 +28,9 @@ def trapped(tmp_path, monkeypatch):
     folder = tmp_path / "trapped"
     folder.mkdir()
     for name in MODULES:
-        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n")
+        (folder / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})\n"
+        )
     for name in ("git", "uname"):
         (folder / name).write_text(f"#!/bin/sh\necho {name} >> {tmp_path / 'ran'}\n")
         (folder / name).chmod(0o755)
@@ -59,10 +71,14 @@ def test_a_program_that_takes_too_long(tmp_path):
 
 def test_a_benchmarks_process_imports_nothing_from_the_current_directory(trapped, tmp_path):
     # The start of such a process, up to the module that serves, which is a small one here.
-    package = tmp_path / "modules/ptq4vm/inference"
+    package = tmp_path / "modules/ptq4vm/deploy"
     package.mkdir(parents=True)
-    (package / "benchmark.py").write_text("import pickle, struct, socket, random\ndef serve(*plan): print(plan)\n")
-    installed = run_program(python_program("-c", "import json, sys; print(json.dumps(sys.path))"), tmp_path).stdout
+    (package / "benchmark.py").write_text(
+        "import pickle, struct, socket, random\ndef serve(*plan): print(plan)\n"
+    )
+    installed = run_program(
+        python_program("-c", "import json, sys; print(json.dumps(sys.path))"), tmp_path
+    ).stdout
     path = json.dumps([str(tmp_path / "modules"), *json.loads(installed)])
     done = run_program(python_program("-c", _SERVE, path, "7", '["network"]'), trapped)
     assert done.stdout == "(7, ['network'])\n", done.stderr

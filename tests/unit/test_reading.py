@@ -10,7 +10,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import parse_json, parse_number, read_json, typed
 
 
-class Row(TypedDict):
+class Method(TypedDict):
     name: str
     metrics: dict[str, float | None]
 
@@ -47,7 +47,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     [
         (3, float), (float("nan"), float), (float("inf"), float), ("x", str), (None, str | None), ([1, 2], list[int]),
         ([1, 2], tuple[int, int]), ({"a": [1.5]}, dict[str, list[float]]), ({"bits": "W4A4", "names": ["x"]}, Config),
-        ({"name": "x", "metrics": {"mad": None}, "more": 1}, Row), ([], list[Row]), ({"x": [{}]}, Any),
+        ({"name": "x", "metrics": {"mad": None}, "more": 1}, Method), ([], list[Method]), ({"x": [{}]}, Any),
     ],
 )  # fmt: skip
 def test_values_of_the_kind_pass(value, kind):
@@ -66,10 +66,10 @@ def test_values_of_the_kind_pass(value, kind):
         ([1, None], list[int], "None, not an integer, for 1"),
         (
             [[{"name": "x", "metrics": {"mad": "low"}}]],
-            list[list[Row]],
+            list[list[Method]],
             "'low', not a number, for 0.0.metrics.mad",
         ),
-        ([{"name": "x"}], list[Row], "nothing for 0.metrics"),
+        ([{"name": "x"}], list[Method], "nothing for 0.metrics"),
         ({}, Config, "nothing for bits"),
         ({"bits": "x", "kind": "c"}, Config, "'c', not one of 'a', 'b', for kind"),
         ({"bits": "x", "more": 1}, Config, "an unknown setting for more"),

@@ -1,38 +1,38 @@
 import pytest
 
-from ptq4vm import processes
+from ptq4vm import distributed
 from ptq4vm.errors import PTQ4VMError
 
 
 def test_one_process_does_it_all():
-    assert (processes.count(), processes.rank()) == (1, 0)
-    assert processes.share([1, 2, 3]) == [1, 2, 3]
-    assert processes.gather("a") == ["a"]
-    assert processes.first_alone(lambda: 5) == processes.together(lambda: 5) == 5
+    assert (distributed.count(), distributed.rank()) == (1, 0)
+    assert distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.gather("a") == ["a"]
+    assert distributed.first_alone(lambda: 5) == distributed.together(lambda: 5) == 5
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_fails_in_one_process_fails_in_all(monkeypatch, rank):
     """Both ends of the same exchange: the second process runs out of space."""
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "rank", lambda: rank)
-    monkeypatch.setattr(processes, "gather", lambda value: [None, "OSError: disk full"])
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "gather", lambda value: [None, "OSError: disk full"])
 
     def work():
         if rank == 1:
             raise OSError("disk full")
 
     with pytest.raises((PTQ4VMError, OSError)[rank], match="disk full"):
-        processes.together(work)
+        distributed.together(work)
 
 
 def test_the_first_process_works_before_the_others(monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     log = []
-    monkeypatch.setattr(processes, "gather", lambda value: log.append("met") or [value])
+    monkeypatch.setattr(distributed, "gather", lambda value: log.append("met") or [value])
     for rank in range(2):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        assert processes.first_alone(lambda rank=rank: log.append(rank) or rank) == rank
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        assert distributed.first_alone(lambda rank=rank: log.append(rank) or rank) == rank
     assert log == [0, "met", "met", "met", 1, "met"]
-    processes.once(log.append, "never in the second")
+    distributed.once(log.append, "never in the second")
     assert "never in the second" not in log

@@ -35,7 +35,9 @@ def test_a_run_says_its_rows_as_they_are(tmp_path, capsys):
             run.say(name)
     said = capsys.readouterr().out
     assert [name for name in NAMES if name in said] == list(NAMES)
-    assert [line.split(" ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == list(NAMES)
+    assert [
+        line.split(" ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()
+    ] == list(NAMES)
 
 
 def test_consoles_and_columns_are_made_in_one_place():
@@ -43,6 +45,8 @@ def test_consoles_and_columns_are_made_in_one_place():
         (path.name, node.func.id)
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Console", "TextColumn")
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("Console", "TextColumn")
     }
     assert made == {("terminal.py", "Console"), ("terminal.py", "TextColumn")}

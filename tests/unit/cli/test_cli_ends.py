@@ -51,14 +51,16 @@ def command(body, *args):
     code = f"import sys, ptq4vm.cli as cli\ndef run(args):\n{body}\ncli._run = run\nsys.exit(cli.main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=environment, text=True, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)], env=environment, text=True, **pipes
+    )
 
 
 WRITES = """
     import time
     from pathlib import Path
     from ptq4vm.ownership import owned
-    from ptq4vm.writing import written_whole
+    from ptq4vm.atomic_io import written_whole
     with owned(Path(args[1]), folder=True), written_whole(Path(args[1]) / "a.json") as part:
         part.write_text("half")
         print("ready", flush=True)
@@ -67,7 +69,8 @@ WRITES = """
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "how"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "")]
+    ("number", "status", "how"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "")],
 )
 def test_a_signal_leaves_nothing_behind(tmp_path, number, status, how):
     process = command(WRITES, "matte", tmp_path / "out")
@@ -116,7 +119,8 @@ def test_lightnings_own_end_of_an_interrupted_fit(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "written", ["print('x' * 200000)", "from rich import print as p; p('x ' * 200000)", "print('x')"]
+    "written",
+    ["print('x' * 200000)", "from rich import print as p; p('x ' * 200000)", "print('x')"],
 )
 def test_it_ends_silently_where_nobody_reads(written):
     process = command(f"    sys.stdin.readline(); {written}", "runs")
@@ -157,7 +161,10 @@ def test_a_lost_rank_is_named(monkeypatch, capsys, ended):
     assert cli.main(["quantize"]) == 2
     pid = ended.split("-")[1]
     said = " ".join(capsys.readouterr().err.split())
-    assert said == f"ptq4vm: rank 1 of 2 (pid {pid}) was lost; the same command goes on from the last block or epoch."
+    assert (
+        said
+        == f"ptq4vm: rank 1 of 2 (pid {pid}) was lost; the same command goes on from the last block or epoch."
+    )
 
 
 def test_one_of_those_left_speaks(monkeypatch, capsys, ended):

@@ -31,7 +31,10 @@ def write(path, image):
 def write_foregrounds(root, clips=("0000", "0001"), frames=6, height=HEIGHT, width=WIDTH):
     for number, clip in enumerate(clips):
         for t in range(frames):
-            write(root / "train" / "fgr" / clip / f"{t:05d}.png", picture(100 * number + t, height, width))
+            write(
+                root / "train" / "fgr" / clip / f"{t:05d}.png",
+                picture(100 * number + t, height, width),
+            )
             write(root / "train" / "pha" / clip / f"{t:05d}.png", alpha(t, height, width))
     return root
 
@@ -44,11 +47,17 @@ def write_backgrounds(root, stills=("room", "hall"), moving=3, height=40, width=
     return root
 
 
-def write_evaluation(root, names=("set_a/one", "set_a/two", "set_b/one"), frames=5, parts=("com", "pha", "fgr")):
+def write_evaluation(
+    root, names=("set_a/one", "set_a/two", "set_b/one"), frames=5, parts=("com", "pha", "fgr")
+):
     for number, name in enumerate(names):
         for t in range(frames):
             for part in parts:
-                image = alpha(t) if part == "pha" else picture(50 * number + t + (7 if part == "fgr" else 0))
+                image = (
+                    alpha(t)
+                    if part == "pha"
+                    else picture(50 * number + t + (7 if part == "fgr" else 0))
+                )
                 write(root / name / part / f"{t:04d}.png", image)
     return root
 
@@ -70,9 +79,13 @@ def make_teacher(key="teacher", states=2):
     def forward(src, state=None):
         calls.append(tuple(src.shape))
         height, width = src.shape[-2:]
-        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        y, x = torch.meshgrid(
+            torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+        )
         soft = ((1 - (x / 0.5) ** 2 - ((y - 0.4) / 1.1) ** 2) * 10).clamp(0, 1)
-        state = tuple(src.mean(2, keepdim=True)[..., :: 2**i, :: 2**i] for i in range(1, states + 1))
+        state = tuple(
+            src.mean(2, keepdim=True)[..., :: 2**i, :: 2**i] for i in range(1, states + 1)
+        )
         return MattingOutput(1 - src, soft.expand(*src.shape[:2], 1, height, width), state)
 
     return Teacher(forward, key), calls
@@ -85,7 +98,9 @@ def make_flow(key="flow"):
     def forward(src):
         calls.append(tuple(src.shape))
         count, _, height, width = src.shape
-        return src.new_full((count - 1, 2, height, width), 0.5), src.new_ones(count - 1, 1, height, width)
+        return src.new_full((count - 1, 2, height, width), 0.5), src.new_ones(
+            count - 1, 1, height, width
+        )
 
     return FlowEstimator(forward, key), calls
 

@@ -8,7 +8,15 @@ from torch.nn import functional
 
 from ptq4vm.data import BuiltinSource
 from ptq4vm.data import builtin as builtin_module
-from ptq4vm.data.builtin import BUST, PICTURES, PORTRAIT, Person, cut_out_portrait, read_bundled, spread_colours
+from ptq4vm.data.builtin import (
+    BUST,
+    PICTURES,
+    PORTRAIT,
+    Person,
+    cut_out_portrait,
+    read_bundled,
+    spread_colours,
+)
 from ptq4vm.data.calibration import exact_visibility
 from ptq4vm.errors import PTQ4VMError
 
@@ -29,13 +37,17 @@ def warp(frames, flow):
     height, width = flow.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y]) + flow
-    grid = torch.stack([place[:, 0] * 2 / (width - 1) - 1, place[:, 1] * 2 / (height - 1) - 1], dim=-1)
+    grid = torch.stack(
+        [place[:, 0] * 2 / (width - 1) - 1, place[:, 1] * 2 / (height - 1) - 1], dim=-1
+    )
     return functional.grid_sample(frames, grid, align_corners=True, padding_mode="border")
 
 
 def test_composites_are_exact_to_eight_bits(source):
     clip, layers = source.read(0, 3, 8), source.read_layers(0, 3, 8)
-    src, pha, fgr, bgr = ((x * 255).round() / 255 for x in (clip.src, clip.pha, clip.fgr, layers.bgr))
+    src, pha, fgr, bgr = (
+        (x * 255).round() / 255 for x in (clip.src, clip.pha, clip.fgr, layers.bgr)
+    )
     assert (fgr * pha + bgr * (1 - pha) - src).abs().max() * 255 <= 1.5
     assert clip.src.dtype == torch.float32
     assert clip.src.shape == (5, 3, *SIZE)
@@ -80,7 +92,11 @@ def test_motion_is_smooth_and_moderate(source):
 
 def test_any_part_of_a_clip_is_the_same(source):
     whole, part = source.read(1, 0, 10), source.read(1, 4, 7)
-    for a, b in ((whole.src[4:7], part.src), (whole.pha[4:7], part.pha), (whole.flow[4:6], part.flow)):
+    for a, b in (
+        (whole.src[4:7], part.src),
+        (whole.pha[4:7], part.pha),
+        (whole.flow[4:6], part.flow),
+    ):
         assert torch.equal(a, b)
     assert source.read(1, 4, 5).flow.shape == (0, 2, *SIZE)
 
@@ -98,7 +114,12 @@ def test_seed_decides_everything():
 
 def test_splits_share_no_picture_and_fingerprints_tell_settings_apart():
     assert not set(PICTURES["train"]) & set(PICTURES["test"])
-    prints = {BuiltinSource(split, SIZE, n, 9, s).fingerprint() for split in PICTURES for n in (3, 4) for s in (0, 1)}
+    prints = {
+        BuiltinSource(split, SIZE, n, 9, s).fingerprint()
+        for split in PICTURES
+        for n in (3, 4)
+        for s in (0, 1)
+    }
     assert len(prints) == 8
 
 
@@ -108,7 +129,9 @@ def test_the_cut_edge_never_shows():
     for seed in range(30):
         person = Person(fgr, pha, SIZE, torch.Generator().manual_seed(seed))
         height, width = person.size
-        corners = torch.tensor([[-0.5, height - 0.5, 1], [width - 0.5, height - 0.5, 1]], dtype=torch.float64)
+        corners = torch.tensor(
+            [[-0.5, height - 0.5, 1], [width - 0.5, height - 0.5, 1]], dtype=torch.float64
+        )
         for frame in range(0, 400, 3):
             lowest = (person.matrix(frame) @ corners.T)[1]
             assert lowest.min() >= SIZE[0] - 0.5
@@ -165,7 +188,9 @@ def test_a_network_that_finds_nobody_is_told_of_and_leaves_clips_readable():
         warnings.simplefilter("error")
         source.read(0, 0, 2)
         # Where only the pictures matter, nobody is missed.
-        unlabelled = BuiltinSource("train", SIZE, 1, 4, 0, lambda src: torch.zeros_like(src[:, :, :1]), labels=False)
+        unlabelled = BuiltinSource(
+            "train", SIZE, 1, 4, 0, lambda src: torch.zeros_like(src[:, :, :1]), labels=False
+        )
         assert torch.equal(unlabelled.read(0, 0, 2).src, clip.src)
 
 

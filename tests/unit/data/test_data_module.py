@@ -15,7 +15,6 @@ from layouts import (
 )
 from torch import nn
 
-from ptq4vm import processes
 from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMattingDataModule
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.calibration import draw_sequences
@@ -63,10 +62,15 @@ def test_calibration_sequences_of_every_source(make, source, augment):
     assert clip.index == 2
     assert clip.src.shape == (3, 3, HEIGHT, WIDTH)
     assert clip.teacher_pha.shape == (3, 1, HEIGHT, WIDTH)
-    assert [state.shape for state in clip.teacher_state] == [(3, 1, HEIGHT // s, WIDTH // s) for s in (2, 4)]
+    assert [state.shape for state in clip.teacher_state] == [
+        (3, 1, HEIGHT // s, WIDTH // s) for s in (2, 4)
+    ]
     assert clip.flow.shape == (2, 2, HEIGHT, WIDTH)
     assert clip.visible.shape == (2, 1, HEIGHT, WIDTH)
-    assert all(part is None or part.dtype == torch.float32 for part in (*clip[1:6], *clip.teacher_state, *clip[7:]))
+    assert all(
+        part is None or part.dtype == torch.float32
+        for part in (*clip[1:6], *clip.teacher_state, *clip[7:])
+    )
     assert torch.equal(clip.pha, clip.teacher_pha) == (source == "video")
     exact = source == "builtin" and not augment
     assert len(flow_calls) == (0 if exact else 4)
@@ -86,10 +90,14 @@ def test_teacher_outputs_belong_to_the_stored_frames(make):
 
 def test_a_sequence_at_a_time_whatever_their_number(make):
     seen = []
-    teacher_calls, flow_calls = attach(make(num_sequences=9), progress=lambda *what: seen.append(what))
+    teacher_calls, flow_calls = attach(
+        make(num_sequences=9), progress=lambda *what: seen.append(what)
+    )
     assert teacher_calls == [(1, 3, 3, HEIGHT, WIDTH)] * 9
     assert flow_calls == [(3, 3, HEIGHT, WIDTH)] * 9
-    told = {kind: [(done, total) for done, total, what in seen if what == kind] for _, _, kind in seen}
+    told = {
+        kind: [(done, total) for done, total, what in seen if what == kind] for _, _, kind in seen
+    }
     assert told == {
         "drawing sequences": [(i, 9) for i in range(1, 10)],
         "looking for calibration sequences": [(i, 9) for i in range(9)],
@@ -152,7 +160,9 @@ def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PTQ4VMError, match="Run again: it will be remade"):
         module.calibration_set[1]
-    with pytest.warns(UserWarning, match=r"Remaking .*00001\.safetensors, which is damaged or stale"):
+    with pytest.warns(
+        UserWarning, match=r"Remaking .*00001\.safetensors, which is damaged or stale"
+    ):
         attach(make())
     after = module.calibration_set[1]
     assert torch.equal(before.src, after.src)
@@ -186,7 +196,11 @@ def test_every_setting_makes_another_set(make, tmp_path, change):
 
 
 def test_enlarged_sequences_have_the_size_asked_for(make):
-    module = make(source=["videomatte", "video", "cutout", "builtin", "evaluation"], num_sequences=5, enlarge=1.5)
+    module = make(
+        source=["videomatte", "video", "cutout", "builtin", "evaluation"],
+        num_sequences=5,
+        enlarge=1.5,
+    )
     attach(module)
     for clip in module.calibration_set:
         assert clip.src.shape[-2:] == clip.pha.shape[-2:] == (HEIGHT, WIDTH)
@@ -198,7 +212,9 @@ def test_photographs_are_backgrounds_too(make):
     plain, more = make(), make(photographs=True)
     for module in (plain, more):
         module.setup("fit")
-    names = [{name.split("+")[1] for name in m._calibration_sources[0].names} for m in (plain, more)]
+    names = [
+        {name.split("+")[1] for name in m._calibration_sources[0].names} for m in (plain, more)
+    ]
     assert {"coffee.png", "brick.png"} <= names[1] - names[0]
     assert names[0] < names[1]
     attach(more)
@@ -225,10 +241,22 @@ def test_several_sources_take_turns(make):
     module = make(source=["videomatte", "video", "cutout"], num_sequences=5, augment=False)
     attach(module)
     kinds = [type(place.source).__name__ for place in module._sequences]
-    assert kinds == ["VideoMatteSource", "VideoSource", "CutoutSource", "VideoMatteSource", "VideoSource"]
+    assert kinds == [
+        "VideoMatteSource",
+        "VideoSource",
+        "CutoutSource",
+        "VideoMatteSource",
+        "VideoSource",
+    ]
     clips = [module.calibration_set[i] for i in range(5)]
     assert [clip.fgr is not None for clip in clips] == [True, False, True, True, False]
-    assert [torch.equal(clip.pha, clip.teacher_pha) for clip in clips] == [False, True, False, False, True]
+    assert [torch.equal(clip.pha, clip.teacher_pha) for clip in clips] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
     module.batch_size = 5
     assert next(iter(module.train_dataloader())).pha.shape[0] == 5
     with pytest.raises(PTQ4VMError, match="Expected source to be of builtin, videomatte"):
@@ -255,7 +283,9 @@ def test_people_cut_out_are_composed_with_other_backgrounds(make, tmp_path):
 
 def test_held_out_clips_are_seen_by_scoring_alone(make, tmp_path):
     write_video(tmp_path / "vid" / "b.avi")
-    module = make(source=["videomatte", "video", "cutout"], num_sequences=12, held_out=["b", "room", "0001"])
+    module = make(
+        source=["videomatte", "video", "cutout"], num_sequences=12, held_out=["b", "room", "0001"]
+    )
     attach(module)
     names = [place.source.names[place.clip] for place in module._sequences]
     assert not [name for name in names if "b.avi" in name or "room" in name or "0001" in name]
@@ -289,7 +319,11 @@ def test_references_are_the_float_network_over_whole_clips(make, tmp_path):
         module = make(eval_chunk=2)
         module.add_references(teacher, make_flow()[0])
         chunks = [module.evaluation_set[i] for i in range(len(module.evaluation_set))]
-        assert [round(float(clip.float_pha[-1].mean()), 3) for clip in chunks] == [0.2, 0.4, 0.5] * 3
+        assert [round(float(clip.float_pha[-1].mean()), 3) for clip in chunks] == [
+            0.2,
+            0.4,
+            0.5,
+        ] * 3
         assert calls == [2, 2, 1] * 3
 
 
@@ -304,7 +338,9 @@ def test_each_sequence_is_augmented_in_its_own_way(make, tmp_path):
     write_evaluation(tmp_path / "single", names=("s/c",), frames=3)
     module = make(source="evaluation", composites="single", num_sequences=2)
     attach(module)
-    assert not torch.allclose(module.calibration_set[0].src, module.calibration_set[1].src, atol=0.02)
+    assert not torch.allclose(
+        module.calibration_set[0].src, module.calibration_set[1].src, atol=0.02
+    )
     plain = make(source="evaluation", composites="single", num_sequences=2, augment=False)
     attach(plain)
     assert torch.equal(plain.calibration_set[0].src, plain.calibration_set[1].src)
@@ -386,7 +422,9 @@ def test_evaluation_comes_in_ordered_chunks(make, loader):
     module = make(eval_chunk=2)
     module.setup("test")
     chunks = list(getattr(module, loader)())
-    expected = [(name, start) for name in ("set_a/one", "set_a/two", "set_b/one") for start in (0, 2, 4)]
+    expected = [
+        (name, start) for name in ("set_a/one", "set_a/two", "set_b/one") for start in (0, 2, 4)
+    ]
     assert [(chunk.name, chunk.start) for chunk in chunks] == expected
     assert [chunk.src.shape[:2] for chunk in chunks[:3]] == [(1, 2), (1, 2), (1, 1)]
     assert chunks[0].pha.shape == (1, 2, 1, HEIGHT, WIDTH)
@@ -397,7 +435,10 @@ def test_evaluation_comes_in_ordered_chunks(make, loader):
 
 def test_evaluation_limits(make):
     chunks = list(make(eval_clips=2, eval_frames=3).val_dataloader())
-    assert [(chunk.name, chunk.src.shape[1]) for chunk in chunks] == [("set_a/one", 3), ("set_a/two", 3)]
+    assert [(chunk.name, chunk.src.shape[1]) for chunk in chunks] == [
+        ("set_a/one", 3),
+        ("set_a/two", 3),
+    ]
     assert len(make(eval_clips=99, eval_frames=99).val_dataloader()) == 3
 
 
@@ -432,7 +473,9 @@ def test_processes_that_draw_ahead_make_the_same_set(make, tmp_path, cached):
         file.unlink()  # a run was interrupted
     attach(several)
     for index in range(5):
-        torch.testing.assert_close(several.calibration_set[index].src, one.calibration_set[index].src)
+        torch.testing.assert_close(
+            several.calibration_set[index].src, one.calibration_set[index].src
+        )
 
 
 def test_loader_processes(make):
@@ -477,11 +520,11 @@ def test_within_a_trainer(make, tmp_path):
 
 
 def test_each_process_makes_its_share_and_the_first_the_portrait(make, monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "gather", lambda value: [value])
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value])
     made = []
     for rank in range(2):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         module = make(num_sequences=5)
         made.append(len(attach(module)[0]))
         batches = list(module.train_dataloader())
@@ -513,7 +556,10 @@ def test_each_process_makes_its_share_and_the_first_the_portrait(make, monkeypat
         ({"source": "evaluation", "composites": "no"}, "Expected a folder of evaluation sets"),
         ({"source": "video", "videos": "no"}, "Expected a folder of videos"),
         ({"seq_length": 7}, r"at least seq_length = 7 frames .* got at most 6, in clip train/000"),
-        ({"source": "video", "seq_length": 9}, r"at least seq_length = 9 frames .* got at most 8, in clip vid/a.avi"),
+        (
+            {"source": "video", "seq_length": 9},
+            r"at least seq_length = 9 frames .* got at most 8, in clip vid/a.avi",
+        ),
     ],
 )
 def test_mistakes_in_settings_are_explained(make, settings, message):

@@ -40,7 +40,9 @@ def test_videomatte_composes_in_code_values(trees):
     source = videomatte(*trees, SIZE)
     clip, layers = source.read(0, 1, 4), source.read_layers(0, 1, 4)
     number = 100 * int(source.names[0].split("/")[1].split("+")[0])
-    torch.testing.assert_close(clip.fgr, torch.stack([to_unit(picture(number + t)) for t in (1, 2, 3)]))
+    torch.testing.assert_close(
+        clip.fgr, torch.stack([to_unit(picture(number + t)) for t in (1, 2, 3)])
+    )
     torch.testing.assert_close(clip.pha, torch.stack([to_unit(alpha(t)) for t in (1, 2, 3)]))
     torch.testing.assert_close(clip.src, clip.fgr * clip.pha + layers.bgr * (1 - clip.pha))
     assert layers.bgr.shape == (3, 3, *SIZE)
@@ -51,7 +53,10 @@ def test_videomatte_meets_every_background_with_every_foreground_evenly(trees):
     names = videomatte(*trees, SIZE, seed=3).names
     assert len(set(names)) == len(names) == 2 * 3
     for begin in range(0, 6, 2):
-        assert {name.split("/")[1].split("+")[0] for name in names[begin : begin + 2]} == {"0000", "0001"}
+        assert {name.split("/")[1].split("+")[0] for name in names[begin : begin + 2]} == {
+            "0000",
+            "0001",
+        }
     assert len({name.split("+")[1] for name in names[:2]}) == 2
     assert names == videomatte(*trees, SIZE, seed=3).names
     assert any(names != videomatte(*trees, SIZE, seed=s).names for s in range(4))
@@ -88,7 +93,9 @@ def test_fingerprint_follows_the_files(trees, tmp_path):
     assert videomatte(*copied, SIZE).fingerprint() == before
     changed = trees[1] / "train" / "room" / "0.png"
     status = changed.stat()
-    changed.write_bytes(bytes(byte ^ 1 for byte in changed.read_bytes()))  # of the same size, at the same time
+    changed.write_bytes(
+        bytes(byte ^ 1 for byte in changed.read_bytes())
+    )  # of the same size, at the same time
     os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert videomatte(*trees, SIZE).fingerprint() != before
 
@@ -130,7 +137,9 @@ def test_a_file_that_vanished_is_told(trees):
 
 @pytest.mark.parametrize("deeper", [False, True])
 def test_evaluation_reads_its_sets_also_one_folder_deeper(tmp_path, deeper):
-    root = write_evaluation(tmp_path / "evaluation" / "small" if deeper else tmp_path / "evaluation")
+    root = write_evaluation(
+        tmp_path / "evaluation" / "small" if deeper else tmp_path / "evaluation"
+    )
     source = EvaluationSource(tmp_path / "evaluation")
     assert source.names == EvaluationSource(root).names == ["set_a/one", "set_a/two", "set_b/one"]
     clip = source.read(1, 2, 5)
@@ -141,8 +150,13 @@ def test_evaluation_reads_its_sets_also_one_folder_deeper(tmp_path, deeper):
 
 
 def test_evaluation_does_without_foreground_and_without_labels(tmp_path):
-    assert EvaluationSource(write_evaluation(tmp_path / "a", parts=("com", "pha"))).read(0, 0, 1).fgr is None
-    unlabelled = EvaluationSource(write_evaluation(tmp_path / "b", parts=("com",)), labels=False).read(0, 0, 1)
+    assert (
+        EvaluationSource(write_evaluation(tmp_path / "a", parts=("com", "pha"))).read(0, 0, 1).fgr
+        is None
+    )
+    unlabelled = EvaluationSource(
+        write_evaluation(tmp_path / "b", parts=("com",)), labels=False
+    ).read(0, 0, 1)
     assert unlabelled.pha is None
     assert unlabelled.fgr is None
 
@@ -162,7 +176,9 @@ def test_video_counts_what_can_be_decoded_and_reads_the_frames_asked_for(tmp_pat
     assert [source.num_frames(i) for i in range(2)] == [3, 8]
     clip = source.read(1, 3, 6)
     assert (clip.pha, clip.fgr, clip.start) == (None, None, 3)
-    torch.testing.assert_close(clip.src.mean((1, 2, 3)) * 255, torch.tensor([70.0, 90.0, 110.0]), atol=2, rtol=0)
+    torch.testing.assert_close(
+        clip.src.mean((1, 2, 3)) * 255, torch.tensor([70.0, 90.0, 110.0]), atol=2, rtol=0
+    )
     torch.testing.assert_close(source.read(0, 1, 2).src[0], to_unit(picture(1)))
 
 
@@ -178,7 +194,12 @@ def test_video_counts_a_cut_off_file_truly(tmp_path):
 
 def test_frames_are_ordered_by_number(tmp_path):
     paths = [tmp_path / name for name in ("10.png", "9.png", "a2.png", "a10.png")]
-    assert [path.name for path in sorted(paths, key=natural_key)] == ["9.png", "10.png", "a2.png", "a10.png"]
+    assert [path.name for path in sorted(paths, key=natural_key)] == [
+        "9.png",
+        "10.png",
+        "a2.png",
+        "a10.png",
+    ]
 
 
 def test_cover_crop_keeps_the_centre():
@@ -212,10 +233,19 @@ def garble(path):
 
 
 MISTAKES = {
-    "missing foregrounds": (lambda f, b, e, v: videomatte(f / "no", b, SIZE), "Expected a folder of foregrounds"),
-    "missing backgrounds": (lambda f, b, e, v: videomatte(f, b / "no", SIZE), "Expected a folder of backgrounds"),
+    "missing foregrounds": (
+        lambda f, b, e, v: videomatte(f / "no", b, SIZE),
+        "Expected a folder of foregrounds",
+    ),
+    "missing backgrounds": (
+        lambda f, b, e, v: videomatte(f, b / "no", SIZE),
+        "Expected a folder of backgrounds",
+    ),
     "empty backgrounds": (
-        lambda f, b, e, v: ((b / "none" / "train").mkdir(parents=True), videomatte(f, b / "none", SIZE)),
+        lambda f, b, e, v: (
+            (b / "none" / "train").mkdir(parents=True),
+            videomatte(f, b / "none", SIZE),
+        ),
         "got no image",
     ),
     "empty foregrounds": (
@@ -230,7 +260,10 @@ MISTAKES = {
         "clip 0001, got 6 in .* and 5 in ",
     ),
     "alpha clip lacks": (
-        lambda f, b, e, v: ([lose(p) for p in (f / "train/pha/0001").iterdir()], videomatte(f, b, SIZE)),
+        lambda f, b, e, v: (
+            [lose(p) for p in (f / "train/pha/0001").iterdir()],
+            videomatte(f, b, SIZE),
+        ),
         "Expected frames of clip 0001 in .*pha.0001, got none",
     ),
     "other names": (
@@ -242,47 +275,92 @@ MISTAKES = {
     ),
     "other size": (
         lambda f, b, e, v: (
-            [write(f / f"train/pha/{c}/0000{t}.png", alpha(t, 20, 20)) for c in ("0000", "0001") for t in range(6)],
+            [
+                write(f / f"train/pha/{c}/0000{t}.png", alpha(t, 20, 20))
+                for c in ("0000", "0001")
+                for t in range(6)
+            ],
             videomatte(f, b, SIZE).read(0, 0, 2),
         ),
         r"Expected one size in all layers of clip train/000.*48×32 .* 20×20",
     ),
     "size changes": (
-        lambda f, b, e, v: (write(e / "set_a/one/com/0001.png", picture(0, 20, 20)), EvaluationSource(e).read(0, 0, 2)),
+        lambda f, b, e, v: (
+            write(e / "set_a/one/com/0001.png", picture(0, 20, 20)),
+            EvaluationSource(e).read(0, 0, 2),
+        ),
         "Expected frames of one size within a clip, got 48×32 in .* and 20×20",
     ),
     "garbled image": (
-        lambda f, b, e, v: (garble(e / "set_a/one/com/0001.png"), EvaluationSource(e).read(0, 0, 2)),
+        lambda f, b, e, v: (
+            garble(e / "set_a/one/com/0001.png"),
+            EvaluationSource(e).read(0, 0, 2),
+        ),
         "Expected an image at .*0001.png, got 10 bytes",
     ),
     "empty image": (
-        lambda f, b, e, v: ((e / "set_a/one/com/0001.png").write_bytes(b""), EvaluationSource(e).read(0, 0, 2)),
+        lambda f, b, e, v: (
+            (e / "set_a/one/com/0001.png").write_bytes(b""),
+            EvaluationSource(e).read(0, 0, 2),
+        ),
         "got 0 bytes",
     ),
     "lost image": (
-        lambda f, b, e, v: (s := EvaluationSource(e), lose(e / "set_a/one/com/0001.png"), s.read(0, 0, 2)),
+        lambda f, b, e, v: (
+            s := EvaluationSource(e),
+            lose(e / "set_a/one/com/0001.png"),
+            s.read(0, 0, 2),
+        ),
         "Expected a readable image",
     ),
-    "no evaluation": (lambda f, b, e, v: EvaluationSource(e / "no"), "Expected a folder of evaluation sets"),
-    "not an evaluation": (lambda f, b, e, v: EvaluationSource(f), "Expected evaluation clips laid out as .* got none"),
+    "no evaluation": (
+        lambda f, b, e, v: EvaluationSource(e / "no"),
+        "Expected a folder of evaluation sets",
+    ),
+    "not an evaluation": (
+        lambda f, b, e, v: EvaluationSource(f),
+        "Expected evaluation clips laid out as .* got none",
+    ),
     "one set": (lambda f, b, e, v: EvaluationSource(e / "set_a"), "Give .*ev instead"),
     "two evaluations": (
-        lambda f, b, e, v: (write_evaluation(e / "x"), write_evaluation(e / "y"), EvaluationSource(e)),
+        lambda f, b, e, v: (
+            write_evaluation(e / "x"),
+            write_evaluation(e / "y"),
+            EvaluationSource(e),
+        ),
         "Expected one folder of evaluation sets, got 3",
     ),
     "no alpha": (
-        lambda f, b, e, v: ([lose(p) for p in (e / "set_b/one/pha").iterdir()], EvaluationSource(e)),
+        lambda f, b, e, v: (
+            [lose(p) for p in (e / "set_b/one/pha").iterdir()],
+            EvaluationSource(e),
+        ),
         "Expected the true alpha of clip set_b/one .* labels: false",
     ),
     "no composites": (
-        lambda f, b, e, v: ([lose(p) for p in (e / "set_b/one/com").iterdir()], EvaluationSource(e)),
+        lambda f, b, e, v: (
+            [lose(p) for p in (e / "set_b/one/com").iterdir()],
+            EvaluationSource(e),
+        ),
         "Expected frames of clip set_b/one",
     ),
-    "frames out of range": (lambda f, b, e, v: EvaluationSource(e).read(0, 3, 9), r"Expected frames within \[0, 5\)"),
+    "frames out of range": (
+        lambda f, b, e, v: EvaluationSource(e).read(0, 3, 9),
+        r"Expected frames within \[0, 5\)",
+    ),
     "no videos": (lambda f, b, e, v: VideoSource(v / "no"), "Expected a folder of videos"),
-    "folder without videos": (lambda f, b, e, v: ((v / "none").mkdir(), VideoSource(v / "none")), "got none in"),
-    "unreadable video": (lambda f, b, e, v: (garble(v / "b.mp4"), VideoSource(v)), "can be decoded in .*b.mp4"),
-    "empty video": (lambda f, b, e, v: ((v / "b.mp4").write_bytes(b""), VideoSource(v)), "can be decoded in .*b.mp4"),
+    "folder without videos": (
+        lambda f, b, e, v: ((v / "none").mkdir(), VideoSource(v / "none")),
+        "got none in",
+    ),
+    "unreadable video": (
+        lambda f, b, e, v: (garble(v / "b.mp4"), VideoSource(v)),
+        "can be decoded in .*b.mp4",
+    ),
+    "empty video": (
+        lambda f, b, e, v: ((v / "b.mp4").write_bytes(b""), VideoSource(v)),
+        "can be decoded in .*b.mp4",
+    ),
     "file for folder": (lambda f, b, e, v: VideoSource(v / "a.avi"), "got a file at"),
 }
 

@@ -12,7 +12,9 @@ FRAMES = 4
 @pytest.fixture
 def layers():
     """Frames that are all alike, so that whatever differs afterwards was done differently."""
-    fgr, pha, bgr = (to_unit(image).expand(FRAMES, -1, -1, -1) for image in (picture(1), alpha(0), picture(2)))
+    fgr, pha, bgr = (
+        to_unit(image).expand(FRAMES, -1, -1, -1) for image in (picture(1), alpha(0), picture(2))
+    )
     return Layers(fgr, pha, bgr, torch.zeros(FRAMES - 1, 2, *fgr.shape[-2:]))
 
 
@@ -32,7 +34,9 @@ def test_alpha_follows_the_foreground_and_keeps_its_values(layers):
     same = layers._replace(fgr=layers.pha.expand(-1, 3, -1, -1))
     for seed in range(5):
         changed = ClipAugmentation(jitter=0.0).layers(same, seed)
-        torch.testing.assert_close(changed.fgr, changed.pha.expand(-1, 3, -1, -1), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            changed.fgr, changed.pha.expand(-1, 3, -1, -1), atol=1e-3, rtol=0
+        )
 
 
 def test_foreground_and_background_are_changed_apart(layers):
@@ -78,7 +82,9 @@ def test_scale_is_moderate(layers):
 def test_a_larger_clip_is_cut_or_shrunk_alike_in_all_layers(layers):
     clip = MattingClip(layers.fgr, layers.pha, layers.fgr, layers.flow, "set/clip", 5)
     height, width = (side // 2 for side in clip.src.shape[-2:])
-    shrunk = torch.nn.functional.interpolate(clip.src, (height, width), mode="bilinear", antialias=True)
+    shrunk = torch.nn.functional.interpolate(
+        clip.src, (height, width), mode="bilinear", antialias=True
+    )
     seen = set()
     for seed in range(12):
         small = cut_or_shrink(clip, (height, width), seed)
@@ -103,10 +109,14 @@ def test_a_larger_clip_is_cut_or_shrunk_alike_in_all_layers(layers):
 
 def test_few_backgrounds_give_many(layers):
     """An enlarged background shows a part of itself."""
-    augmentation = ClipAugmentation(background_scale=(2.0, 2.0), degrees=0, translate=0, jitter=0, blur=0)
+    augmentation = ClipAugmentation(
+        background_scale=(2.0, 2.0), degrees=0, translate=0, jitter=0, blur=0
+    )
     changed = augmentation.layers(layers, seed=0).bgr[0]
     height, width = changed.shape[-2:]
-    middle = layers.bgr[0, :, height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2]
+    middle = layers.bgr[
+        0, :, height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2
+    ]
     enlarged = torch.nn.functional.interpolate(middle[None], (height, width), mode="bilinear")[0]
     error = min((changed - enlarged).abs().mean(), (changed - enlarged.flip(-1)).abs().mean())
     assert error < 0.03 < (changed - layers.bgr[0]).abs().mean()

@@ -30,7 +30,9 @@ from ptq4vm.video.reader import VideoReader
 
 
 def spanned(places, length, cuts):
-    return [place for place in places if any(place.start < cut < place.start + length for cut in cuts)]
+    return [
+        place for place in places if any(place.start < cut < place.start + length for cut in cuts)
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.avi", "a"])
@@ -56,13 +58,17 @@ def test_sequences_of_clips_without_cuts_are_those_of_before(tmp_path):
     for _ in range(10):
         torch.randperm(1, generator=generator)
         expected.append(int(torch.randint(17, (), generator=generator)))
-    assert [place.start for place in draw_sequences(VideoSource(tmp_path), 10, 4, seed=3)] == expected
+    assert [
+        place.start for place in draw_sequences(VideoSource(tmp_path), 10, 4, seed=3)
+    ] == expected
 
 
 def test_sequences_longer_than_every_shot_are_refused(tmp_path):
     write_shots(tmp_path / "long.avi", 12, 9)
     write_video(tmp_path / "short.avi", frames=3)
-    with pytest.raises(PTQ4VMError, match=r"seq_length = 13 frames without a cut, got at most 12, in .*long.avi"):
+    with pytest.raises(
+        PTQ4VMError, match=r"seq_length = 13 frames without a cut, got at most 12, in .*long.avi"
+    ):
         draw_sequences(VideoSource(tmp_path), 4, 13, seed=0)
 
 
@@ -72,7 +78,9 @@ def test_cuts_in_folders_of_images_are_looked_for_where_sequences_lie(tmp_path):
         write(tmp_path / "fg/train/pha/a" / f"{t:02d}.png", alpha(0))
         write(tmp_path / "ev/s/a/com" / f"{t:02d}.png", frame)
         write(tmp_path / "ev/s/a/pha" / f"{t:02d}.png", alpha(0))
-    foregrounds = VideoMatteSource(tmp_path / "fg", Backgrounds(write_backgrounds(tmp_path / "bg")), (32, 48))
+    foregrounds = VideoMatteSource(
+        tmp_path / "fg", Backgrounds(write_backgrounds(tmp_path / "bg")), (32, 48)
+    )
     for source in (foregrounds, EvaluationSource(tmp_path / "ev")):
         places = draw_sequences(source, 14, 8, seed=0)
         assert {place.start for place in places} == {0, 1, 9, 10}
@@ -162,7 +170,9 @@ def test_cuts_in_evaluation_clips_are_named_once(tmp_path, chunk):
 
 
 def test_built_in_clips_have_no_cuts():
-    source = BuiltinSource("test", (96, 160), 4, 25, cutout=lambda src: make_teacher()[0].forward(src).pha)
+    source = BuiltinSource(
+        "test", (96, 160), 4, 25, cutout=lambda src: make_teacher()[0].forward(src).pha
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         chunks = EvaluationChunks(source, 10)

@@ -16,7 +16,10 @@ def moving_crops(dx, dy, frames=3, size=(144, 192), start=(120, 160)):
     """A camera that moves: crop t starts at start + t (dy, dx), so what is at p in t+1 was at p + (dx, dy) in t."""
     y, x = start
     return torch.stack(
-        [photo()[:, y + t * dy : y + t * dy + size[0], x + t * dx : x + t * dx + size[1]] for t in range(frames)]
+        [
+            photo()[:, y + t * dy : y + t * dy + size[0], x + t * dx : x + t * dx + size[1]]
+            for t in range(frames)
+        ]
     )
 
 

@@ -43,7 +43,9 @@ def test_outside_reads_the_edge():
 
 def test_subpixel_flow_equals_scipy():
     x = image(1, 1, torch.float64)
-    flow = 3 * torch.randn(1, 2, H, W, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    flow = 3 * torch.randn(
+        1, 2, H, W, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     y, x_ = np.mgrid[:H, :W].astype(float)
     coordinates = [y + flow[0, 1].numpy(), x_ + flow[0, 0].numpy()]
     expected = map_coordinates(x[0, 0].numpy(), coordinates, order=1, mode="nearest")

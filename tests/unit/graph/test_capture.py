@@ -55,7 +55,9 @@ def test_a_limit_on_the_size_of_files_is_told(tmp_path, monkeypatch, fallocate):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "larger disk"), (errno.EDQUOT, "quota")])
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "larger disk"), (errno.EDQUOT, "quota")]
+)
 def test_a_disk_too_small_is_told_before_it_is_full(tmp_path, monkeypatch, number, remedy):
     def full(*_):
         raise OSError(number, os.strerror(number))

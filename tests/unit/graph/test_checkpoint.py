@@ -57,7 +57,9 @@ def test_absorbed_saved_and_loaded_network_computes_the_same(quantized, tmp_path
 def without_absorbed(path, made, into):
     """As versions before wrote it: which γ was absorbed is not told."""
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(".absorbed")}  # noqa: SIM118
+        tensors = {
+            name: file.get_tensor(name) for name in file.keys() if not name.endswith(".absorbed")
+        }  # noqa: SIM118
     header = {**read_header(path), "made": made}
     save_file(tensors, into, metadata={"ptq4vm": json.dumps(header)})
     return into
@@ -72,7 +74,9 @@ def test_absorbed_scales_are_kept_and_old_checkpoints_load(saved, tmp_path):
     assert layer.weight_quantizer.absorbed.log().abs().max() == pytest.approx(0.1, abs=0.02)
     old = without_absorbed(saved, {"phase": "block_reconstruction"}, tmp_path / "biq.safetensors")
     layer = quantized_layers(load_quantized(old)[0])[name]
-    assert torch.equal(layer.weight_quantizer.absorbed, torch.ones_like(layer.weight_quantizer.scale))
+    assert torch.equal(
+        layer.weight_quantizer.absorbed, torch.ones_like(layer.weight_quantizer.scale)
+    )
     old = without_absorbed(saved, {"phase": "gac", "flow": 0.0}, tmp_path / "gac.safetensors")
     for path in (old, tmp_path / "again.safetensors"):
         network, _ = load_quantized(path)
@@ -177,11 +181,13 @@ def too_large(header):
         lambda data: rewritten(data, ours(format_version=True)),
         lambda data: rewritten(data, ours(arguments={"report": "print"})),
         lambda data: rewritten(data, ours(arguments={"refiner": "/etc/passwd"})),
-        lambda data: rewritten(data, ours(qconfig={"bits": "W4A4", "edge_bits": 8.0})),
+        lambda data: rewritten(data, ours(qconfig={"bits": "W4A4", "first_last_bits": 8.0})),
         lambda data: rewritten(data, ours(qconfig={"bits": "W4A4", "further": 1})),
         lambda data: rewritten(data, ours(layers={})),
         lambda data: rewritten(data, ours(layers={"project_mat.conv": "W9A9"})),
-        lambda data: rewritten(data, lambda header: header["project_mat.conv.bias"].update(dtype="F4")),
+        lambda data: rewritten(
+            data, lambda header: header["project_mat.conv.bias"].update(dtype="F4")
+        ),
     ],
 )
 def test_a_forged_checkpoint_is_refused(forge, tmp_path, saved, monkeypatch):
@@ -202,7 +208,10 @@ def changed(data, name, value):
     return save(tensors, metadata)
 
 
-WEIGHTS, INPUTS = "decoder.decode1.conv.0.weight_quantizer", "decoder.decode1.conv.0.input_quantizer"
+WEIGHTS, INPUTS = (
+    "decoder.decode1.conv.0.weight_quantizer",
+    "decoder.decode1.conv.0.input_quantizer",
+)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +251,10 @@ def test_affine_weights_and_grids_of_channels_load_as_they_were_saved(tmp_path):
     assert loaded.keys() == wanted.keys()
     for name, value in loaded.items():
         torch.testing.assert_close(value, wanted[name], msg=name)
-    name, spec = "decoder.decode1.conv.0", quantized_layers(network)["decoder.decode1.conv.0"].weight_quantizer.spec
+    name, spec = (
+        "decoder.decode1.conv.0",
+        quantized_layers(network)["decoder.decode1.conv.0"].weight_quantizer.spec,
+    )
     assert (spec.bits, spec.grid) == (3, "affine")
     for part, value in (("zero_point", 8.0), ("zero_point", 2.5)):
         path.write_bytes(changed(path.read_bytes(), f"{name}.weight_quantizer.{part}", value))

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
+from ptq4vm.deploy import TARGETS
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import TARGETS
 from ptq4vm.graph import (
     float_twin_,
     fold_batch_norm_,
@@ -33,7 +33,9 @@ def randomized(name="rvm_mobilenetv3", **arguments):
     return network
 
 
-@pytest.mark.parametrize(("name", "ratio"), [("rvm_mobilenetv3", 1.0), ("rvm_mobilenetv3", 0.5), ("rvm_resnet50", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("rvm_mobilenetv3", 1.0), ("rvm_mobilenetv3", 0.5), ("rvm_resnet50", 1.0)]
+)
 def test_folding_batch_norm_changes_nothing(name, ratio):
     # In float64, where nothing but a wrong formula could make a difference.
     network = randomized(name, downsample_ratio=ratio).double()
@@ -53,7 +55,9 @@ def test_equalising_levels_channels_and_changes_nothing(name, links):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data.uniform_(0.05, 2.0)
             module.bias.data.uniform_(-0.1, 1.0)
-    plain, level = (float_twin_(copy.deepcopy(network), QConfig(equalize=on)) for on in (False, True))
+    plain, level = (
+        float_twin_(copy.deepcopy(network), QConfig(equalize=on)) for on in (False, True)
+    )
     src = torch.rand(1, 2, 3, 96, 64, dtype=torch.float64)
     ranges = []
     for twin in (plain, level):
@@ -68,7 +72,10 @@ def test_equalising_levels_channels_and_changes_nothing(name, links):
     for x, y in zip((a.pha, a.fgr, *a.state), (b.pha, b.fgr, *b.state), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
     assert len(before) == links
-    spread = [{name: float(x.max() / x.quantile(0.25)) for name, x in seen.items()} for seen in (before, after)]
+    spread = [
+        {name: float(x.max() / x.quantile(0.25)) for name, x in seen.items()}
+        for seen in (before, after)
+    ]
     assert sum(spread[1][name] < spread[0][name] for name in before) >= 0.75 * links
 
 
@@ -82,7 +89,9 @@ def test_layers_without_batch_norm_cannot_be_equalised(monkeypatch):
 
 
 def test_depthwise_layers_may_have_a_grid_for_each_channel():
-    network = quantize_network(randomized(), QConfig(depthwise_granularity="per_channel", range_method="minmax"))
+    network = quantize_network(
+        randomized(), QConfig(depthwise_granularity="per_channel", range_method="minmax")
+    )
     for layer in quantized_layers(network).values():
         channels = layer.geometry.groups if layer.geometry.groups > 1 else 1
         assert layer.input_quantizer.scale.numel() == channels
@@ -139,13 +148,17 @@ def test_block_by_block_is_the_time_loop(ratio):
 
 
 def test_paper_placement_quantizes_what_leaves_the_activation_function():
-    network = quantize_network(randomized(), QConfig("W4A4", placement="paper", activation_grid="symmetric"))
+    network = quantize_network(
+        randomized(), QConfig("W4A4", placement="paper", activation_grid="symmetric")
+    )
     layer = quantized_layers(network)["aspp.aspp1.0"]
     assert layer.input_quantizer is None
     assert isinstance(layer.activation, torch.nn.ReLU)
 
 
-@pytest.mark.parametrize("change", [{"layer_bits": {"nowhere": "W8A8"}}, {"float_modules": ("nowhere",)}])
+@pytest.mark.parametrize(
+    "change", [{"layer_bits": {"nowhere": "W8A8"}}, {"ignored_modules": ("nowhere",)}]
+)
 def test_names_that_the_network_does_not_have_are_refused(change):
     with pytest.raises(PTQ4VMError, match="nowhere"):
         quantize_network(randomized(), QConfig(**change))
@@ -172,14 +185,18 @@ def test_paper_placement_of_resnet_computes_the_float_network():
 
 
 def test_all_float_is_refused():
-    with pytest.raises(PTQ4VMError, match="float_modules"):
-        quantize_network(randomized(), QConfig(float_modules=("backbone", "aspp", "decoder", "project_mat")))
+    with pytest.raises(PTQ4VMError, match="ignored_modules"):
+        quantize_network(
+            randomized(), QConfig(ignored_modules=("backbone", "aspp", "decoder", "project_mat"))
+        )
 
 
 def test_full_placement_quantizes_each_tensor_once():
     network = quantize_network(randomized(), QConfig(placement="full"))
     layers = quantized_layers(network)
-    relu = layers["backbone.features.2.block.0.0"]  # expands, and ReLU hands on to the depthwise one
+    relu = layers[
+        "backbone.features.2.block.0.0"
+    ]  # expands, and ReLU hands on to the depthwise one
     assert isinstance(relu.activation, torch.nn.ReLU)
     assert relu.output_quantizer.spec.grid == "unsigned"
     assert layers["backbone.features.2.block.1.0"].input_quantizer is None
@@ -200,7 +217,9 @@ def test_full_placement_without_quantizers_computes_the_float_network():
             quantizer.enabled = False
     src = torch.rand(1, 2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(quantized.unroll(src).pha, network.unroll(src).pha, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            quantized.unroll(src).pha, network.unroll(src).pha, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_a_target_sets_what_it_executes():
@@ -218,7 +237,11 @@ class Tokens(MattingModel):
 
     def __init__(self, inner, flat=False):
         super().__init__()
-        self.embed, self.inner, self.head = torch.nn.Conv2d(3, 8, 8, stride=8), inner, torch.nn.Conv2d(8, 1, 1)
+        self.embed, self.inner, self.head = (
+            torch.nn.Conv2d(3, 8, 8, stride=8),
+            inner,
+            torch.nn.Conv2d(8, 1, 1),
+        )
         self.flat = flat
 
     def initial_state(self, src):
@@ -234,7 +257,9 @@ class Tokens(MattingModel):
 
     def _mix(self, x, src):
         tokens = self.inner(x.flatten(2).transpose(1, 2))
-        x = self.head(tokens.transpose(1, 2).unflatten(2, [side // 8 for side in src.shape[2:]])).sigmoid()
+        x = self.head(
+            tokens.transpose(1, 2).unflatten(2, [side // 8 for side in src.shape[2:]])
+        ).sigmoid()
         return src, torch.nn.functional.interpolate(x, src.shape[2:])
 
 
@@ -244,18 +269,30 @@ class SelfAttention(torch.nn.MultiheadAttention):
 
 
 def test_linear_layers_are_quantized_and_counted():
-    network = Tokens(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8))).eval()
+    network = Tokens(
+        torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8))
+    ).eval()
     quantized = quantize_network(network, QConfig("W4A8", range_method="minmax"))
-    bits = {name: layer.weight_quantizer.spec.bits for name, layer in quantized_layers(quantized).items()}
+    bits = {
+        name: layer.weight_quantizer.spec.bits
+        for name, layer in quantized_layers(quantized).items()
+    }
     assert bits == {"embed": 8, "inner.0": 4, "inner.2": 4, "head": 8}
     macs = {layer.name: layer.macs for layer in trace(network, torch.rand(1, 3, 64, 96))}
-    assert macs == {"embed": 96 * 8 * 192, "inner.0": 96 * 8 * 16, "inner.2": 96 * 8 * 16, "head": 96 * 8}
+    assert macs == {
+        "embed": 96 * 8 * 192,
+        "inner.0": 96 * 8 * 16,
+        "inner.2": 96 * 8 * 16,
+        "head": 96 * 8,
+    }
     traced = {layer.name: layer for layer in trace(network, torch.rand(1, 3, 64, 96))}
     assert traced["inner.0"].activation == "inner.1"
     assert traced["inner.2"].source == "inner.0"
     assert not any(layer.pooled for layer in traced.values())
     cost = network_cost(quantized, 64, 96)
-    assert cost.bit_operations == pytest.approx(1e-9 * (8 * 8 * (96 * 8 * 193) + 4 * 8 * 2 * 96 * 8 * 16))
+    assert cost.bit_operations == pytest.approx(
+        1e-9 * (8 * 8 * (96 * 8 * 193) + 4 * 8 * 2 * 96 * 8 * 16)
+    )
     assert len(partition(quantized)) == 2
 
 
@@ -263,7 +300,9 @@ def test_what_cannot_be_seen_or_stored_is_refused():
     network = Tokens(SelfAttention(8, 2, batch_first=True)).eval()
     with pytest.raises(PTQ4VMError, match=r"nn.MultiheadAttention in 'inner'"):
         quantize_network(network, QConfig())
-    quantized = quantize_network(network, QConfig(range_method="minmax", float_modules=("inner",)))
+    quantized = quantize_network(
+        network, QConfig(range_method="minmax", ignored_modules=("inner",))
+    )
     assert set(quantized_layers(quantized)) == {"embed", "head"}
     with pytest.raises(PTQ4VMError, match=r"Expected maps .* got x \(1, 8, 64\)"):
         partition(Tokens(torch.nn.Linear(8, 8), flat=True).eval())

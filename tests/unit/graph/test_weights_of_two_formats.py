@@ -10,8 +10,8 @@ import torch
 import yaml
 from onnx import helper, numpy_helper
 
+from ptq4vm.deploy import TARGETS
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import TARGETS
 from ptq4vm.graph import (
     float_twin_,
     fold_batch_norm_,
@@ -86,7 +86,12 @@ def test_both_give_the_same_quantized_network(files, qconfig, range_method):
         other = layers[1][name]
         assert torch.equal(*(x.weight_quantizer.codes(x.weight) for x in (one, other)))
         grids = [
-            torch.cat([quantizer.scale.flatten() for quantizer in (x.weight_quantizer, *x.activation_quantizers)])
+            torch.cat(
+                [
+                    quantizer.scale.flatten()
+                    for quantizer in (x.weight_quantizer, *x.activation_quantizers)
+                ]
+            )
             for x in (one, other)
         ]
         # Folding a second time, into an identity whose variance is 1 - eps rounded to float32, multiplies by less than
@@ -97,7 +102,9 @@ def test_both_give_the_same_quantized_network(files, qconfig, range_method):
 def test_only_weights_with_statistics_are_equalised(files, tmp_path):
     qconfig = QConfig(equalize=True, range_method="minmax")
     with_statistics, folded = (create_model(NAME, weights=file) for file in files)
-    with pytest.raises(PTQ4VMError, match=r"got the identity: .* read from an ONNX file.*Set equalize off"):
+    with pytest.raises(
+        PTQ4VMError, match=r"got the identity: .* read from an ONNX file.*Set equalize off"
+    ):
         quantize_network(folded, qconfig)
     with pytest.raises(PTQ4VMError, match="never trained"):
         quantize_network(create_model(NAME), qconfig)

@@ -96,7 +96,9 @@ def test_high_resolution_options():
     preds, target = (x * 0.5 for x in clips((2,))[0])
     metrics = matting_metrics(conn=False, normalize_grad=False)
     metrics.update(preds, target)
-    assert_close(metrics.compute()["grad"], functional.grad(preds, target, normalize=False).double().mean())
+    assert_close(
+        metrics.compute()["grad"], functional.grad(preds, target, normalize=False).double().mean()
+    )
 
 
 def test_forward_returns_the_value_of_this_clip():
@@ -111,11 +113,16 @@ def test_long_runs_do_not_drift():
     metric = MAD()
     preds, target = torch.full((1, 1, 2, 2), 0.1), torch.zeros(1, 1, 2, 2)
     metric.update(preds, target)
-    metric.mad_total, metric.mad_frames = metric.mad_total * 10_000_000, metric.mad_frames * 10_000_000
+    metric.mad_total, metric.mad_frames = (
+        metric.mad_total * 10_000_000,
+        metric.mad_frames * 10_000_000,
+    )
     for _ in range(100):
         metric.update(preds, target)
     assert metric.mad_frames == 10_000_100
-    np.testing.assert_allclose(metric.compute().item(), functional.mad(preds, target).item(), rtol=1e-9)
+    np.testing.assert_allclose(
+        metric.compute().item(), functional.mad(preds, target).item(), rtol=1e-9
+    )
 
 
 def test_reset():
@@ -136,7 +143,9 @@ def test_refuses():
 def _score_shard(rank: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout
+    )
     metrics = matting_metrics()
     for preds, target in clips()[:4] if rank == 0 else clips()[4:]:
         metrics.update(preds, target)

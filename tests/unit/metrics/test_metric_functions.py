@@ -13,7 +13,9 @@ SIZE = (37, 53)
 
 def random_pair(frames=4, seed=0, size=SIZE):
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(frames, 1, *size, generator=generator), torch.rand(frames, 1, *size, generator=generator)
+    return torch.rand(frames, 1, *size, generator=generator), torch.rand(
+        frames, 1, *size, generator=generator
+    )
 
 
 def disks(frames=4, size=(72, 96), shift=2.0, softness=5.0, radius=20.0):
@@ -70,7 +72,10 @@ PAIRS = {
     "one and zero": constants(1.0, 0.0),
     "grey and one": constants(0.52, 1.0),
     "disjoint": (disks(), disks().flip(-1).roll(30, -1) * 0),
-    "one pixel": (torch.zeros(1, 1, 9, 9), torch.zeros(1, 1, 9, 9).index_fill_(-1, torch.tensor(4), 1.0)),
+    "one pixel": (
+        torch.zeros(1, 1, 9, 9),
+        torch.zeros(1, 1, 9, 9).index_fill_(-1, torch.tensor(4), 1.0),
+    ),
 }
 
 

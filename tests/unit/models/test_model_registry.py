@@ -15,7 +15,9 @@ def test_list_and_create():
 
 
 def test_unknown_name():
-    with pytest.raises(PTQ4VMError, match=r"rvm_mobilenetv3, rvm_resnet50.*Did you mean rvm_mobilenetv3\?"):
+    with pytest.raises(
+        PTQ4VMError, match=r"rvm_mobilenetv3, rvm_resnet50.*Did you mean rvm_mobilenetv3\?"
+    ):
         create_model("rvm_mobilnetv3")
 
 

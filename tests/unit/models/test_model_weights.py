@@ -85,7 +85,12 @@ def test_keys_and_shapes(network, blank, tmp_path):
     state["project_mat.conv.weight"] = torch.zeros(5, 16, 1, 1)
     with pytest.raises(PTQ4VMError) as caught:
         load_weights(blank, save(state, tmp_path / "weights.pth"))
-    for part in ("1 missing: project_mat.conv.bias", "1 unexpected: surplus", "(5, 16, 1, 1)", "(4, 16, 1, 1)"):
+    for part in (
+        "1 missing: project_mat.conv.bias",
+        "1 unexpected: surplus",
+        "(5, 16, 1, 1)",
+        "(4, 16, 1, 1)",
+    ):
         assert part in str(caught.value)
     assert "looks like" not in str(caught.value)
 
@@ -108,14 +113,17 @@ def test_values_that_are_no_numbers(network, blank, tmp_path, value):
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state["aspp.aspp2.1.weight"][3, 5] = value
     before = weights_checksum(blank)
-    with pytest.raises(PTQ4VMError, match=r"got 1 NaN or infinite values in aspp\.aspp2\.1\.weight"):
+    with pytest.raises(
+        PTQ4VMError, match=r"got 1 NaN or infinite values in aspp\.aspp2\.1\.weight"
+    ):
         load_weights(blank, save(state, tmp_path / "weights.pth"))
     assert weights_checksum(blank) == before
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt", "safetensors", "onnx"])
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage", bytes(range(256)) * 8, b"<html>404</html>", b"PK\x03\x04zip", b"\x80\x02"]
+    "content",
+    [b"", b"garbage", bytes(range(256)) * 8, b"<html>404</html>", b"PK\x03\x04zip", b"\x80\x02"],
 )
 def test_garbage(blank, tmp_path, suffix, content):
     path = tmp_path / f"weights.{suffix}"
@@ -143,7 +151,9 @@ def test_changed_onnx(official_weights, blank, tmp_path):
     model = onnx.load(official_weights)
     for tensor in model.graph.initializer:
         if tensor.name == "project_mat.conv.weight":
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)[:3], tensor.name))
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)[:3], tensor.name)
+            )
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(PTQ4VMError, match=r"1 differ, the first: project_mat\.conv"):
         load_weights(blank, tmp_path / "other.onnx")
@@ -200,7 +210,8 @@ def test_a_refusal_is_one_sentence_and_the_remedy(blank, tmp_path, save_it):
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(1)], {"epoch": 3, "weights": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}]
+    "content",
+    [[torch.zeros(1)], {"epoch": 3, "weights": {"a": torch.zeros(1)}}, {1: torch.zeros(1)}],
 )
 def test_no_state_dict(blank, tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
@@ -208,17 +219,23 @@ def test_no_state_dict(blank, tmp_path, content):
         load_weights(blank, tmp_path / "weights.pth")
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "WEIGHTS.PTH", "weights.pth.tar", "weights.Pt", "weights.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["weights.pth", "WEIGHTS.PTH", "weights.pth.tar", "weights.Pt", "weights.ckpt"]
+)
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
 def test_checkpoints_of_other_tools(network, blank, tmp_path, name, key):
     state = network.state_dict()
-    content = state if key is None else {"epoch": 3, "optimizer": {"state": {}}, key: state, "best": 0.5}
+    content = (
+        state if key is None else {"epoch": 3, "optimizer": {"state": {}}, key: state, "best": 0.5}
+    )
     torch.save(content, tmp_path / name)
     load_weights(blank, tmp_path / name)
     assert weights_checksum(blank) == weights_checksum(network)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "SAFETENSORS"])
 def test_prefixes_that_wrappers_give(network, blank, tmp_path, prefix, suffix):
     state = {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
@@ -258,7 +275,18 @@ BIAS = "project_mat.conv.bias"
         (torch.full((4,), 1e300, dtype=torch.float64), f"4 NaN or infinite values in {BIAS}"),
         (torch.zeros(1).expand(1 << 40), "another shape"),
     ],
-    ids=["sparse", "csr", "nested", "meta", "quantized", "complex", "float8", "bool", "large", "expanded"],
+    ids=[
+        "sparse",
+        "csr",
+        "nested",
+        "meta",
+        "quantized",
+        "complex",
+        "float8",
+        "bool",
+        "large",
+        "expanded",
+    ],
 )
 def test_tensors_that_are_no_plain_floats(network, blank, tmp_path, tensor, message):
     before = weights_checksum(blank)
@@ -307,11 +335,17 @@ def allocating(path):
     """A pickle of a few bytes that asks for 1 GB."""
     torch.save({"a": torch.zeros(1)}, path)
     pickled = b"\x80\x02cbuiltins\nbytearray\nJ" + (1 << 30).to_bytes(4, "little") + b"\x85R."
-    return rezip(path, zipfile.ZIP_STORED, lambda name, content: pickled if name.endswith("data.pkl") else content)
+    return rezip(
+        path,
+        zipfile.ZIP_STORED,
+        lambda name, content: pickled if name.endswith("data.pkl") else content,
+    )
 
 
 def allocating_legacy(path):
-    path.write_bytes(b"\x80\x02cbuiltins\nbytearray\nJ" + (1 << 30).to_bytes(4, "little") + b"\x85R.")
+    path.write_bytes(
+        b"\x80\x02cbuiltins\nbytearray\nJ" + (1 << 30).to_bytes(4, "little") + b"\x85R."
+    )
     return path
 
 
@@ -340,21 +374,31 @@ def test_a_legacy_file_that_claims_more_than_it_holds(blank, tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PTQ4VMError, match="is damaged"):
         load_weights(blank, path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB; it claims 8 times as much
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18
+    )  # KiB; it claims 8 times as much
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F8_E8M0", "F4", "F6_E2M3", "C64", "X9"])
 def test_safetensors_with_a_header_of_its_own_mind(blank, tmp_path, dtype):
-    header = json.dumps({"a": {"dtype": dtype, "shape": [1 << 30], "data_offsets": [0, 8]}}).encode()
-    (tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    header = json.dumps(
+        {"a": {"dtype": dtype, "shape": [1 << 30], "data_offsets": [0, 8]}}
+    ).encode()
+    (tmp_path / "weights.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(8)
+    )
     with pytest.raises(PTQ4VMError, match="Expected a safetensors file"):
         load_weights(blank, tmp_path / "weights.safetensors")
 
 
-@pytest.mark.parametrize(("dtype", "width"), [("F8_E8M0", 8), ("F4", 4), ("F8_E5M2", 8), ("U16", 16), ("C64", 64)])
+@pytest.mark.parametrize(
+    ("dtype", "width"), [("F8_E8M0", 8), ("F4", 4), ("F8_E5M2", 8), ("U16", 16), ("C64", 64)]
+)
 def test_safetensors_of_other_types(blank, tmp_path, dtype, width):
     header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, width]}}).encode()
-    (tmp_path / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(width))
+    (tmp_path / "weights.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(width)
+    )
     with pytest.raises(PTQ4VMError, match=r"weights\.safetensors"):
         load_weights(blank, tmp_path / "weights.safetensors")
 

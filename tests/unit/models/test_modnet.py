@@ -9,7 +9,15 @@ from ptq4vm.graph import fold_batch_norm_, partition, quantize_network, quantize
 from ptq4vm.models import MODNet, create_model
 from ptq4vm.quantizers import QConfig
 
-SETTINGS = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+SETTINGS = [
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+]
 """MobileNetV2's table 2: expansion, channels, repetitions, stride."""
 
 
@@ -22,7 +30,11 @@ class Reference:
 
     def get(self, name, *shape):
         fan_in = max(1, torch.Size(shape[1:]).numel())
-        draw = torch.rand(shape) + 0.5 if name.endswith(("running_var", "norm.weight")) else torch.randn(shape)
+        draw = (
+            torch.rand(shape) + 0.5
+            if name.endswith(("running_var", "norm.weight"))
+            else torch.randn(shape)
+        )
         return self.state.setdefault(name, draw if "norm" in name else draw / fan_in**0.5)
 
     def conv(self, x, name, out, kernel, stride=1, groups=1, bias=False):
@@ -39,8 +51,13 @@ class Reference:
     def ibn(self, x, name, out, kernel, stride=1):
         x = self.conv(x, f"{name}.layers.0", out, kernel, stride, bias=True)
         first, second = x.chunk(2, 1)
-        mean, var = second.mean((2, 3), keepdim=True), second.var((2, 3), keepdim=True, unbiased=False)
-        return torch.cat([self.norm(first, f"{name}.layers.1.bnorm"), (second - mean) / (var + 1e-5).sqrt()], 1).relu()
+        mean, var = (
+            second.mean((2, 3), keepdim=True),
+            second.var((2, 3), keepdim=True, unbiased=False),
+        )
+        return torch.cat(
+            [self.norm(first, f"{name}.layers.1.bnorm"), (second - mean) / (var + 1e-5).sqrt()], 1
+        ).relu()
 
     def encoder(self, x):
         name = "backbone.model.features"
@@ -49,12 +66,17 @@ class Reference:
         for expansion, out, count, stride in SETTINGS:
             for step in range(count):
                 y, part, hidden = x, 0, x.shape[1] * expansion
-                steps = [(hidden, 1, 1, 1)] * (expansion > 1) + [(hidden, 3, stride if step == 0 else 1, hidden)]
+                steps = [(hidden, 1, 1, 1)] * (expansion > 1) + [
+                    (hidden, 3, stride if step == 0 else 1, hidden)
+                ]
                 for channels, kernel, s, groups in steps:
                     y = self.conv(y, f"{name}.{index}.conv.{part}", channels, kernel, s, groups)
                     y = self.norm(y, f"{name}.{index}.conv.{part + 1}").clamp(0, 6)
                     part += 3
-                y = self.norm(self.conv(y, f"{name}.{index}.conv.{part}", out, 1), f"{name}.{index}.conv.{part + 1}")
+                y = self.norm(
+                    self.conv(y, f"{name}.{index}.conv.{part}", out, 1),
+                    f"{name}.{index}.conv.{part + 1}",
+                )
                 x = y + x if step else y
                 taps[index], index = x, index + 1
         x = self.norm(self.conv(x, f"{name}.18.0", 1280, 1), f"{name}.18.1").clamp(0, 6)
@@ -66,7 +88,9 @@ class Reference:
 
         x = (src - 0.5) / 0.5
         enc2x, enc4x, enc32x = self.encoder(x)
-        gate = (enc32x.mean((2, 3)) @ self.get("lr_branch.se_block.fc.0.weight", 320, 1280).T).relu()
+        gate = (
+            enc32x.mean((2, 3)) @ self.get("lr_branch.se_block.fc.0.weight", 320, 1280).T
+        ).relu()
         gate = (gate @ self.get("lr_branch.se_block.fc.2.weight", 1280, 320).T).sigmoid()
         lr = self.ibn(scaled(enc32x * gate[:, :, None, None], 2), "lr_branch.conv_lr16x", 96, 5)
         lr8x = self.ibn(scaled(lr, 2), "lr_branch.conv_lr8x", 32, 5)
@@ -94,9 +118,15 @@ def published(tmp_path_factory):
     """A file as the authors saved theirs, a frame, and its alpha by the reference."""
     reference, src = Reference(), torch.rand(1, 3, 64, 96)
     alpha = reference(src)
-    doubled = {f"lr_branch.{name}": value for name, value in reference.state.items() if name.startswith("backbone.")}
+    doubled = {
+        f"lr_branch.{name}": value
+        for name, value in reference.state.items()
+        if name.startswith("backbone.")
+    }
     path = tmp_path_factory.mktemp("weights") / "modnet.ckpt"
-    torch.save({f"module.{name}": value for name, value in {**reference.state, **doubled}.items()}, path)
+    torch.save(
+        {f"module.{name}": value for name, value in {**reference.state, **doubled}.items()}, path
+    )
     return path, src, alpha
 
 
@@ -127,7 +157,10 @@ def test_a_file_that_lacks_a_tensor_is_refused(published, tmp_path):
 
 def test_the_file_is_known_where_another_network_is_asked_for(published, tmp_path):
     state = torch.load(published[0], weights_only=True)
-    torch.save({name.removeprefix("module."): value for name, value in state.items()}, tmp_path / "bare.pth")
+    torch.save(
+        {name.removeprefix("module."): value for name, value in state.items()},
+        tmp_path / "bare.pth",
+    )
     with pytest.raises(PTQ4VMError, match="looks like modnet"):
         create_model("rvm_resnet50", weights=tmp_path / "bare.pth")
 

@@ -12,8 +12,12 @@ from ptq4vm.models import load_weights
 def save_graph(path, weight):
     """A convolution with this weight."""
     node = onnx.helper.make_node("Conv", ["x", weight.name], ["y"])
-    kinds = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", kinds[:1], kinds[1:], [weight]))
+    kinds = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"
+    ]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "graph", kinds[:1], kinds[1:], [weight])
+    )
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -57,7 +61,10 @@ def test_onnx_that_points_to_other_files(tiny, tmp_path, monkeypatch, location):
         (weight_proto(data_type=99), "got unknown type 99 in weight"),
         (weight_proto(data_type=0), "got UNDEFINED in weight"),
         (weight_proto(data_type=onnx.TensorProto.BFLOAT16), "got BFLOAT16 in weight"),
-        (onnx.helper.make_tensor("weight", onnx.TensorProto.STRING, (2,), ["a", "b"]), "got STRING in weight"),
+        (
+            onnx.helper.make_tensor("weight", onnx.TensorProto.STRING, (2,), ["a", "b"]),
+            "got STRING in weight",
+        ),
         (weight_proto(raw_data=b"123"), "Expected the values of weight"),
     ],
     ids=["unknown", "undefined", "bfloat16", "string", "short"],

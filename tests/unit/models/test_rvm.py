@@ -27,7 +27,9 @@ def network(request):
     return calibrated(request.param)
 
 
-@pytest.mark.parametrize(("variant", "count"), [("mobilenetv3", 3_748_633), ("resnet50", 26_890_461)])
+@pytest.mark.parametrize(
+    ("variant", "count"), [("mobilenetv3", 3_748_633), ("resnet50", 26_890_461)]
+)
 def test_parameter_count(variant, count):
     network = RobustVideoMatting(variant)
     assert sum(parameter.numel() for parameter in network.parameters()) == count
@@ -155,11 +157,15 @@ def test_replaced_layers_of_a_copy_are_used():
 def test_inputs_are_left_alone_and_gradients_flow():
     network = calibrated(downsample_ratio=0.5).requires_grad_(True)
     src = torch.rand(1, 3, 32, 48, requires_grad=True)
-    state = tuple(torch.rand_like(tensor, requires_grad=True) for tensor in network.initial_state(src))
+    state = tuple(
+        torch.rand_like(tensor, requires_grad=True) for tensor in network.initial_state(src)
+    )
     kept = [tensor.detach().clone() for tensor in (src, *state)]
     values, _ = network.forward_values(src, state)
     (values["pha_unclamped"].sum() + values["fgr"].sum()).backward()
-    assert all(torch.equal(tensor, copied) for tensor, copied in zip((src, *state), kept, strict=True))
+    assert all(
+        torch.equal(tensor, copied) for tensor, copied in zip((src, *state), kept, strict=True)
+    )
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (src, *state))
     unused = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     assert unused == {"project_seg.conv.weight", "project_seg.conv.bias"}
@@ -183,7 +189,9 @@ def test_bad_ratio(ratio):
 
 
 def test_bad_choices_and_frames_that_vanish():
-    with pytest.raises(PTQ4VMError, match="Expected variant to be one of mobilenetv3, resnet50, got 'vgg'"):
+    with pytest.raises(
+        PTQ4VMError, match="Expected variant to be one of mobilenetv3, resnet50, got 'vgg'"
+    ):
         RobustVideoMatting("vgg")
     with pytest.raises(PTQ4VMError, match="Expected refiner to be one of"):
         RobustVideoMatting(refiner="none")

@@ -25,13 +25,19 @@ def reference(path, frames, ratio):
         inputs = dict(zip(("r1i", "r2i", "r3i", "r4i"), state, strict=True))
         inputs |= {"src": frame[None], "downsample_ratio": np.array([ratio], np.float32)}
         fgr, pha, *state = session.run(None, inputs)
-        yield torch.from_numpy(fgr), torch.from_numpy(pha), [torch.from_numpy(tensor) for tensor in state]
+        yield (
+            torch.from_numpy(fgr),
+            torch.from_numpy(pha),
+            [torch.from_numpy(tensor) for tensor in state],
+        )
 
 
 def test_official_export_over_five_frames(official_weights, frames):
     network = create_model("rvm_mobilenetv3", official_weights, downsample_ratio=0.5)
     state = network.initial_state(torch.from_numpy(frames[:1]))
-    for frame, (fgr, pha, expected) in zip(frames, reference(official_weights, frames, 0.5), strict=True):
+    for frame, (fgr, pha, expected) in zip(
+        frames, reference(official_weights, frames, 0.5), strict=True
+    ):
         output = network.forward_frame(torch.from_numpy(frame[None]), state)
         state = output.state
         torch.testing.assert_close(output.pha, pha, atol=1e-4, rtol=0)
@@ -43,6 +49,8 @@ def test_official_export_over_five_frames(official_weights, frames):
 
 def test_official_weights_without_the_learned_refiner(official_weights, frames):
     deep = create_model("rvm_mobilenetv3", official_weights, downsample_ratio=0.5)
-    fast = create_model("rvm_mobilenetv3", official_weights, downsample_ratio=0.5, refiner="fast_guided_filter")
+    fast = create_model(
+        "rvm_mobilenetv3", official_weights, downsample_ratio=0.5, refiner="fast_guided_filter"
+    )
     src = torch.from_numpy(frames[:1])[None]
     assert float((deep(src).pha - fast(src).pha).abs().mean()) < 0.02

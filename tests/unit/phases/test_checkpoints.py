@@ -8,7 +8,12 @@ import torch
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases.checkpoints import WholeCheckpoints
 
-CHECKPOINT = {"state_dict": {"a": torch.arange(1000.0)}, "epoch": 3, "loops": {}, "optimizer_states": []}
+CHECKPOINT = {
+    "state_dict": {"a": torch.arange(1000.0)},
+    "epoch": 3,
+    "loops": {},
+    "optimizer_states": [],
+}
 
 
 class Evil:

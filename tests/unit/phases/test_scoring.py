@@ -44,7 +44,10 @@ def test_float_mattes_that_clips_bring_are_scored_as_the_float_network_is():
 def test_values_of_each_frame_are_kept_across_chunks():
     torch.manual_seed(0)
     module = MattingModule(Grey())
-    clips = {name: (torch.rand(5, 3, 8, 9), torch.rand(5, 1, 8, 9), torch.rand(5, 1, 8, 9)) for name in ("a", "b")}
+    clips = {
+        name: (torch.rand(5, 3, 8, 9), torch.rand(5, 1, 8, 9), torch.rand(5, 1, 8, 9))
+        for name in ("a", "b")
+    }
     for name, (src, pha, float_pha) in clips.items():
         for start, stop in ((0, 3), (3, 5)):
             parts = {"src": src[start:stop], "float_pha": float_pha[start:stop]}

@@ -10,6 +10,7 @@ from ptq4vm.quantizers import (
     QuantizedConv2d,
     QuantSpec,
     affine_conv2d,
+    cached_weights,
     conv2d,
     dropping,
     fake_quantize,
@@ -19,7 +20,6 @@ from ptq4vm.quantizers import (
     rectified_sigmoid,
     round_ste,
     rounding_regularizer,
-    weights_prepared,
 )
 
 GEOMETRIES = {
@@ -43,14 +43,18 @@ def _piece(request, monkeypatch):
 
 def gradients(output, inputs, memory_format=torch.preserve_format):
     """Of a fixed random functional of the output; by default the gradient that comes in is laid out as the output."""
-    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(3), dtype=output.dtype)
+    weight = torch.randn(
+        output.shape, generator=torch.Generator().manual_seed(3), dtype=output.dtype
+    )
     weight = torch.empty_like(output, memory_format=memory_format).copy_(weight)
     return torch.autograd.grad(output, inputs, weight)
 
 
 def draw(*shapes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes
+    ]
 
 
 def naive_fake_quantize(x, scale, zero_point, low, high):
@@ -61,17 +65,27 @@ def naive_fake_quantize(x, scale, zero_point, low, high):
     return (code - zero_point) * scale
 
 
-@pytest.mark.parametrize(("low", "high", "zero_point"), [(0, 15, 0.0), (0, 15, 15.0), (0, 255, 99.0), (-8, 7, 0.0)])
+@pytest.mark.parametrize(
+    ("low", "high", "zero_point"), [(0, 15, 0.0), (0, 15, 15.0), (0, 255, 99.0), (-8, 7, 0.0)]
+)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_fake_quantize_has_the_gradients_of_the_naive_composition(low, high, zero_point, memory_format):
+def test_fake_quantize_has_the_gradients_of_the_naive_composition(
+    low, high, zero_point, memory_format
+):
     x = (draw((2, 5, 6, 7))[0].detach() * 3).contiguous(memory_format=memory_format)
     # Ties, and values exactly on both bounds and half a step beyond them.
-    edges = torch.tensor([low, high, low - 0.5, high + 0.5, low - 1, high + 1, 0.5, 1.5], dtype=x.dtype) - zero_point
+    edges = (
+        torch.tensor([low, high, low - 0.5, high + 0.5, low - 1, high + 1, 0.5, 1.5], dtype=x.dtype)
+        - zero_point
+    )
     x[0, 0, 0, :4], x[0, 0, 1, :4] = edges[:4] * 0.25, edges[4:] * 0.25
     x.requires_grad_()
     scale = torch.tensor([0.25], dtype=x.dtype, requires_grad=True)
     zero = torch.tensor([zero_point], dtype=x.dtype, requires_grad=True)
-    ours, naive = fake_quantize(x, scale, zero, low, high), naive_fake_quantize(x, scale, zero, low, high)
+    ours, naive = (
+        fake_quantize(x, scale, zero, low, high),
+        naive_fake_quantize(x, scale, zero, low, high),
+    )
     torch.testing.assert_close(ours, naive)
     for layout in (torch.preserve_format, torch.contiguous_format):
         got = gradients(fake_quantize(x, scale, zero, low, high), (x, scale, zero), layout)
@@ -84,12 +98,18 @@ def test_fake_quantize_with_one_scale_a_channel():
     scale.data.abs_().mul_(0.1).add_(0.05)
     zero.data.round_().add_(5)
     ours, naive = fake_quantize(x, scale, zero, 0, 15), naive_fake_quantize(x, scale, zero, 0, 15)
-    torch.testing.assert_close(gradients(ours, (x, scale, zero)), gradients(naive, (x, scale, zero)))
+    torch.testing.assert_close(
+        gradients(ours, (x, scale, zero)), gradients(naive, (x, scale, zero))
+    )
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_what_is_dropped_passes_with_its_gradient(memory_format):
-    x = (draw((2, 5, 6, 7))[0].detach() * 3).contiguous(memory_format=memory_format).requires_grad_()
+    x = (
+        (draw((2, 5, 6, 7))[0].detach() * 3)
+        .contiguous(memory_format=memory_format)
+        .requires_grad_()
+    )
     scale = torch.tensor([0.25], dtype=x.dtype, requires_grad=True)
     zero = torch.tensor([4.0], dtype=x.dtype, requires_grad=True)
     keep = random_mask(x, 0.5)
@@ -97,7 +117,9 @@ def test_what_is_dropped_passes_with_its_gradient(memory_format):
     naive = torch.where(keep, naive_fake_quantize(x, scale, zero, 0, 15), x)
     torch.testing.assert_close(ours, naive)
     assert torch.equal(ours[~keep], x[~keep])
-    torch.testing.assert_close(gradients(ours, (x, scale, zero)), gradients(naive, (x, scale, zero)))
+    torch.testing.assert_close(
+        gradients(ours, (x, scale, zero)), gradients(naive, (x, scale, zero))
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
@@ -161,13 +183,17 @@ def test_gradcheck(name):
     x, weight, bias, log_scale, shift = draw((1, 4, 6, 5), shape, shape[:1], shape[:1], shape[:1])
     assert torch.autograd.gradcheck(lambda *t: conv2d(*t, geometry), (x, weight, bias))
     fixed = weight.detach(), bias.detach()
-    assert torch.autograd.gradcheck(lambda x, *t: affine_conv2d(x, *fixed, *t, geometry), (x, log_scale, shift))
+    assert torch.autograd.gradcheck(
+        lambda x, *t: affine_conv2d(x, *fixed, *t, geometry), (x, log_scale, shift)
+    )
 
 
 @pytest.mark.parametrize("beta", [20.0, 7.3, 2.0])
 def test_rounding_regularizer_has_the_gradient_of_its_formula(beta):
     decided = inverse_rectified_sigmoid(torch.tensor([0.0, 1.0]).repeat(50))
-    v = torch.cat([torch.linspace(-4, 4, 101), torch.tensor([-9.0, 9.0, 0.0]), decided]).requires_grad_()
+    v = torch.cat(
+        [torch.linspace(-4, 4, 101), torch.tensor([-9.0, 9.0, 0.0]), decided]
+    ).requires_grad_()
     naive = (1.0 - (2.0 * rectified_sigmoid(v) - 1.0).abs().pow(beta)).sum()
     ours = rounding_regularizer(v, beta)
     torch.testing.assert_close(ours, naive)
@@ -178,7 +204,9 @@ def test_rounding_regularizer_has_the_gradient_of_its_formula(beta):
 @pytest.mark.parametrize("affine", [True, False])
 def test_prepared_weights_give_the_same_rollout(mode, affine):
     torch.manual_seed(0)
-    layer = QuantizedConv2d(torch.nn.Conv2d(3, 3, 3, padding=1), QuantSpec(4, "symmetric"), QuantSpec(4))
+    layer = QuantizedConv2d(
+        torch.nn.Conv2d(3, 3, 3, padding=1), QuantSpec(4, "symmetric"), QuantSpec(4)
+    )
     x = torch.randn(1, 3, 8, 8)
     with observing(layer.activation_quantizers):
         layer(x)
@@ -196,10 +224,12 @@ def test_prepared_weights_give_the_same_rollout(mode, affine):
         layer.zero_grad(set_to_none=True)
         y = layer(layer(layer(x)))
         y.square().sum().backward()
-        return y.detach(), {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+        return y.detach(), {
+            name: p.grad for name, p in layer.named_parameters() if p.grad is not None
+        }
 
     plain, plain_gradients = rollout()
-    with weights_prepared([layer]):
+    with cached_weights([layer]):
         prepared, prepared_gradients = rollout()
     assert torch.equal(plain, prepared)
     torch.testing.assert_close(plain_gradients, prepared_gradients)

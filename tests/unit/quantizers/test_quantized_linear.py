@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ptq4vm.quantizers import QuantizedLinear, QuantSpec, fake_quantize, left_float, observing, weights_prepared
+from ptq4vm.quantizers import (
+    QuantizedLinear,
+    QuantSpec,
+    cached_weights,
+    disable_quantization,
+    fake_quantize,
+    observing,
+)
 
 SHAPES = [(5, 6), (2, 7, 6), (2, 3, 4, 6)]
 """Pooled, tokens, maps with channels last."""
@@ -14,7 +21,9 @@ SHAPES = [(5, 6), (2, 7, 6), (2, 3, 4, 6)]
 def make(bits=8, **options):
     torch.manual_seed(0)
     linear = torch.nn.Linear(6, 4)
-    layer = QuantizedLinear(linear, QuantSpec(bits, "symmetric", "per_channel"), QuantSpec(8), **options)
+    layer = QuantizedLinear(
+        linear, QuantSpec(bits, "symmetric", "per_channel"), QuantSpec(8), **options
+    )
     with observing(layer.activation_quantizers):
         layer(torch.randn(64, 6))
     return linear, layer
@@ -32,7 +41,7 @@ def test_it_adds_integers_up(bits, quantize_output, shape):
     scale, zero = float(layer.input_quantizer.scale), int(layer.input_quantizer.zero_point)
     codes = np.clip(np.rint(x.numpy() / np.float32(scale)) + zero, 0, 255).astype(np.int64) - zero
     weights = layer.weight_quantizer.codes(layer.weight).detach().numpy().astype(np.int64)
-    step = layer.sum_step().detach().numpy().astype(np.float64)
+    step = layer.accumulator_scale().detach().numpy().astype(np.float64)
     sums = codes @ weights.T
     if not quantize_output:
         oracle = sums * step + layer.bias.numpy()
@@ -55,11 +64,14 @@ def test_scale_and_shift_and_their_absorption(per_channel):
     layer.affine.shift.data.uniform_(-0.5, 0.5)
     before = layer(x)
     torch.testing.assert_close(
-        before, layer.affine.log_scale.exp() * (plain - linear.bias) + linear.bias + layer.affine.shift
+        before,
+        layer.affine.log_scale.exp() * (plain - linear.bias) + linear.bias + layer.affine.shift,
     )
     layer.absorb_affine_()
     torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(layer.to_float()(layer.input_quantizer(x)), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        layer.to_float()(layer.input_quantizer(x)), before, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_gradients_are_those_of_the_formula():
@@ -68,10 +80,19 @@ def test_gradients_are_those_of_the_formula():
     layer.weight_quantizer.mode = "soft"
     layer.start_affine(per_channel=True)
     x, target = torch.randn(2, 7, 6), torch.randn(2, 7, 4)
-    with weights_prepared([layer]):
+    with cached_weights([layer]):
         (layer(x) * target).sum().backward()
-    got = {name: parameter.grad.clone() for name, parameter in layer.named_parameters() if parameter.grad is not None}
-    assert {"affine.log_scale", "affine.shift", "weight_quantizer.rounding", "input_quantizer.log_scale"} <= set(got)
+    got = {
+        name: parameter.grad.clone()
+        for name, parameter in layer.named_parameters()
+        if parameter.grad is not None
+    }
+    assert {
+        "affine.log_scale",
+        "affine.shift",
+        "weight_quantizer.rounding",
+        "input_quantizer.log_scale",
+    } <= set(got)
     layer.zero_grad()
     quantizer = layer.input_quantizer
     read = fake_quantize(x, quantizer.scale, quantizer.zero_point, 0, 255)
@@ -87,6 +108,6 @@ def test_left_float_and_without_bias():
     linear = torch.nn.Linear(6, 4, bias=False)
     layer = QuantizedLinear(linear, QuantSpec(4, "symmetric", "per_channel"), QuantSpec(4))
     x = torch.randn(3, 6)
-    with left_float([layer]):
+    with disable_quantization([layer]):
         torch.testing.assert_close(layer(x), linear(x))
     assert not layer.bias.any()

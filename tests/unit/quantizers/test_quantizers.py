@@ -12,11 +12,11 @@ from ptq4vm.quantizers import (
     WeightQuantizer,
     annealed_beta,
     choose_qparams,
+    disable_quantization,
     dropping,
     fake_quantize,
     find_range,
     inverse_rectified_sigmoid,
-    left_float,
     merge_observers,
     observing,
     parse_bits,
@@ -38,7 +38,9 @@ def test_fake_quantize_equals_torchs_own_forward_and_backward(low, high, zero_po
     torch.manual_seed(0)
     ours, theirs = (torch.randn(4, 500, dtype=torch.float32).requires_grad_() for _ in range(2))
     theirs.data.copy_(ours.data)
-    scale = torch.tensor([0.0625])  # a power of two: dividing by it equals multiplying by its inverse
+    scale = torch.tensor(
+        [0.0625]
+    )  # a power of two: dividing by it equals multiplying by its inverse
     a = fake_quantize(ours, scale, torch.tensor([float(zero_point)]), low, high)
     b = torch.fake_quantize_per_tensor_affine(theirs, 0.0625, zero_point, low, high)
     torch.testing.assert_close(a, b, rtol=0, atol=0)
@@ -68,8 +70,12 @@ def test_values_on_the_bounds_keep_their_gradient():
 def test_zero_is_exact_and_extremes_are_covered(grid):
     spec = QuantSpec(8, grid)
     low = torch.tensor([0.0 if grid == "unsigned" else -0.7])
-    scale, zero_point = choose_qparams(low, torch.tensor([1.3]), spec.quant_min, spec.quant_max, grid)
-    zero, top = fake_quantize(torch.tensor([0.0, 1.3]), scale, zero_point, spec.quant_min, spec.quant_max).tolist()
+    scale, zero_point = choose_qparams(
+        low, torch.tensor([1.3]), spec.quant_min, spec.quant_max, grid
+    )
+    zero, top = fake_quantize(
+        torch.tensor([0.0, 1.3]), scale, zero_point, spec.quant_min, spec.quant_max
+    ).tolist()
     assert zero == 0.0
     assert top == pytest.approx(1.3, abs=float(scale))
 
@@ -154,7 +160,9 @@ def test_dropping_leaves_about_that_share_float():
 def test_rectified_sigmoid_and_its_inverse():
     h = torch.linspace(0, 1, 11)
     torch.testing.assert_close(rectified_sigmoid(inverse_rectified_sigmoid(h)), h)
-    assert rounding_regularizer(torch.tensor([-9.0, 9.0]), 2.0).item() == pytest.approx(0.0, abs=1e-5)
+    assert rounding_regularizer(torch.tensor([-9.0, 9.0]), 2.0).item() == pytest.approx(
+        0.0, abs=1e-5
+    )
     assert rounding_regularizer(torch.tensor([0.0]), 20.0).item() == pytest.approx(1.0)
 
 
@@ -172,7 +180,9 @@ def test_soft_rounding_starts_at_the_float_weight_and_hard_is_within_one_step(bi
     quantizer = WeightQuantizer(weight, QuantSpec(bits, "symmetric", granularity, "minmax"))
     quantizer.start_rounding(weight)
     quantizer.mode = "soft"
-    torch.testing.assert_close(quantizer(weight), weight, rtol=0, atol=float(quantizer.scale.max()) * 0.51)
+    torch.testing.assert_close(
+        quantizer(weight), weight, rtol=0, atol=float(quantizer.scale.max()) * 0.51
+    )
     quantizer.mode = "hard"
     assert ((quantizer(weight) - weight).abs() <= quantizer.scale * 1.001).all()
     fixed = weight.clone()
@@ -202,7 +212,9 @@ def test_absorbed_affine_computes_the_same(per_channel):
     torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
     layer.absorb_affine_()
     torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(layer.to_float()(layer.input_quantizer(x)), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        layer.to_float()(layer.input_quantizer(x)), before, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("bits", ["W8", "8", "W1A8", "W8A16", ""])
@@ -245,12 +257,12 @@ def test_layers_left_float_compute_as_before():
         with observing(layer.activation_quantizers):
             layer(x)
         quantized = layer(x)
-        with left_float([layer]):
+        with disable_quantization([layer]):
             torch.testing.assert_close(layer(x), conv(x))
         assert torch.equal(layer(x), quantized)
         assert not torch.allclose(quantized, conv(x))
     layer.fix_()
-    with pytest.raises(RuntimeError, match="float value is gone"), left_float([layer]):
+    with pytest.raises(RuntimeError, match="float value is gone"), disable_quantization([layer]):
         pass
 
 
@@ -277,7 +289,9 @@ def test_codes_are_learned_on_within_one_step(bits):
     assert torch.equal(fresh(fixed), fixed)
     target = torch.randn_like(fixed)
     (fresh(fixed) * target).sum().backward()
-    expected = (target * fresh.scale).where((before > -(2 ** (bits - 1))) & (before < 2 ** (bits - 1) - 1), 0.0)
+    expected = (target * fresh.scale).where(
+        (before > -(2 ** (bits - 1))) & (before < 2 ** (bits - 1) - 1), 0.0
+    )
     inside = expected != 0
     torch.testing.assert_close(fresh.latent.grad[inside], expected[inside])
     with torch.no_grad():
@@ -285,7 +299,9 @@ def test_codes_are_learned_on_within_one_step(bits):
     moved = fixed.clone()
     fresh.fix_(moved)
     codes = (moved / fresh.scale).round()
-    assert 0 < (codes - before).abs().max() <= 2  # from the edge of a code, one step may cross two boundaries
+    assert (
+        0 < (codes - before).abs().max() <= 2
+    )  # from the edge of a code, one step may cross two boundaries
     assert codes.abs().max() <= 2 ** (bits - 1)
     assert set(fresh.state_dict()) == keys
     assert fresh.mode == "fixed"
@@ -299,11 +315,15 @@ def pinned(quantizer):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_codes_are_learned_on_from_where_they_were_however_often_gamma_was_absorbed(bits, granularity, per_channel):
+def test_codes_are_learned_on_from_where_they_were_however_often_gamma_was_absorbed(
+    bits, granularity, per_channel
+):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(16, 32, 3)
     floats = conv.weight.detach().clone()
-    plain, calibrated = (QuantizedConv2d(conv, QuantSpec(bits, "symmetric", granularity), QuantSpec(8)) for _ in "ab")
+    plain, calibrated = (
+        QuantizedConv2d(conv, QuantSpec(bits, "symmetric", granularity), QuantSpec(8)) for _ in "ab"
+    )
     for layer in (plain, calibrated):
         layer.fix_()
     for _ in range(3):
@@ -329,7 +349,10 @@ def test_codes_are_learned_on_from_where_they_were_however_often_gamma_was_absor
 def test_observers_of_shares_merge_into_one_of_all():
     torch.manual_seed(0)
     values = torch.randn(5, 3, 40, 50) * torch.tensor([1.0, 3.0, 0.2, 9.0, 1.0]).reshape(5, 1, 1, 1)
-    for spec in (QuantSpec(4, "affine", range_method="mse"), QuantSpec(4, "affine", "per_channel", "mse")):
+    for spec in (
+        QuantSpec(4, "affine", range_method="mse"),
+        QuantSpec(4, "affine", "per_channel", "mse"),
+    ):
         whole, shares = Observer(spec), [Observer(spec) for _ in range(3)]
         for index, value in enumerate(values):
             whole.observe(value[None])

@@ -20,25 +20,58 @@ def write(path, content):
 
 def write_run(folder, bits=("W8A8", "W4A8"), finished=True, mad=5.0, seed=0):
     """The folder of a run of two rows for each of the bits."""
-    rows = {name: {"title": title, "start": None, "options": {}, "qconfig": {}} for name, title in ROWS.items()}
-    data = {"seed": seed, "root": "/nowhere", "size": [64, 96], "evaluation": None, "eval_clips": 1, "eval_frames": 5}
-    settings = {"network": "rvm_mobilenetv3", "weights": "official", "downsample_ratio": 1.0, "target": None}
+    rows = {
+        name: {"title": title, "start": None, "options": {}, "qconfig": {}}
+        for name, title in ROWS.items()
+    }
+    data = {
+        "seed": seed,
+        "root": "/nowhere",
+        "size": [64, 96],
+        "evaluation": None,
+        "eval_clips": 1,
+        "eval_frames": 5,
+    }
+    settings = {
+        "network": "rvm_mobilenetv3",
+        "weights": "official",
+        "downsample_ratio": 1.0,
+        "target": None,
+    }
     write(folder / "settings.json", {**settings, "bits": list(bits), "rows": rows, "data": data})
-    start = {"time": "2026-01-02T03:04:05+00:00", "git": None, "machine": "a machine", "versions": {"torch": "2.7"}}
-    write(folder / "run.json", {"starts": [start], "seed": seed, "weights_checksum": "0123456789abcdef"})
+    start = {
+        "time": "2026-01-02T03:04:05+00:00",
+        "git": None,
+        "machine": "a machine",
+        "versions": {"torch": "2.7"},
+    }
+    write(
+        folder / "run.json",
+        {"starts": [start], "seed": seed, "weights_checksum": "0123456789abcdef"},
+    )
     if not finished:
         return folder
     table = [ResultRow("float", "W32A32", "", metrics(mad), 14.9, 1e12, {"mad_to_float": 0.0})]
     write_frames(folder / "float", mad)
     for number, (one, name) in enumerate([(one, name) for one in bits for name in ROWS], 1):
         table.append(
-            ResultRow(ROWS[name], one, "deploy", metrics(mad + number), 3.9, 6e10, {"mad_to_float": 1.0 * number})
+            ResultRow(
+                ROWS[name],
+                one,
+                "deploy",
+                metrics(mad + number),
+                3.9,
+                6e10,
+                {"mad_to_float": 1.0 * number},
+            )
         )
         write_frames(folder / one.lower() / name, mad + number)
     for one in bits:
         log = folder / one.lower() / "biq" / "version_0" / "metrics.csv"
         log.parent.mkdir(parents=True)
-        log.write_text("biq/block,biq/hard,biq/nearest,step\n,,,9\n0.0,0.1,0.4,10\n1.0,2.0,30.0,20\n")
+        log.write_text(
+            "biq/block,biq/hard,biq/nearest,step\n,,,9\n0.0,0.1,0.4,10\n1.0,2.0,30.0,20\n"
+        )
         log = folder / one.lower() / "ofa" / "version_3" / "metrics.csv"
         log.parent.mkdir(parents=True)
         log.write_text("epoch,gac/loss,step\n0,0.5,9\n0,0.25,19\n")
@@ -51,7 +84,10 @@ def metrics(mad):
 
 
 def write_frames(stem, mad):
-    values = {name: [mad + t for t in range(FRAMES)] for name in ("mad", "dtssd", "mad_to_float", "dtssd_to_float")}
+    values = {
+        name: [mad + t for t in range(FRAMES)]
+        for name in ("mad", "dtssd", "mad_to_float", "dtssd_to_float")
+    }
     write(stem.with_suffix(".frames.json"), dict.fromkeys(CLIPS, values))
 
 
@@ -60,7 +96,14 @@ def make_shots(bits=("W8A8", "W4A8")):
     white = torch.ones(1, 36, 64)
     src = torch.linspace(0, 1, 64).expand(3, 36, 64)
     return [
-        Shot(clip, frame, src, white if clip == CLIPS[0] else None, white, dict.fromkeys(bits, 0 * white))
+        Shot(
+            clip,
+            frame,
+            src,
+            white if clip == CLIPS[0] else None,
+            white,
+            dict.fromkeys(bits, 0 * white),
+        )
         for clip in CLIPS
         for frame in (1, 5)
     ]

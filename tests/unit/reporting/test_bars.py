@@ -7,7 +7,10 @@ from ptq4vm.reporting import LayerBar, draw_sensitivity
 
 def bars(count, mad=1.0):
     errors = {"W4A4": mad, "W8A8": mad / 10}
-    return [LayerBar(f"{'encoder' if i % 2 else 'decoder'}.layer{i}", errors, errors) for i in range(count)]
+    return [
+        LayerBar(f"{'encoder' if i % 2 else 'decoder'}.layer{i}", errors, errors)
+        for i in range(count)
+    ]
 
 
 def test_the_picture_grows_with_the_layers(tmp_path):

@@ -3,7 +3,9 @@ import pytest
 from ptq4vm.reporting.charts import bar_chart, line_chart, round_up
 
 
-@pytest.mark.parametrize(("value", "top"), [(0, 1), (1, 1), (1.01, 1.2), (5, 6), (9.9, 10), (0.031, 0.04), (101, 120)])
+@pytest.mark.parametrize(
+    ("value", "top"), [(0, 1), (1, 1), (1.01, 1.2), (5, 6), (9.9, 10), (0.031, 0.04), (101, 120)]
+)
 def test_the_top_of_a_scale_is_the_next_round_number(value, top):
     assert round_up(value) == pytest.approx(top)
 
@@ -27,7 +29,9 @@ def test_long_clips_are_drawn_by_means():
 
 
 def test_bars_by_decades_leave_out_what_has_no_logarithm():
-    chart = bar_chart("loss", ["a", "b", "c"], {"x": [0.1, 10.0, 0.0], "y": [1.0, None, 100.0]}, logarithmic=True)
+    chart = bar_chart(
+        "loss", ["a", "b", "c"], {"x": [0.1, 10.0, 0.0], "y": [1.0, None, 100.0]}, logarithmic=True
+    )
     assert [(bar.number, bar.text) for bar in chart.bars] == [
         (0, "a: x 0.1"), (0, "b: x 10"), (1, "a: y 1"), (1, "c: y 100")
     ]  # fmt: skip

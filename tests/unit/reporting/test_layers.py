@@ -30,7 +30,9 @@ def test_weights_and_output_of_the_first_layer_by_hand(random_rvm):
     gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
     folded = (conv.weight * gain.reshape(-1, 1, 1, 1)).detach().double().numpy()
     noise = network.get_submodule(name).weight.detach().double().numpy() - folded
-    assert signal.weights == pytest.approx(10 * np.log10((folded**2).sum() / (noise**2).sum()), abs=1e-2)
+    assert signal.weights == pytest.approx(
+        10 * np.log10((folded**2).sum() / (noise**2).sum()), abs=1e-2
+    )
     seen = {}
     for which, layer in (("float", norm), ("quantized", network.get_submodule(name))):
         layer.register_forward_hook(
@@ -45,9 +47,13 @@ def test_weights_and_output_of_the_first_layer_by_hand(random_rvm):
 
 
 def test_a_bit_is_worth_six_decibels(random_rvm):
-    eight, four = (measure_signal(random_rvm, quantized(random_rvm, bits), SRC) for bits in ("W8A8", "W4A8"))
+    eight, four = (
+        measure_signal(random_rvm, quantized(random_rvm, bits), SRC) for bits in ("W8A8", "W4A8")
+    )
     inner = list(eight)[1:-1]
-    assert np.median([eight[name].weights - four[name].weights for name in inner]) == pytest.approx(24, abs=2)
+    assert np.median([eight[name].weights - four[name].weights for name in inner]) == pytest.approx(
+        24, abs=2
+    )
     assert eight["project_mat.conv"].weights == four["project_mat.conv"].weights
 
 
@@ -69,7 +75,9 @@ def test_a_layer_that_took_the_next_function_along_is_compared_behind_it(random_
 
 
 def test_layers_are_described_as_they_are_executed(random_rvm):
-    network = quantized(random_rvm, "W4A8", depthwise_granularity="per_channel", float_modules=("refiner", "aspp"))
+    network = quantized(
+        random_rvm, "W4A8", depthwise_granularity="per_channel", ignored_modules=("refiner", "aspp")
+    )
     layers = describe_layers(network, 64, 96)
     assert len(layers) == 78
     assert layers[0].name, layers[0].bits == ("backbone.features.0.0", "W8A8")

@@ -28,10 +28,17 @@ def test_the_page_holds_all_it_shows_and_asks_the_network_for_nothing(tmp_path):
     assert "@import" not in html
     clips = pictures(html)
     assert [clip["name"] for clip in clips] == list(CLIPS)
-    assert all(shot["error"]["W4A8"].startswith("data:image/webp;base64,") for shot in clips[0]["frames"])
+    assert all(
+        shot["error"]["W4A8"].startswith("data:image/webp;base64,") for shot in clips[0]["frames"]
+    )
     assert clips[0]["frames"][0]["truth"]
     assert not clips[1]["frames"][0]["truth"]
-    for text in ("9.00 (×1.80)", "BIQ + &lt;GAC&gt;", "0123456789abcdef", "not as it is: an affine grid."):
+    for text in (
+        "9.00 (×1.80)",
+        "BIQ + &lt;GAC&gt;",
+        "0123456789abcdef",
+        "not as it is: an affine grid.",
+    ):
         assert text in html
     assert html.count("<polyline") == 2 * len(CLIPS) * 5 + 2
     assert "encoder: rounded to nearest 0.4" in html
@@ -42,10 +49,19 @@ def test_what_was_measured_besides_is_shown(tmp_path):
     assert "Latency was not measured" in page(run)
     assert "quantized alone" not in page(run)
     figures = {"median ms": 12.5, "fps": 80.0}
-    row = {"name": "w8a8.onnx", "bits": "W8A8", "placement": "openvino (78 int8)", "metrics": {}, "extra": figures}
+    row = {
+        "name": "w8a8.onnx",
+        "bits": "W8A8",
+        "placement": "openvino (78 int8)",
+        "metrics": {},
+        "extra": figures,
+    }
     write(run / "speed.json", {"meta": {"size": "288x512"}, "rows": [row]})
     errors = {"W4A4": {"mad": 3.5, "dtssd": 1.0}}
-    write(run / "sensitivity.json", {"settings": {}, "layers": [{"name": "decoder.last", "errors": errors}]})
+    write(
+        run / "sensitivity.json",
+        {"settings": {}, "layers": [{"name": "decoder.last", "errors": errors}]},
+    )
     html = page(run)
     assert "12.50" in html
     assert "openvino (78 int8)" in html
@@ -77,7 +93,11 @@ def test_an_old_run_without_frames_is_said_so(tmp_path):
 ])  # fmt: skip
 def test_a_damaged_file_is_told(tmp_path, path, message):
     run = write_run(tmp_path / "run")
-    damaged = '{"clip": {"mad": "many"}}' if path == "float.frames.json" else "biq/block,biq/hard\nnonsense,1\n"
+    damaged = (
+        '{"clip": {"mad": "many"}}'
+        if path == "float.frames.json"
+        else "biq/block,biq/hard\nnonsense,1\n"
+    )
     (run / path).write_text(damaged)
     with pytest.raises(PTQ4VMError, match=message):
         page(run)
@@ -86,8 +106,12 @@ def test_a_damaged_file_is_told(tmp_path, path, message):
 
 def test_a_run_that_diverged_is_shown_as_far_as_it_goes(tmp_path):
     run = write_run(tmp_path / "run")
-    (run / "w8a8" / "ofa.frames.json").write_text('{"set/clip one": {"mad": [NaN, 1.0], "dtssd": [0.0, Infinity]}}')
-    (run / "w8a8" / "ofa" / "version_3" / "metrics.csv").write_text("gac/loss,step\n0.5,9\nnan,19\n")
+    (run / "w8a8" / "ofa.frames.json").write_text(
+        '{"set/clip one": {"mad": [NaN, 1.0], "dtssd": [0.0, Infinity]}}'
+    )
+    (run / "w8a8" / "ofa" / "version_3" / "metrics.csv").write_text(
+        "gac/loss,step\n0.5,9\nnan,19\n"
+    )
     (run / "w8a8" / "biq" / "version_0" / "metrics.csv").write_text(
         "biq/block,biq/hard,biq/nearest\n0.0,nan,0.4\n1.0,inf,1.0\n"
     )

@@ -12,12 +12,17 @@ from ptq4vm.reporting.page import write_page
 from ptq4vm.reporting.runs import read_run
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian's packages)")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian's packages)"
+)
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    run = write_run(tmp_path_factory.mktemp("run") / "a_name_so_long_that_a_phone_cannot_hold_it_in_one_line_of_text")
+    run = write_run(
+        tmp_path_factory.mktemp("run")
+        / "a_name_so_long_that_a_phone_cannot_hold_it_in_one_line_of_text"
+    )
     names = {"BIQ": "biq", "BIQ + <GAC>": "ofa"}
     write_page(read_run(run), names, make_shots(), make_inside(), run / "report.html")
     return (run / "report.html").as_uri()
@@ -29,7 +34,12 @@ def chromium():
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,900",
+    ):
         options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
@@ -58,12 +68,16 @@ def find(page, selector):
 
 def test_it_opens_without_complaint_and_fits(page):
     assert page.get_log("browser") == []
-    inner, whole = page.execute_script("return [window.innerWidth, document.documentElement.scrollWidth]")
+    inner, whole = page.execute_script(
+        "return [window.innerWidth, document.documentElement.scrollWidth]"
+    )
     assert whole <= inner
     assert inner in (1280, 390)
     images = find(page, "img")
     assert len(images) == 5 + 4  # the second clip's true alpha is not known
-    loaded = "return arguments[0].decode().then(() => [arguments[0].naturalWidth, arguments[0].alt])"
+    loaded = (
+        "return arguments[0].decode().then(() => [arguments[0].naturalWidth, arguments[0].alt])"
+    )
     for image in images:
         width, text = page.execute_script(loaded, image)
         assert width == 64
@@ -73,7 +87,10 @@ def test_it_opens_without_complaint_and_fits(page):
 def test_the_slider_moves_the_picture_by_keyboard_and_by_pointer(page):
     stage, slider = find(page, ".stage")[0], find(page, "input[type=range]")[0]
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", stage)
-    for key, left, right in (("\ue010", 255, 255), ("\ue011", 0, 0)):  # End: float alone, Home: quantized alone
+    for key, left, right in (
+        ("\ue010", 255, 255),
+        ("\ue011", 0, 0),
+    ):  # End: float alone, Home: quantized alone
         slider.send_keys(key)
         picture = pixels(stage)
         rows, columns = picture.shape
@@ -104,5 +121,11 @@ def test_colours_follow_the_reader(page, request):
     dark = "dark" in request.node.callspec.id
     page_colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
     text_colour = page.execute_script("return getComputedStyle(document.body).color")
-    brightness = [sum(map(int, colour[4:-1].split(","))) / 3 for colour in (page_colour, text_colour)]
-    assert (brightness[0] < 60 and brightness[1] > 200) if dark else (brightness[0] > 200 and brightness[1] < 60)
+    brightness = [
+        sum(map(int, colour[4:-1].split(","))) / 3 for colour in (page_colour, text_colour)
+    ]
+    assert (
+        (brightness[0] < 60 and brightness[1] > 200)
+        if dark
+        else (brightness[0] > 200 and brightness[1] < 60)
+    )

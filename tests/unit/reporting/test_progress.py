@@ -35,7 +35,9 @@ def test_lines_come_without_a_terminal_while_nothing_is_told():
 
 def test_a_terminal_gets_bars_and_no_lines():
     screen = Pipe()
-    with SteadyProgress(console=Console(file=screen, width=100, force_terminal=True), every=0.001) as bar:
+    with SteadyProgress(
+        console=Console(file=screen, width=100, force_terminal=True), every=0.001
+    ) as bar:
         bar.add_task("step", total=4)
         assert bar._thread is None
     assert "step" in screen.getvalue()

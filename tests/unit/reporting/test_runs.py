@@ -44,7 +44,16 @@ def test_the_list_has_every_run_and_tells_its_state(tmp_path):
         "finished",
     ]
     assert other[2:4] == ["W4A8", "9.00"]
-    assert two == ["two", "rvm_mobilenetv3", "W8A8", "W4A8", *"––––", "2026-01-02", "03:04", "unfinished"]
+    assert two == [
+        "two",
+        "rvm_mobilenetv3",
+        "W8A8",
+        "W4A8",
+        *"––––",
+        "2026-01-02",
+        "03:04",
+        "unfinished",
+    ]
     damaged = [line for line in lines if line.startswith("damaged")]
     assert len(damaged) == 2
     assert "metrics.json" in damaged[0]
@@ -53,7 +62,8 @@ def test_the_list_has_every_run_and_tells_its_state(tmp_path):
 
 def test_runs_stand_side_by_side(tmp_path):
     runs = [
-        read_run(write_run(tmp_path / name, mad=mad, seed=seed)) for name, mad, seed in (("a", 5.0, 0), ("b", 6.0, 1))
+        read_run(write_run(tmp_path / name, mad=mad, seed=seed))
+        for name, mad, seed in (("a", 5.0, 0), ("b", 6.0, 1))
     ]
     lines = [line.split() for line in shown(compare_runs, runs).splitlines()]
     assert ["MAD", "×10³", "7.00", "9.00", "8.00", "10.00"] in lines
@@ -62,7 +72,10 @@ def test_runs_stand_side_by_side(tmp_path):
 
 
 def test_a_row_that_one_run_lacks_is_empty_there(tmp_path):
-    runs = [read_run(write_run(tmp_path / name, bits)) for name, bits in (("a", ["W8A8"]), ("b", ["W4A4"]))]
+    runs = [
+        read_run(write_run(tmp_path / name, bits))
+        for name, bits in (("a", ["W8A8"]), ("b", ["W4A4"]))
+    ]
     lines = [line.split() for line in shown(compare_runs, runs).splitlines()]
     assert ["BIQ", "W4A4", "–", "6.00", "3.00", "1.00"] in lines
 

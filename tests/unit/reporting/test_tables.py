@@ -48,7 +48,18 @@ def test_no_ratio_without_a_float_row_or_against_zero():
 def test_terminal_of_80_columns_shows_every_number():
     text = render([FLOAT, LOW], 80)
     assert max(map(len, text.splitlines())) <= 80
-    for number in ("6.08", "1.47", "1.36", "14.50", "20.81", "(×3.42)", "3.77", "(×2.77)", "2.40", "0.012"):
+    for number in (
+        "6.08",
+        "1.47",
+        "1.36",
+        "14.50",
+        "20.81",
+        "(×3.42)",
+        "3.77",
+        "(×2.77)",
+        "2.40",
+        "0.012",
+    ):
         assert number in text
     assert "[draft]" in render([LOW], 200)
 
@@ -61,8 +72,17 @@ def test_bad_rows():
 
 def test_metrics_file(tmp_path):
     path = tmp_path / "new" / "metrics.json"
-    meta = {"seed": torch.tensor(3), "share": np.float32(0.5), "data": Path("clips"), "sizes": (512, 288)}
-    write_metrics(path, [FLOAT, LOW._replace(metrics={"mad": float("inf"), "mse": torch.tensor([11.0])})], meta)
+    meta = {
+        "seed": torch.tensor(3),
+        "share": np.float32(0.5),
+        "data": Path("clips"),
+        "sizes": (512, 288),
+    }
+    write_metrics(
+        path,
+        [FLOAT, LOW._replace(metrics={"mad": float("inf"), "mse": torch.tensor([11.0])})],
+        meta,
+    )
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["meta"] == {"seed": 3, "share": 0.5, "data": "clips", "sizes": [512, 288]}
     assert [row["name"] for row in content["rows"]] == ["float", "biq [draft]|x"]

@@ -6,7 +6,9 @@ import torch
 from ptq4vm.reporting import measured
 
 
-@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="elsewhere the peak isn't reset")
+@pytest.mark.skipif(
+    sys.platform != "linux" or torch.cuda.is_available(), reason="elsewhere the peak isn't reset"
+)
 def test_the_peak_is_that_of_the_work_alone():
     with measured() as before:
         torch.ones(100_000_000)  # 400 MB, freed at once

@@ -10,7 +10,13 @@ from ptq4vm.video.backgrounds import cover_crop, parse_colour
 
 @pytest.mark.parametrize(
     ("text", "colour"),
-    [("#0a80FF", (10, 128, 255)), ("Black", (0, 0, 0)), ("#12345", None), ("#1234567", None), ("beach.jpg", None)],
+    [
+        ("#0a80FF", (10, 128, 255)),
+        ("Black", (0, 0, 0)),
+        ("#12345", None),
+        ("#1234567", None),
+        ("beach.jpg", None),
+    ],
 )
 def test_parse_colour(text, colour):
     assert parse_colour(text) == colour
@@ -29,7 +35,8 @@ def test_cover_crop_keeps_the_middle():
 
 
 @pytest.mark.parametrize(
-    ("rate", "shown"), [(30, [0, 1, 2, 0, 1, 2, 0]), (15, [0, 2, 1, 0, 2, 1, 0]), (60, [0, 0, 1, 1, 2, 2, 0])]
+    ("rate", "shown"),
+    [(30, [0, 1, 2, 0, 1, 2, 0]), (15, [0, 2, 1, 0, 2, 1, 0]), (60, [0, 0, 1, 1, 2, 2, 0])],
 )
 def test_video_plays_at_its_own_speed(video, make_frames, rate, shown):
     backgrounds = list(islice(open_background(video, (49, 65), Fraction(rate)), 7))

@@ -16,7 +16,9 @@ def scene(seed, count, step=1.0, size=SIZE):
     random = np.random.default_rng(seed)
     base, spread = random.integers(40, 200, 3), random.integers(-40, 55, (7, 12, 3))
     middle, colour = random.uniform(0.2, 0.8), random.integers(0, 256, 3)
-    wide = cv2.resize((base + spread).astype(np.uint8), (4 * size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+    wide = cv2.resize(
+        (base + spread).astype(np.uint8), (4 * size[1], size[0]), interpolation=cv2.INTER_CUBIC
+    )
     y, x = np.mgrid[: size[0], : size[1]]
     frames = []
     for t in range(count):
@@ -52,19 +54,26 @@ def fade(frames):
 
 def dissolve(before, after):
     shares = np.clip((np.arange(len(before)) - 5) / 20, 0, 1)
-    return [(a * (1 - s) + b * s).astype(np.uint8) for a, b, s in zip(before, after, shares, strict=True)]
+    return [
+        (a * (1 - s) + b * s).astype(np.uint8)
+        for a, b, s in zip(before, after, shares, strict=True)
+    ]
 
 
 NO_CUTS = {
     "still": lambda seed: [scene(seed, 1)[0]] * 10,
     "pan": lambda seed: scene(seed, 40, step=6),
-    "fast pan that begins at once": lambda seed: scene(seed, 10, step=0) + scene(seed, 20, step=8)[1:],
+    "fast pan that begins at once": lambda seed: (
+        scene(seed, 10, step=0) + scene(seed, 20, step=8)[1:]
+    ),
     "every third frame": lambda seed: scene(seed, 90, step=2)[::3],
     "flash": lambda seed: flash(scene(seed, 30), 1.6, 2),
     "flash that washes out": lambda seed: flash(scene(seed, 30), 30, 2),
     "fade": lambda seed: fade(scene(seed, 26)),
     "dissolve": lambda seed: dissolve(scene(seed, 30), scene(seed + 1, 30)),
-    "noise": lambda seed: list(np.random.default_rng(seed).integers(0, 256, (12, *SIZE, 3), dtype=np.uint8)),
+    "noise": lambda seed: list(
+        np.random.default_rng(seed).integers(0, 256, (12, *SIZE, 3), dtype=np.uint8)
+    ),
     "pictures one after another": lambda seed: [scene(seed + n, 1)[0] for n in range(12)],
     "black": lambda seed: [np.zeros((*SIZE, 3), np.uint8)] * 6,
 }
@@ -128,5 +137,7 @@ def test_bad_lists_are_explained(tmp_path, name, text, message):
 
 
 def test_a_list_that_is_not_there_is_explained(tmp_path):
-    with pytest.raises(PTQ4VMError, match=r"Expected auto, off or a file that lists cuts, got .*gone\.txt"):
+    with pytest.raises(
+        PTQ4VMError, match=r"Expected auto, off or a file that lists cuts, got .*gone\.txt"
+    ):
         CutList.read(tmp_path / "gone.txt")

@@ -67,7 +67,9 @@ def damage(path, place, keep):
     data = path.read_bytes()
     at = data.find(content, position)
     assert at >= 0
-    path.write_bytes(data[: at + keep] + b"\xff" * (len(content) - keep) + data[at + len(content) :])
+    path.write_bytes(
+        data[: at + keep] + b"\xff" * (len(content) - keep) + data[at + len(content) :]
+    )
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -81,7 +83,9 @@ def test_a_sound_video_has_each_frame_once(tmp_path, name):
     assert [number_of(frame) for frame in reader.read(20, 23)] == [20, 21, 22]
 
 
-@pytest.mark.parametrize("name", ["h264.mkv", "h264.mp4", "hevc.mkv", "vp9.webm", "mjpeg.mkv", "prores.mov"])
+@pytest.mark.parametrize(
+    "name", ["h264.mkv", "h264.mp4", "hevc.mkv", "vp9.webm", "mjpeg.mkv", "prores.mov"]
+)
 @pytest.mark.parametrize("place", [0, 20, COUNT - 1])
 @pytest.mark.parametrize("keep", [0, 12])
 def test_a_damaged_packet_costs_no_other_frame_its_place(tmp_path, name, place, keep):
@@ -93,7 +97,9 @@ def test_a_damaged_packet_costs_no_other_frame_its_place(tmp_path, name, place, 
     shown = [number_of(frame) for _, frame in got]
     assert [time for time, _ in got] == times
     assert shown[:place] == list(range(place))
-    assert shown[36 if place <= 20 else place + 1 :] == list(range(36 if place <= 20 else place + 1, COUNT))
+    assert shown[36 if place <= 20 else place + 1 :] == list(
+        range(36 if place <= 20 else place + 1, COUNT)
+    )
     assert reader.count() == COUNT
     if reader.concealed:
         assert f"{reader.concealed} frames could not be decoded" in reader.notes[0]
@@ -114,7 +120,9 @@ def test_a_damaged_packet_costs_no_other_frame_its_place(tmp_path, name, place, 
     ((0, -1, 1, 0), lambda x: np.rot90(x)),
     ((0, -1, -1, 0), lambda x: x[::-1, ::-1].swapaxes(0, 1)),
 ])  # fmt: skip
-def test_display_matrices_with_and_without_mirroring(tmp_path, make_frames, make_video, matrix, expected):
+def test_display_matrices_with_and_without_mirroring(
+    tmp_path, make_frames, make_video, matrix, expected
+):
     """ISO/IEC 14496-12: a pixel at (x, y) is shown at (a x + c y, b x + d y)."""
     path = make_video(tmp_path / "in.mp4", make_frames(height=48, width=64, count=2))
     data = path.read_bytes()
@@ -131,7 +139,9 @@ def test_display_matrices_with_and_without_mirroring(tmp_path, make_frames, make
 
 
 def test_the_shape_of_pixels_is_carried_over(tmp_path, make_frames):
-    path = encode(tmp_path / "in.mp4", numbered(4), "libx264", "yuv420p", sample_aspect_ratio=Fraction(4, 3))
+    path = encode(
+        tmp_path / "in.mp4", numbered(4), "libx264", "yuv420p", sample_aspect_ratio=Fraction(4, 3)
+    )
     reader = open_frames(path)
     assert reader.pixel_aspect == Fraction(4, 3)
     for suffix in ("mp4", "mkv", "mov", "webm"):
@@ -153,7 +163,10 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
     fields = np.zeros((2 * count, height, width), np.uint8)
     for number, field in enumerate(fields):
         field[:, 8 + 4 * number : 24 + 4 * number] = 200
-    woven = [np.where(np.arange(height)[:, None] % 2 == 1, fields[2 * i], fields[2 * i + 1]) for i in range(count)]
+    woven = [
+        np.where(np.arange(height)[:, None] % 2 == 1, fields[2 * i], fields[2 * i + 1])
+        for i in range(count)
+    ]
     frames = [np.repeat(frame[..., None], 3, 2).astype(np.uint8) for frame in woven]
 
     def combing(frame):
@@ -173,7 +186,9 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
     assert error < 3
 
 
-@pytest.mark.parametrize(("size", "bt709"), [((576, 720), False), ((536, 1280), True), ((720, 960), True)])
+@pytest.mark.parametrize(
+    ("size", "bt709"), [((576, 720), False), ((536, 1280), True), ((720, 960), True)]
+)
 def test_the_matrix_of_untagged_frames_goes_by_size(tmp_path, size, bt709):
     """Red in either matrix, limited range."""
     planes = {True: (63, 102, 240), False: (81, 90, 240)}
@@ -199,7 +214,9 @@ def test_hdr_white_and_grey_come_out_as_in_sdr():
         assert tone_map(np.zeros((1, 1, 3), np.uint16), transfer).max() == 0
         peak = tone_map(np.full((1, 1, 3), 65535, np.uint16), transfer)
         assert peak.min() >= 254
-        ramp = tone_map(np.linspace(0, 65535, 512).astype(np.uint16)[None, :, None].repeat(3, 2), transfer)
+        ramp = tone_map(
+            np.linspace(0, 65535, 512).astype(np.uint16)[None, :, None].repeat(3, 2), transfer
+        )
         assert (np.diff(ramp[0, :, 0].astype(int)) >= 0).all()
     # 18 % grey of reference white, 36.5 cd/m², by the inverse of ST 2084.
     light = (0.18 * 203 / 10000) ** 0.1593017578125
@@ -210,10 +227,17 @@ def test_hdr_white_and_grey_come_out_as_in_sdr():
 
 def test_an_hdr_video_is_tone_mapped_and_says_so(tmp_path):
     with av.open(str(tmp_path / "in.mkv"), "w") as container:
-        stream = container.add_stream("libx265", rate=24, options={"x265-params": "log-level=none:lossless=1"})
+        stream = container.add_stream(
+            "libx265", rate=24, options={"x265-params": "log-level=none:lossless=1"}
+        )
         stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p10le"
         context = stream.codec_context
-        context.color_trc, context.color_primaries, context.colorspace, context.color_range = 16, 9, 9, 1
+        context.color_trc, context.color_primaries, context.colorspace, context.color_range = (
+            16,
+            9,
+            9,
+            1,
+        )
         data = np.full((96, 96), 512, np.uint16)
         data[:64] = round(64 + 0.5807 * 876)
         frame = av.VideoFrame.from_ndarray(data.view(np.uint16), format="yuv420p10le")
@@ -279,7 +303,9 @@ def test_an_animated_gif_is_a_video(tmp_path, make_frames):
 def test_an_image_that_claims_to_be_huge_is_refused(tmp_path):
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
-    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    png = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    )
     data = b"IDAT" + zlib.compress(b"\0" * 100)
     png += struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
     (tmp_path / "huge.png").write_bytes(png)

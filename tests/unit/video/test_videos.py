@@ -76,7 +76,9 @@ def test_one_image_grey_or_16_bit_or_jpeg(tmp_path, make_frames):
     for name, tolerance in (("grey.png", 0), ("deep.png", 0), ("a.jpg", 6)):
         (frame,) = open_frames(tmp_path / name)
         assert frame.dtype == np.uint8
-        np.testing.assert_allclose(frame.astype(int), np.repeat(grey[..., None], 3, 2).astype(int), atol=tolerance)
+        np.testing.assert_allclose(
+            frame.astype(int), np.repeat(grey[..., None], 3, 2).astype(int), atol=tolerance
+        )
 
 
 def test_folder_of_different_sizes(tmp_path, make_frames):
@@ -95,7 +97,9 @@ def make_unreadable(tmp_path, kind, video):
     elif kind == "sound":
         with av.open(str(path), "w", format="matroska") as container:
             stream = container.add_stream("pcm_s16le", rate=8000)
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+            samples = av.AudioFrame.from_ndarray(
+                np.zeros((1, 800), np.int16), format="s16", layout="mono"
+            )
             samples.sample_rate = 8000
             container.mux(stream.encode(samples))
     elif kind == "frameless":
@@ -109,7 +113,8 @@ def make_unreadable(tmp_path, kind, video):
 
 
 @pytest.mark.parametrize(
-    "kind", ["missing", "folder", "empty", "mp4", "txt", "png", "truncated", "sound", "frameless", "a:b"]
+    "kind",
+    ["missing", "folder", "empty", "mp4", "txt", "png", "truncated", "sound", "frameless", "a:b"],
 )
 def test_unreadable(tmp_path, video, kind):
     path = make_unreadable(tmp_path, kind, video)
@@ -122,7 +127,9 @@ def test_user_names_with_a_colon(tmp_path, make_frames, make_video):
     assert open_frames(path).num_frames == 3
 
 
-@pytest.mark.parametrize(("suffix", "tolerance"), [("mp4", 3), ("mkv", 3), ("webm", 3), ("no264", 3)])
+@pytest.mark.parametrize(
+    ("suffix", "tolerance"), [("mp4", 3), ("mkv", 3), ("webm", 3), ("no264", 3)]
+)
 def test_video_round_trip_pads_odd_sizes(tmp_path, make_frames, monkeypatch, suffix, tolerance):
     if suffix == "no264":
         monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
@@ -190,10 +197,16 @@ def test_nothing_is_left_after_an_error(tmp_path, make_frames, name):
 
 @pytest.mark.parametrize("name", ["out.mp4", "out", "out.png"])
 def test_no_frames_and_wrong_frames(tmp_path, make_frames, name):
-    with pytest.raises(PTQ4VMError, match="at least one frame"), open_writer(tmp_path / name, (49, 65)):
+    with (
+        pytest.raises(PTQ4VMError, match="at least one frame"),
+        open_writer(tmp_path / name, (49, 65)),
+    ):
         pass
     for frame in (make_frames(width=64)[0], make_frames()[0].astype(np.float32)):
-        with pytest.raises(PTQ4VMError, match="uint8 frames of"), open_writer(tmp_path / name, (49, 65)) as writer:
+        with (
+            pytest.raises(PTQ4VMError, match="uint8 frames of"),
+            open_writer(tmp_path / name, (49, 65)) as writer,
+        ):
             writer.write(frame)
     assert names(tmp_path) == []
 
@@ -225,7 +238,11 @@ def test_no_permission(tmp_path, name):
 
 def test_full_disk(tmp_path, make_frames, monkeypatch):
     writer = open_writer(tmp_path / "out.mkv", (49, 65))
-    monkeypatch.setattr(type(writer._part), "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        type(writer._part),
+        "replace",
+        lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")),
+    )
     with pytest.raises(PTQ4VMError, match="No space left"), writer:
         writer.write(make_frames()[0])
     assert names(tmp_path) == []
@@ -263,7 +280,9 @@ def test_a_clock_of_milliseconds_is_a_constant_rate(tmp_path, make_frames):
         for number in range(20):
             writer.write(frame, Fraction(round(number / rate * 1000), 1000))
     assert open_frames(path).rate == rate
-    assert [time for time, _ in open_frames(path).timed()] == [number / rate for number in range(20)]
+    assert [time for time, _ in open_frames(path).timed()] == [
+        number / rate for number in range(20)
+    ]
 
 
 def test_a_video_that_was_cut_off_is_refused(tmp_path, make_frames):

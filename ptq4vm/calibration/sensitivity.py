@@ -10,17 +10,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq4vm.atomic_io import write_json
+from ptq4vm.calibration.teacher import teacher_key
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.data.calibration import Progress
 from ptq4vm.errors import PTQ4VMError, differences
-from ptq4vm.graph import block_layers, partition, quantize_network, quantized_layers, run_blocks, trace
+from ptq4vm.graph import (
+    block_layers,
+    partition,
+    quantize_network,
+    quantized_layers,
+    run_blocks,
+    trace,
+)
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import Block, MattingModel
-from ptq4vm.phases.base import teacher_key
-from ptq4vm.quantizers import QConfig, activation_quantizers, canonical_bits, left_float, observing
+from ptq4vm.quantizers import (
+    QConfig,
+    activation_quantizers,
+    canonical_bits,
+    disable_quantization,
+    observing,
+)
 from ptq4vm.reading import read_json
-from ptq4vm.writing import write_json
 
 BASE_BITS = "W4A4"
 SEQUENCES = 4
@@ -90,7 +103,7 @@ def measure_sensitivity(
         network: the float network, on the device to measure on.
         data: its calibration set is attached.
         bits: what each layer is quantized to, one after the other; first and last layer too.
-        qconfig: everything else about quantization; its ``edge_bits`` and ``layer_bits`` only tell what is fixed.
+        qconfig: everything else about quantization; its ``first_last_bits`` and ``layer_bits`` only tell what is fixed.
         sequences: measure on so many of the calibration sequences; None takes all.
         path: JSON that is written whole after each layer; what it holds is not measured again.
         progress: told of each layer before it is measured.
@@ -99,34 +112,50 @@ def measure_sensitivity(
         PTQ4VMError: bad bits or number of sequences; ``path`` holds something else or can't be written.
     """
     if sequences is not None and sequences < 1:
-        raise PTQ4VMError(f"Expected at least one sequence to measure on, got {sequences}. Raise it.")
+        raise PTQ4VMError(
+            f"Expected at least one sequence to measure on, got {sequences}. Raise it."
+        )
     wanted = [canonical_bits(one) for one in bits]
     count = min(len(data.calibration_set), sequences or len(data.calibration_set))
     settings = {
         "network": teacher_key(network),
         "calibration": data.calibration_set.folder.name,
         "sequences": count,
-        "qconfig": {k: v for k, v in qconfig.to_dict().items() if k not in ("bits", "edge_bits", "layer_bits")},
+        "qconfig": {
+            k: v
+            for k, v in qconfig.to_dict().items()
+            if k not in ("bits", "first_last_bits", "layer_bits")
+        },
     }
     found = list_layers(network, qconfig, *data.size)
     if path is not None:
         _read_errors(path, settings, found)
-    todo = {(layer.name, one) for layer in found.layers for one in wanted if one not in layer.errors}
+    todo = {
+        (layer.name, one) for layer in found.layers for one in wanted if one not in layer.errors
+    }
     if todo:
-        _measure(_Walk(network, data, count, wanted, qconfig), found, todo, settings, path, progress)
+        _measure(
+            _Walk(network, data, count, wanted, qconfig), found, todo, settings, path, progress
+        )
     return found
 
 
 def list_layers(network: MattingModel, qconfig: QConfig, height: int, width: int) -> Sensitivity:
     """The layers that are quantized, in order of execution, with nothing measured; MACs are for frames of this size."""
-    traced = [t for t in trace(network, example_frame(network, height, width)) if not qconfig.is_float(t.name)]
-    edge = f"W{qconfig.edge_bits}A{qconfig.edge_bits}"
+    traced = [
+        t
+        for t in trace(network, example_frame(network, height, width))
+        if not qconfig.is_float(t.name)
+    ]
+    edge = f"W{qconfig.first_last_bits}A{qconfig.first_last_bits}"
     fixed = {traced[0].name: edge, traced[-1].name: edge, **qconfig.layer_bits} if traced else {}
     layers = []
     for layer in traced:
         weight: Tensor = network.get_submodule(layer.name).weight  # type: ignore[assignment]
         bits = fixed.get(layer.name)
-        layers.append(LayerSensitivity(layer.name, layer.macs, weight.numel(), bits and canonical_bits(bits)))
+        layers.append(
+            LayerSensitivity(layer.name, layer.macs, weight.numel(), bits and canonical_bits(bits))
+        )
     return Sensitivity(tuple(layers))
 
 
@@ -134,7 +163,12 @@ class _Walk:
     """Goes through the network block by block and keeps what the float network hands to the current one."""
 
     def __init__(
-        self, network: MattingModel, data: VideoMattingDataModule, count: int, bits: Sequence[str], qconfig: QConfig
+        self,
+        network: MattingModel,
+        data: VideoMattingDataModule,
+        count: int,
+        bits: Sequence[str],
+        qconfig: QConfig,
     ) -> None:
         device = next(network.parameters()).device
         clips = [data.calibration_set[index] for index in range(count)]
@@ -145,13 +179,19 @@ class _Walk:
         self.networks: dict[str, MattingModel] = {}
         for one in bits:
             edges = {layer.name: one for layer in (layers[0], layers[-1])} if layers else {}
-            self.networks[one] = quantize_network(network, replace(qconfig, bits=one, layer_bits=edges)).to(device)
+            self.networks[one] = quantize_network(
+                network, replace(qconfig, bits=one, layer_bits=edges)
+            ).to(device)
             self._calibrate(self.networks[one])
         self.blocks = {one: partition(converted) for one, converted in self.networks.items()}
 
     def _calibrate(self, network: MattingModel) -> None:
         layers = quantized_layers(network).values()
-        with torch.inference_mode(), left_float(layers), observing(activation_quantizers(network)):
+        with (
+            torch.inference_mode(),
+            disable_quantization(layers),
+            observing(activation_quantizers(network)),
+        ):
             for values in self.values:
                 network.unroll(values["src"])
 
@@ -168,7 +208,7 @@ class _Walk:
         """Of one layer of the current block."""
         network, frames = self.networks[bits], []
         others = [layer for other, layer in quantized_layers(network).items() if other != name]
-        with left_float(others):
+        with disable_quantization(others):
             for values, target in zip(self.values, self.targets, strict=True):
                 pha = _run(network, self.blocks[bits][position:], values)["pha"][0]
                 frames.append(torch.stack([mad(pha, target), dtssd(pha, target)]))
@@ -180,13 +220,17 @@ class _Walk:
         bits, network = next(iter(self.networks.items()))
         block, later = self.blocks[bits][position], self.blocks[bits][position + 1 :]
         needed = {"src", *(name for other in later for name in other.inputs)}
-        with left_float(quantized_layers(network).values()):
+        with disable_quantization(quantized_layers(network).values()):
             for index, values in enumerate(self.values):
                 values = _run(network, (block,), values)
-                self.values[index] = {name: value for name, value in values.items() if name in needed}
+                self.values[index] = {
+                    name: value for name, value in values.items() if name in needed
+                }
 
 
-def _run(network: MattingModel, blocks: Sequence[Block], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _run(
+    network: MattingModel, blocks: Sequence[Block], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """What these blocks make of the values before them, from a fresh state."""
     return run_blocks(blocks, values, network.initial_state(values["src"][:, 0]))[0]
 
@@ -220,7 +264,9 @@ def _measure(
 # ---- ranking -------------------------------------------------------------------------------------------------
 
 
-def combined_errors(layers: Sequence[LayerSensitivity], options: Sequence[str], base: str) -> np.ndarray:
+def combined_errors(
+    layers: Sequence[LayerSensitivity], options: Sequence[str], base: str
+) -> np.ndarray:
     """MAD and dtSSD in one number, (layers, options): each as a share of its sum over these layers at the base bits.
 
     So both count the same, whatever their units.
@@ -288,7 +334,10 @@ def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> No
     content: _File = read_json(path, _File, "a sensitivity file", "Remove it.")
     before = content["settings"]
     errors = {
-        layer["name"]: {bits: LayerError(error["mad"], error["dtssd"]) for bits, error in layer["errors"].items()}
+        layer["name"]: {
+            bits: LayerError(error["mad"], error["dtssd"])
+            for bits, error in layer["errors"].items()
+        }
         for layer in content["layers"]
     }
     changed = differences(before, json.loads(json.dumps(settings)))

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from ptq4vm.deploy import auto_downsample_ratio, matte, matte_video
+from ptq4vm.deploy.runner import to_frame
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.inference import auto_downsample_ratio, matte, matte_video, open_frames
-from ptq4vm.inference.runner import to_frame
+from ptq4vm.video import open_frames
 
 
 def read(folder):
-    return np.array([cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(folder.iterdir())])
+    return np.array(
+        [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(folder.iterdir())]
+    )
 
 
 def read_rgb(folder):
@@ -38,11 +41,15 @@ def test_alpha_and_foreground(tmp_path, model, video, make_frames):
 
 
 def test_rounded_not_truncated():
-    levels = torch.tensor([0.0, 0.4, 0.6, 254.4, 254.6, 255.0, 300.0, -3.0]).div(255).reshape(1, 1, -1)
+    levels = (
+        torch.tensor([0.0, 0.4, 0.6, 254.4, 254.6, 255.0, 300.0, -3.0]).div(255).reshape(1, 1, -1)
+    )
     assert to_frame(levels).tolist() == [[0, 0, 1, 254, 255, 255, 255, 0]]
 
 
-@pytest.mark.parametrize(("background", "bgr"), [("green", (120, 255, 155)), ("#0A80ff", (10, 128, 255))])
+@pytest.mark.parametrize(
+    ("background", "bgr"), [("green", (120, 255, 155)), ("#0A80ff", (10, 128, 255))]
+)
 def test_composite_before_a_colour(tmp_path, model, video, make_frames, background, bgr):
     matte_video(model, video, composite=tmp_path / "c", background=background)
     np.testing.assert_array_equal(read_rgb(tmp_path / "c"), expected_composite(make_frames(), bgr))
@@ -52,14 +59,18 @@ def test_composite_before_an_image(tmp_path, model, video, make_frames):
     wide = make_frames(49, 101, 1, seed=5)[0]
     cv2.imwrite(str(tmp_path / "b.png"), wide[..., ::-1])
     matte_video(model, video, composite=tmp_path / "c", background=tmp_path / "b.png")
-    np.testing.assert_array_equal(read_rgb(tmp_path / "c"), expected_composite(make_frames(), wide[:, 18:83]))
+    np.testing.assert_array_equal(
+        read_rgb(tmp_path / "c"), expected_composite(make_frames(), wide[:, 18:83])
+    )
 
 
 def test_composite_before_a_video_that_loops(tmp_path, model, video, make_frames, make_video):
     other = make_frames(count=2, seed=5)
     path = make_video(tmp_path / "b.mkv", other)
     matte_video(model, video, composite=tmp_path / "c", background=str(path))
-    np.testing.assert_array_equal(read_rgb(tmp_path / "c"), expected_composite(make_frames(), other[[0, 1, 0]]))
+    np.testing.assert_array_equal(
+        read_rgb(tmp_path / "c"), expected_composite(make_frames(), other[[0, 1, 0]])
+    )
 
 
 def test_videos_out(tmp_path, model, video):
@@ -71,7 +82,13 @@ def test_videos_out(tmp_path, model, video):
 
 def test_progress_and_ratio(tmp_path, model, video):
     calls = []
-    matte_video(model, video, alpha=tmp_path / "a", downsample_ratio=0.5, progress=lambda *call: calls.append(call))
+    matte_video(
+        model,
+        video,
+        alpha=tmp_path / "a",
+        downsample_ratio=0.5,
+        progress=lambda *call: calls.append(call),
+    )
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert model.ratios == [0.5] * 3
     assert model.downsample_ratio == 1.0
@@ -114,7 +131,9 @@ def test_cuts_of_videos_are_found_listed_and_counted(tmp_path, model, make_frame
         levels = read(tmp_path / "a")[:, 0, 0] / 25.5
         assert [n for n in range(1, 9) if levels[n] == 0] == list(found)
     listed.write_text("2\n9\n1:00\n")
-    with pytest.warns(UserWarning, match=r"Expected cuts within 9 frames, got 2 behind the end in .*cuts\.txt"):
+    with pytest.warns(
+        UserWarning, match=r"Expected cuts within 9 frames, got 2 behind the end in .*cuts\.txt"
+    ):
         matte_video(model, source, alpha=tmp_path / "a", cuts=listed)
     with pytest.raises(PTQ4VMError, match="Expected auto, off or a file"):
         matte_video(model, source, alpha=tmp_path / "a", cuts="on")
@@ -159,7 +178,14 @@ def test_no_partial_output_after_a_failure(tmp_path, model, video, names):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        matte_video(model, video, tmp_path / names[0], tmp_path / names[1], downsample_ratio=0.5, progress=fail)
+        matte_video(
+            model,
+            video,
+            tmp_path / names[0],
+            tmp_path / names[1],
+            downsample_ratio=0.5,
+            progress=fail,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
     assert model.downsample_ratio == 1.0
 
@@ -221,7 +247,11 @@ def hear(path):
 
 def test_sound_is_copied_to_composite_and_cutout(tmp_path, model, make_frames):
     source = write_with_sound(tmp_path / "in.mkv", make_frames(48, 64, count=15))
-    outputs = {"composite": tmp_path / "over.mp4", "cutout": tmp_path / "cut.mov", "alpha": tmp_path / "alpha.mp4"}
+    outputs = {
+        "composite": tmp_path / "over.mp4",
+        "cutout": tmp_path / "cut.mov",
+        "alpha": tmp_path / "alpha.mp4",
+    }
     assert matte_video(model, source, **outputs).frames == 15
     for name in ("composite", "cutout"):
         np.testing.assert_array_equal(hear(outputs[name]), hear(source))
@@ -241,8 +271,12 @@ def test_sound_that_the_output_cannot_hold_is_told(tmp_path, model, make_frames)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
 
-@pytest.mark.parametrize(("suffix", "decoder", "tolerance"), [(".mov", "prores", 2), (".webm", "libvpx-vp9", 8)])
-def test_foreground_and_alpha_in_one_video(tmp_path, model, video, make_frames, suffix, decoder, tolerance):
+@pytest.mark.parametrize(
+    ("suffix", "decoder", "tolerance"), [(".mov", "prores", 2), (".webm", "libvpx-vp9", 8)]
+)
+def test_foreground_and_alpha_in_one_video(
+    tmp_path, model, video, make_frames, suffix, decoder, tolerance
+):
     path = tmp_path / f"cut{suffix}"
     assert matte_video(model, video, cutout=path).frames == 3
     with av.open(str(path)) as container:
@@ -250,15 +284,21 @@ def test_foreground_and_alpha_in_one_video(tmp_path, model, video, make_frames, 
         codec.extradata = container.streams.video[0].codec_context.extradata
         packets = [packet for packet in container.demux(video=0) if packet.size]
         frames = [frame for packet in (*packets, None) for frame in codec.decode(packet)]
-        got = np.stack([frame.to_ndarray(format="rgba")[:49, :65, 3] for frame in frames]).astype(int)
+        got = np.stack([frame.to_ndarray(format="rgba")[:49, :65, 3] for frame in frames]).astype(
+            int
+        )
     wanted = expected_alpha(make_frames())
     assert np.abs(got - 255 * wanted).mean() < tolerance
 
 
 def test_foreground_and_alpha_as_images(tmp_path, model, video, make_frames):
     matte_video(model, video, cutout=tmp_path / "cut")
-    pictures = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((tmp_path / "cut").iterdir())]
-    np.testing.assert_array_equal(np.stack(pictures)[..., 3], np.round(255 * expected_alpha(make_frames())))
+    pictures = [
+        cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((tmp_path / "cut").iterdir())
+    ]
+    np.testing.assert_array_equal(
+        np.stack(pictures)[..., 3], np.round(255 * expected_alpha(make_frames()))
+    )
     np.testing.assert_array_equal(np.stack(pictures)[..., 2::-1], 255 - make_frames())
 
 

@@ -33,7 +33,8 @@ def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) ->
     Feature maps are what a network's blocks hand on, (B, T, C, h, w), with more channels than a picture or a matte has.
     """
     errors = [
-        _energy(values[name] - target) / (_energy(target) - target.mean((2, 3, 4)).square()).clamp(min=_LEAST_VARIANCE)
+        _energy(values[name] - target)
+        / (_energy(target) - target.mean((2, 3, 4)).square()).clamp(min=_LEAST_VARIANCE)
         for name, target in targets.items()
         if target.shape[2] > _MATTE_CHANNELS
     ]

@@ -9,11 +9,10 @@ from networks import calibrated_network, random_network
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
+from ptq4vm.deploy import ExportedNetwork, export_onnx, measure_parity
+from ptq4vm.deploy.integer import IntegerLayer
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import export_onnx
-from ptq4vm.export.integer import IntegerLayer
 from ptq4vm.graph import quantize_network, quantized_layers
-from ptq4vm.inference import ExportedNetwork, measure_parity
 from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantizedLinear, QuantSpec, observing
 
 SIZE = (64, 96)
@@ -50,7 +49,11 @@ def test_integers_compute_what_the_linear_layer_computed(tmp_path, weight_bits, 
     spec = QuantSpec(weight_bits, "symmetric", "per_channel")
     layer = QuantizedLinear(nn.Linear(6, 4), spec, QuantSpec(8), **options).requires_grad_(False)
     assert_exported_computes_the_same(layer, torch.randn(shape), tmp_path / "linear.onnx")
-    (weight,) = (tensor for tensor in onnx.load(tmp_path / "linear.onnx").graph.initializer if len(tensor.dims) == 2)
+    (weight,) = (
+        tensor
+        for tensor in onnx.load(tmp_path / "linear.onnx").graph.initializer
+        if len(tensor.dims) == 2
+    )
     assert weight.data_type == TensorProto.INT8
 
 
@@ -88,7 +91,9 @@ def test_sums_and_bias_are_those_of_integer_kernels(bits):
     integer = IntegerLayer(layer)
     read, written = integer.input_grid, integer.output_grid
     codes = np.rint(x.numpy() / read.scale.numpy()) + int(read.zero_point)
-    codes = np.pad(np.clip(codes, 0, 255) - int(read.zero_point), ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.int64)
+    codes = np.pad(
+        np.clip(codes, 0, 255) - int(read.zero_point), ((0, 0), (0, 0), (1, 1), (1, 1))
+    ).astype(np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(codes, (3, 3), (2, 3))
     sums = np.einsum("bchwij,ocij->bohw", windows, integer.codes.numpy().astype(np.int64))
     sums = sums + integer.bias.numpy().astype(np.int64).reshape(1, -1, 1, 1)
@@ -96,7 +101,9 @@ def test_sums_and_bias_are_those_of_integer_kernels(bits):
     scale, zero = float(written.scale), int(written.zero_point)
     oracle = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
     np.testing.assert_allclose(got.numpy(), oracle, rtol=0, atol=1e-5)
-    assert (got - learned).abs().max() <= 1.01 * scale  # the bias's rounding tips few values over, by one code
+    assert (
+        got - learned
+    ).abs().max() <= 1.01 * scale  # the bias's rounding tips few values over, by one code
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -104,7 +111,9 @@ def test_sums_and_bias_are_those_of_integer_kernels(bits):
     ("W8A8", {}), ("W4A8", {"pack": True}), ("W4A4", {"simulate": True}), ("W8A8", {"dynamic_size": True})
 ])  # fmt: skip
 def test_frames_equal_pytorch(tmp_path, runtime, bits, options):
-    network = calibrated_network(bits, {"downsample_ratio": 0.5}, depthwise_granularity="per_channel")
+    network = calibrated_network(
+        bits, {"downsample_ratio": 0.5}, depthwise_granularity="per_channel"
+    )
     path = export_onnx(network, *SIZE, tmp_path / "q.onnx", **options)
     exported = ExportedNetwork(path, runtime, threads=1)
     parity = measure_parity(network, exported, torch.rand(4, 3, *SIZE))
@@ -127,7 +136,9 @@ def test_states_of_8_bits(tmp_path, runtime, dynamic_size, request):
     expected = network.forward_frame(src[:1], network.initial_state(src[:1])).state
     for codes, values in zip(after, expected, strict=True):
         assert codes.dtype == torch.int8
-        torch.testing.assert_close(codes * exported.state_scale, values, rtol=0, atol=1.01 * exported.state_scale)
+        torch.testing.assert_close(
+            codes * exported.state_scale, values, rtol=0, atol=1.01 * exported.state_scale
+        )
     assert measure_parity(network, exported, src, state_scale=exported.state_scale).mean < 2e-3
 
 
@@ -140,9 +151,17 @@ def test_states_without_a_bound_stay_float(tmp_path, monkeypatch):
 def test_only_integers_and_their_scales_are_left(tmp_path):
     network = calibrated_network()
     model = onnx.load(export_onnx(network, *SIZE, tmp_path / "q.onnx"))
-    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear", "Conv"}
+    assert {node.op_type for node in model.graph.node} >= {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Conv",
+    }
     names = initializers(model)
-    assert not [name for name in names if any(word in name for word in ("log_scale", "shift", "rounding", "offset"))]
+    assert not [
+        name
+        for name in names
+        if any(word in name for word in ("log_scale", "shift", "rounding", "offset"))
+    ]
     layers = quantized_layers(network)
     for name, layer in layers.items():
         codes = numpy_helper.to_array(names[f"network.{name}.codes"])
@@ -150,7 +169,9 @@ def test_only_integers_and_their_scales_are_left(tmp_path):
         scale = layer.weight_quantizer.scale.numpy()
         np.testing.assert_allclose(codes * scale, layer.weight.numpy(), rtol=0, atol=1e-6)
     floats = [tensor for tensor in names.values() if tensor.data_type == TensorProto.FLOAT]
-    assert max(np.prod(tensor.dims) for tensor in floats if tensor.dims) <= 960, "no float weight, only one a channel"
+    assert max(np.prod(tensor.dims) for tensor in floats if tensor.dims) <= 960, (
+        "no float weight, only one a channel"
+    )
 
 
 def test_rules_of_tensorrt(tmp_path):
@@ -162,7 +183,9 @@ def test_rules_of_tensorrt(tmp_path):
     assert len(convolutions) == len(quantized_layers(network))
     for node in convolutions:
         inputs, weights = (source[name] for name in node.input[:2])
-        assert inputs.op_type == weights.op_type == "DequantizeLinear", "Q/DQ on both inputs of each convolution"
+        assert inputs.op_type == weights.op_type == "DequantizeLinear", (
+            "Q/DQ on both inputs of each convolution"
+        )
         assert source[inputs.input[0]].op_type == "QuantizeLinear"
         axis = {attribute.name: attribute.i for attribute in weights.attribute}["axis"]
         assert axis == 0, "a scale for each output channel"
@@ -186,21 +209,31 @@ def resolve(name, source, stored):
 @pytest.mark.parametrize("weight_grid", ["symmetric", "affine"])
 def test_packed_weights_are_the_same_in_half_the_room(tmp_path, weight_grid):
     network = calibrated_network("W4A8", weight_grid=weight_grid)
-    wide, packed = (export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", pack=pack) for pack in (False, True))
+    wide, packed = (
+        export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", pack=pack) for pack in (False, True)
+    )
     assert packed.stat().st_size < 0.62 * wide.stat().st_size
     model, other = onnx.load(packed), onnx.load(wide)
     assert model.opset_import[0].version == 21
     mine, theirs = initializers(model), initializers(other)
     kind = TensorProto.INT4 if weight_grid == "symmetric" else TensorProto.UINT4
-    weights = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in mine]
+    weights = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in mine
+    ]
     four_bits = [node for node in weights if mine[node.input[0]].data_type == kind]
     assert len(four_bits) == len(quantized_layers(network)) - 2, "first and last layer have 8 bits"
     for node in four_bits:
-        codes, zero_point = (numpy_helper.to_array(mine[node.input[i]]).astype(np.int8) for i in (0, 2))
+        codes, zero_point = (
+            numpy_helper.to_array(mine[node.input[i]]).astype(np.int8) for i in (0, 2)
+        )
         got = codes - zero_point.reshape(-1, *(1,) * (codes.ndim - 1))
         np.testing.assert_array_equal(got, numpy_helper.to_array(theirs[node.input[0]]))
     src = torch.rand(2, 3, *SIZE)
-    assert measure_parity(network, ExportedNetwork(packed, "onnxruntime", threads=1), src).mean < 2e-3
+    assert (
+        measure_parity(network, ExportedNetwork(packed, "onnxruntime", threads=1), src).mean < 2e-3
+    )
 
 
 @pytest.mark.parametrize(("target", "settings", "message"), [
@@ -227,12 +260,24 @@ def test_with_outputs_quantized_onnx_runtime_executes_integers(tmp_path):
     path = export_onnx(network, *SIZE, tmp_path / "q.onnx", target="onnxruntime")
     exported = ExportedNetwork(path, "onnxruntime", threads=1)
     layers = quantized_layers(network)
-    assert exported.layers["int8"] >= sum(layer.output_quantizer is not None for layer in layers.values()) > 50
+    assert (
+        exported.layers["int8"]
+        >= sum(layer.output_quantizer is not None for layer in layers.values())
+        > 50
+    )
     model = onnx.load(path)
     stored = initializers(model)
-    weights = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]
-    zeros = {node.input[2] for node in weights if stored[node.input[0]].data_type == TensorProto.INT8}
-    assert len(zeros & stored.keys()) == len(layers), "none is shared: ONNX Runtime may rewrite each"
+    weights = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    ]
+    zeros = {
+        node.input[2] for node in weights if stored[node.input[0]].data_type == TensorProto.INT8
+    }
+    assert len(zeros & stored.keys()) == len(layers), (
+        "none is shared: ONNX Runtime may rewrite each"
+    )
     assert measure_parity(network, exported, torch.rand(4, 3, *SIZE)).mean < 2e-3
 
 
@@ -240,15 +285,20 @@ def test_simplification_changes_nothing(tmp_path, monkeypatch):
     network = calibrated_network(placement="full")
     simple = export_onnx(network, *SIZE, tmp_path / "simple.onnx", target="onnxruntime")
     for name in ("drop_whole_slices", "quantize_before_concat", "unshare_zero_points"):
-        monkeypatch.setattr(f"ptq4vm.export.onnx.{name}", lambda model: None)
+        monkeypatch.setattr(f"ptq4vm.deploy.onnx.{name}", lambda model: None)
     plain = export_onnx(network, *SIZE, tmp_path / "plain.onnx", target="onnxruntime")
     kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in (simple, plain)]
-    assert kinds[0].count("Slice") == kinds[1].count("Slice") - 8, "height and width of four crops that crop nothing"
+    assert kinds[0].count("Slice") == kinds[1].count("Slice") - 8, (
+        "height and width of four crops that crop nothing"
+    )
     assert kinds[0].count("QuantizeLinear") > kinds[1].count("QuantizeLinear")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     src = torch.rand(1, 3, *SIZE)
-    feed = {"src": src, **{f"r{i}i": state for i, state in enumerate(network.initial_state(src), 1)}}
+    feed = {
+        "src": src,
+        **{f"r{i}i": state for i, state in enumerate(network.initial_state(src), 1)},
+    }
     results = [
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(
             None, {name: value.numpy() for name, value in feed.items()}

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from ptq4vm.calibration.bit_allocation import choose_bits, require_budget, share_above
+from ptq4vm.calibration.sensitivity import LayerError, LayerSensitivity, Sensitivity
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import bits_label, network_cost, quantize_network
-from ptq4vm.mixed_precision import choose_bits, require_budget, share_above
 from ptq4vm.models import create_model
 from ptq4vm.quantizers import QConfig
-from ptq4vm.sensitivity import LayerError, LayerSensitivity, Sensitivity
 
 PRODUCT = {"W4A4": 16, "W4A8": 32, "W8A8": 64}
 
@@ -20,9 +20,12 @@ def random_problem(seed, count=6):
     for index in range(count):
         base = rng.gamma(0.5, 5.0, 2)
         errors = {
-            bits: LayerError(*(base * shrink)) for bits, shrink in zip(PRODUCT, (1, rng.random(), 0.1), strict=True)
+            bits: LayerError(*(base * shrink))
+            for bits, shrink in zip(PRODUCT, (1, rng.random(), 0.1), strict=True)
         }
-        layers.insert(-1, LayerSensitivity(f"layer{index}", int(rng.integers(50, 2000)), 10, None, errors))
+        layers.insert(
+            -1, LayerSensitivity(f"layer{index}", int(rng.integers(50, 2000)), 10, None, errors)
+        )
     return Sensitivity(tuple(layers))
 
 
@@ -34,14 +37,23 @@ def brute_force(sensitivity, budget):
     best = np.inf
     for choice in itertools.product(PRODUCT, repeat=len(free)):
         costs = [layer.macs * PRODUCT[bits] for layer, bits in zip(free, choice, strict=True)]
-        above = edges + sum(cost for cost, bits in zip(costs, choice, strict=True) if bits != "W4A4")
+        above = edges + sum(
+            cost for cost, bits in zip(costs, choice, strict=True) if bits != "W4A4"
+        )
         if above <= budget * (edges + sum(costs)):
-            best = min(best, error_of(free, {layer.name: one for layer, one in zip(free, choice, strict=True)}, sums))
+            best = min(
+                best,
+                error_of(
+                    free, {layer.name: one for layer, one in zip(free, choice, strict=True)}, sums
+                ),
+            )
     return best
 
 
 def error_of(free, bits, sums):
-    return sum(layer.errors[bits.get(layer.name, "W4A4")][k] / sums[k] for layer in free for k in (0, 1))
+    return sum(
+        layer.errors[bits.get(layer.name, "W4A4")][k] / sums[k] for layer in free for k in (0, 1)
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,7 +101,7 @@ def test_a_mixed_network_says_so():
     torch.manual_seed(0)
     network = create_model("rvm_mobilenetv3")
     plain, mixed = (
-        QConfig("W4A4", edge_bits=4, range_method="minmax", layer_bits=bits)
+        QConfig("W4A4", first_last_bits=4, range_method="minmax", layer_bits=bits)
         for bits in ({}, {"decoder.decode1.conv.0": "W4A8"})
     )
     costs = [network_cost(quantize_network(network, qconfig), 64, 64) for qconfig in (plain, mixed)]

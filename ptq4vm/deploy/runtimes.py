@@ -40,7 +40,7 @@ class _OptionalDescription(TypedDict, total=False):
 
 
 class Description(_OptionalDescription):
-    """Description in an exported graph, as :func:`ptq4vm.export.export_onnx` writes it."""
+    """Description in an exported graph, as :func:`ptq4vm.deploy.export_onnx` writes it."""
 
     network: str
     arguments: dict[str, Any]
@@ -62,7 +62,7 @@ class ExportedNetwork(MattingModel):
     """An exported graph, run frame by frame on the CPU; frames come one at a time, of the size it was exported for.
 
     Args:
-        path: as :func:`ptq4vm.export.export_onnx` writes it.
+        path: as :func:`ptq4vm.deploy.export_onnx` writes it.
         runtime: onnxruntime or openvino; None for the one that it was exported for, ONNX Runtime for TensorRT's.
         threads: at most so many; None for all cores.
 
@@ -79,7 +79,9 @@ class ExportedNetwork(MattingModel):
         self.runtime = runtime or checking_runtime(self.description["target"])
         self._ratio = float(self.description["downsample_ratio"])
         if threads is not None and threads < 1:
-            raise PTQ4VMError(f"Expected at least one thread, got {threads}. Leave it out for all cores.")
+            raise PTQ4VMError(
+                f"Expected at least one thread, got {threads}. Leave it out for all cores."
+            )
         self.threads = threads or len(os.sched_getaffinity(0))
         self._session, self._shapes, self.layers = _open(
             self.path, self.runtime, self.threads, bool(self.description.get("exact_sums"))
@@ -122,7 +124,11 @@ class ExportedNetwork(MattingModel):
         self._require_size(src)
         kind = torch.float32 if self.state_scale is None else torch.int8
         if self.size is not None:
-            return tuple(torch.zeros(shape, dtype=kind) for name, shape in self._shapes.items() if name != "src")
+            return tuple(
+                torch.zeros(shape, dtype=kind)
+                for name, shape in self._shapes.items()
+                if name != "src"
+            )
         if self._shaper is None:
             arguments = {**self.description["arguments"], "downsample_ratio": self._ratio}
             self._shaper = create_described(self.name, arguments, self.path)
@@ -150,7 +156,11 @@ class ExportedNetwork(MattingModel):
     def _require_size(self, src: Tensor) -> None:
         got, wanted = tuple(src.shape), self.size
         if len(src) != 1 or (wanted is not None and got[2:] != wanted):
-            frames = "frames" if wanted is None else f"frames of {wanted[0]} x {wanted[1]} (height x width)"
+            frames = (
+                "frames"
+                if wanted is None
+                else f"frames of {wanted[0]} x {wanted[1]} (height x width)"
+            )
             raise PTQ4VMError(
                 f"Expected {frames}, one at a time, for {self.path}, got {got}. Export for this size, or with "
                 "--dynamic_size true."
@@ -171,7 +181,7 @@ def read_description(path: Path) -> Description:
     """Read the description of an exported graph, and see that inputs and outputs agree with it.
 
     Raises:
-        PTQ4VMError: no ONNX file, none of ours, or a description or a graph that :func:`ptq4vm.export.export_onnx`
+        PTQ4VMError: no ONNX file, none of ours, or a description or a graph that :func:`ptq4vm.deploy.export_onnx`
             doesn't write.
     """
     model = _load(path)
@@ -184,14 +194,22 @@ def read_description(path: Path) -> Description:
             "Make one with `ptq4vm export`."
         ) from error
     if type(version) is not int or version != _FORMAT_VERSION:
-        raise PTQ4VMError(f"Expected an export of format {_FORMAT_VERSION}, got {version!r} in {path}. {_REMEDY}")
-    description: Description = typed(content, Description, "the description of an exported graph", path, _REMEDY)
+        raise PTQ4VMError(
+            f"Expected an export of format {_FORMAT_VERSION}, got {version!r} in {path}. {_REMEDY}"
+        )
+    description: Description = typed(
+        content, Description, "the description of an exported graph", path, _REMEDY
+    )
     size, scale = description["size"], description.get("state_scale")
     for key, fits, wanted in (
         ("downsample_ratio", 0 < description["downsample_ratio"] <= 1, "a number in (0, 1]"),
         ("size", size is None or min(size) > 0, "positive sizes"),
         ("state_scale", scale is None or 0 < scale < float("inf"), "a positive number or null"),
-        ("bit_operations", 0 <= description["bit_operations"] < float("inf"), "a number of operations"),
+        (
+            "bit_operations",
+            0 <= description["bit_operations"] < float("inf"),
+            "a number of operations",
+        ),
     ):
         if not fits:
             raise PTQ4VMError(
@@ -206,7 +224,9 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
-        raise PTQ4VMError(f"Expected an ONNX file, got {path} ({error}). Make one with `ptq4vm export`.") from error
+        raise PTQ4VMError(
+            f"Expected an ONNX file, got {path} ({error}). Make one with `ptq4vm export`."
+        ) from error
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:
@@ -232,8 +252,12 @@ def _require_signature(graph: onnx.GraphProto, description: Description, path: P
     state_type = onnx.TensorProto.FLOAT if scale is None else onnx.TensorProto.INT8
     for value in (*inputs, *outputs):
         tensor = value.type.tensor_type
-        shape = [side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim]
-        fits = tensor.elem_type == (state_type if value.name.startswith("r") else onnx.TensorProto.FLOAT)
+        shape = [
+            side.dim_value if side.HasField("dim_value") else None for side in tensor.shape.dim
+        ]
+        fits = tensor.elem_type == (
+            state_type if value.name.startswith("r") else onnx.TensorProto.FLOAT
+        )
         if value.name == "src":
             fits = fits and shape == [1, 3, *sides]
         elif value in inputs and size is not None:
@@ -257,7 +281,9 @@ class _Opened(NamedTuple):
 def import_runtime(runtime: str) -> Any:
     """Import a runtime's package. Raises PTQ4VMError where it isn't known or isn't installed."""
     if runtime not in RUNTIMES:
-        raise PTQ4VMError(f"Expected a runtime of {', '.join(RUNTIMES)}, got {runtime!r}. Choose one of those.")
+        raise PTQ4VMError(
+            f"Expected a runtime of {', '.join(RUNTIMES)}, got {runtime!r}. Choose one of those."
+        )
     try:
         return importlib.import_module(runtime)
     except ImportError as error:
@@ -280,13 +306,17 @@ def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
         else:
             opened = _openvino(package, path, threads)
     except Exception as error:  # each runtime has exceptions of its own
-        raise PTQ4VMError(f"Expected a graph that {runtime} loads, got {path}: {error}. {_REMEDY}") from error
+        raise PTQ4VMError(
+            f"Expected a graph that {runtime} loads, got {path}: {error}. {_REMEDY}"
+        ) from error
 
     def run(feed: dict[str, Array]) -> list[Array]:
         try:
             return opened.session(feed)
         except Exception as error:  # as above
-            raise PTQ4VMError(f"Expected a graph that {runtime} runs, got {path}: {error}. {_REMEDY}") from error
+            raise PTQ4VMError(
+                f"Expected a graph that {runtime} runs, got {path}: {error}. {_REMEDY}"
+            ) from error
 
     return opened._replace(session=run)
 
@@ -302,8 +332,12 @@ def _onnx_runtime(package: Any, path: Path, threads: int, exact_sums: bool) -> _
         # What it made of the graph is told only in a file.
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         session = package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        executed = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
-    layers = {kind: sum(executed[name] for name in names) for kind, names in _ONNX_RUNTIME_LAYERS.items()}
+        executed = Counter(
+            node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node
+        )
+    layers = {
+        kind: sum(executed[name] for name in names) for kind, names in _ONNX_RUNTIME_LAYERS.items()
+    }
     shapes = {node.name: tuple(node.shape) for node in session.get_inputs()}
     return _Opened(lambda feed: session.run(None, feed), shapes, layers)
 
@@ -314,10 +348,15 @@ def _openvino(package: Any, path: Path, threads: int) -> _Opened:
     model = package.Core().compile_model(str(path), "CPU", options)
     request = model.create_infer_request()
     ports = request.model_inputs
-    shapes = {port.get_any_name(): tuple(port.shape) if port.partial_shape.is_static else () for port in ports}
+    shapes = {
+        port.get_any_name(): tuple(port.shape) if port.partial_shape.is_static else ()
+        for port in ports
+    }
     executed = [node.get_rt_info() for node in model.get_runtime_model().get_ops()]
     precisions = [
-        info["runtimePrecision"].astype(str) for info in executed if info["layerType"].astype(str) in _OPENVINO_LAYERS
+        info["runtimePrecision"].astype(str)
+        for info in executed
+        if info["layerType"].astype(str) in _OPENVINO_LAYERS
     ]
     integer = sum(precision.lower() in ("i8", "u8") for precision in precisions)
 

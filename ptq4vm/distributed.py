@@ -27,7 +27,11 @@ _known: list[str] = []
 
 def count() -> int:
     """How many processes there are."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    return (
+        distributed.get_world_size()
+        if distributed.is_available() and distributed.is_initialized()
+        else 1
+    )
 
 
 def rank() -> int:
@@ -96,7 +100,9 @@ def lost(error: BaseException) -> str | None:
     end = time.monotonic() + _PATIENCE
     while not (gone := _gone()) and time.monotonic() < end:
         time.sleep(0.05)
-    names = [f"rank {number} of {len(_known)} (pid {process_id(_known[number])})" for number in gone]
+    names = [
+        f"rank {number} of {len(_known)} (pid {process_id(_known[number])})" for number in gone
+    ]
     return f"{' and '.join(names) or 'another process of this run'} was lost"
 
 

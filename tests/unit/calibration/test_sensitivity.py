@@ -5,17 +5,29 @@ import numpy as np
 import pytest
 import torch
 
+from ptq4vm.calibration import make_teacher
+from ptq4vm.calibration.sensitivity import (
+    LayerError,
+    LayerSensitivity,
+    Sensitivity,
+    _Walk,
+    list_layers,
+    measure_sensitivity,
+)
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import quantize_network, quantized_layers
 from ptq4vm.models import create_model
-from ptq4vm.phases import make_teacher
-from ptq4vm.quantizers import QConfig, activation_quantizers, left_float, observing
-from ptq4vm.sensitivity import LayerError, LayerSensitivity, Sensitivity, _Walk, list_layers, measure_sensitivity
+from ptq4vm.quantizers import QConfig, activation_quantizers, disable_quantization, observing
 
 QCONFIG = QConfig(range_method="minmax")
-LAYERS = ["backbone.features.0.0", "backbone.features.12.block.3.0", "decoder.decode2.gru.hh.0", "project_mat.conv"]
+LAYERS = [
+    "backbone.features.0.0",
+    "backbone.features.12.block.3.0",
+    "decoder.decode2.gru.hh.0",
+    "project_mat.conv",
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +50,11 @@ def network():
 @pytest.fixture(scope="module")
 def data(network, tmp_path_factory):
     data = VideoMattingDataModule(
-        num_sequences=3, seq_length=3, height=32, width=48, cache_dir=tmp_path_factory.mktemp("cache")
+        num_sequences=3,
+        seq_length=3,
+        height=32,
+        width=48,
+        cache_dir=tmp_path_factory.mktemp("cache"),
     )
     data.attach(make_teacher(network), create_flow("dis"))
     return data
@@ -54,16 +70,28 @@ def few(monkeypatch):
 
 def measured_alone(network, data, name, bits):
     """The same by converting the network with every other layer float, without blocks."""
-    others = tuple(layer.name for layer in list_layers(network, QCONFIG, *data.size).layers if layer.name != name)
-    qconfig = QConfig(bits, range_method="minmax", float_modules=("refiner", *others), layer_bits={name: bits})
+    others = tuple(
+        layer.name
+        for layer in list_layers(network, QCONFIG, *data.size).layers
+        if layer.name != name
+    )
+    qconfig = QConfig(
+        bits, range_method="minmax", ignored_modules=("refiner", *others), layer_bits={name: bits}
+    )
     converted = quantize_network(network, qconfig)
     clips = [data.calibration_set[index] for index in range(2)]
     with torch.no_grad():
         # A GRU reads its own outputs, so the weight must be float while it is observed.
-        with observing(activation_quantizers(converted)), left_float(quantized_layers(converted).values()):
+        with (
+            observing(activation_quantizers(converted)),
+            disable_quantization(quantized_layers(converted).values()),
+        ):
             for clip in clips:
                 converted.unroll(clip.src[None])
-        errors = [(converted.unroll(clip.src[None]).pha[0] - clip.teacher_pha).double().numpy() for clip in clips]
+        errors = [
+            (converted.unroll(clip.src[None]).pha[0] - clip.teacher_pha).double().numpy()
+            for clip in clips
+        ]
     steps = [np.diff(error, axis=0, prepend=error[:1]) for error in errors]
     dtssd = np.sqrt(np.square(np.concatenate(steps)).mean((1, 2, 3))).mean() * 1e2
     return np.abs(np.concatenate(errors)).mean() * 1e3, dtssd
@@ -104,7 +132,9 @@ def test_what_was_measured_is_not_measured_again(network, data, few, tmp_path, m
             measure_sensitivity(network, data, ["W4A4"], QCONFIG, 2, path)
     assert sum(bool(layer["errors"]) for layer in json.loads(path.read_text())["layers"]) == 2
     told = []
-    found = measure_sensitivity(network, data, ["W4A4"], QCONFIG, 2, path, lambda done, total, what: told.append(what))
+    found = measure_sensitivity(
+        network, data, ["W4A4"], QCONFIG, 2, path, lambda done, total, what: told.append(what)
+    )
     assert [what.split()[0] for what in told[:-1]] == LAYERS[2:]
     assert found == measure_sensitivity(network, data, [], QCONFIG, 2, path)
     with pytest.raises(PTQ4VMError, match="sequences: 2 there, 1 now"):
@@ -118,7 +148,9 @@ def test_what_was_measured_is_not_measured_again(network, data, few, tmp_path, m
         measure_sensitivity(network, data, ["W4A4"], QCONFIG, 2, path)
 
 
-@pytest.mark.parametrize(("bits", "sequences", "message"), [(["W4"], 1, "W<weights>"), (["W4A4"], 0, "at least one")])
+@pytest.mark.parametrize(
+    ("bits", "sequences", "message"), [(["W4"], 1, "W<weights>"), (["W4A4"], 0, "at least one")]
+)
 def test_bad_arguments(network, data, bits, sequences, message):
     with pytest.raises(PTQ4VMError, match=message):
         measure_sensitivity(network, data, bits, QCONFIG, sequences)
@@ -126,5 +158,7 @@ def test_bad_arguments(network, data, bits, sequences, message):
 
 def test_ranking_counts_mad_and_dtssd_the_same():
     errors = {"a": (30.0, 0.1), "b": (10.0, 0.5), "c": (20.0, 0.2)}
-    found = Sensitivity(tuple(LayerSensitivity(n, 1, 1, None, {"W4A4": LayerError(*e)}) for n, e in errors.items()))
+    found = Sensitivity(
+        tuple(LayerSensitivity(n, 1, 1, None, {"W4A4": LayerError(*e)}) for n, e in errors.items())
+    )
     assert [layer.name for layer in found.ranked("W4A4")] == ["b", "a", "c"]

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from ptq4vm.calibration.sensitivity import BASE_BITS, Sensitivity, combined_errors
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers import canonical_bits, parse_bits
-from ptq4vm.sensitivity import BASE_BITS, Sensitivity, combined_errors
 
 CANDIDATE_BITS = ("W4A8", "W8A8")
 
@@ -33,15 +33,21 @@ def choose_bits(
     """
     base, candidates = canonical_bits(base), [canonical_bits(one) for one in candidates]
     for one in candidates:
-        if _product(one) <= _product(base) or any(c < b for c, b in zip(*map(parse_bits, (one, base)), strict=True)):
-            raise PTQ4VMError(f"Expected candidates above the base {base}, got {one}. Choose e.g. W4A8 or W8A8.")
+        if _product(one) <= _product(base) or any(
+            c < b for c, b in zip(*map(parse_bits, (one, base)), strict=True)
+        ):
+            raise PTQ4VMError(
+                f"Expected candidates above the base {base}, got {one}. Choose e.g. W4A8 or W8A8."
+            )
     require_budget(sensitivity, base, budget)
     free = [layer for layer in sensitivity.layers if layer.fixed is None]
     options = [base, *candidates]
     if not free or not candidates:
         return {}
     errors = combined_errors(free, options, base)
-    costs = np.array([[layer.macs * _product(one) for one in options] for layer in free], dtype=float)
+    costs = np.array(
+        [[layer.macs * _product(one) for one in options] for layer in free], dtype=float
+    )
     # Spent above the base <= budget x spent at all, with everything on one side.
     load = costs * (np.array([False] + [True] * len(candidates)) - budget)
     fixed_load = sum(
@@ -75,7 +81,9 @@ def require_budget(sensitivity: Sensitivity, base: str, budget: float) -> None:
         PTQ4VMError: they don't, or the budget isn't in [0, 1].
     """
     if not 0.0 <= budget <= 1.0:
-        raise PTQ4VMError(f"Expected a budget in [0, 1], the share of bit operations, got {budget}. Try 0.1.")
+        raise PTQ4VMError(
+            f"Expected a budget in [0, 1], the share of bit operations, got {budget}. Try 0.1."
+        )
     share = share_above(sensitivity, base, {})
     if share > budget:
         names = ", ".join(
@@ -85,13 +93,16 @@ def require_budget(sensitivity: Sensitivity, base: str, budget: float) -> None:
         )
         raise PTQ4VMError(
             f"Expected a budget of at least {share:.4f}, which the layers of fixed bits already take ({names}), got "
-            f"{budget}. Raise the budget, or lower edge_bits or layer_bits."
+            f"{budget}. Raise the budget, or lower first_last_bits or layer_bits."
         )
 
 
 def share_above(sensitivity: Sensitivity, base: str, bits: Mapping[str, str]) -> float:
     """The share of all bit operations that is spent in layers above the base, with these bits chosen."""
-    costs = [(layer.macs, _product(layer.fixed or bits.get(layer.name, base))) for layer in sensitivity.layers]
+    costs = [
+        (layer.macs, _product(layer.fixed or bits.get(layer.name, base)))
+        for layer in sensitivity.layers
+    ]
     total = sum(macs * product for macs, product in costs)
     return sum(macs * product for macs, product in costs if product > _product(base)) / total
 

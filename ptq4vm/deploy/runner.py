@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptq4vm.deploy.ahead import ahead
+from ptq4vm.deploy.runtimes import ExportedNetwork
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.inference.ahead import ahead
-from ptq4vm.inference.runtimes import ExportedNetwork
 from ptq4vm.models.base import MattingModel
 from ptq4vm.types import MattingOutput
 from ptq4vm.video.backgrounds import open_background, parse_colour
@@ -66,9 +66,15 @@ def choose_downsample_ratio(model: MattingModel, ratio: Ratio, height: int, widt
         PTQ4VMError: a number outside (0, 1].
     """
     if ratio == "auto":
-        return model.downsample_ratio if isinstance(model, ExportedNetwork) else auto_downsample_ratio(height, width)
+        return (
+            model.downsample_ratio
+            if isinstance(model, ExportedNetwork)
+            else auto_downsample_ratio(height, width)
+        )
     if not 0 < ratio <= 1:
-        raise PTQ4VMError(f"Expected a downsample ratio in (0, 1], got {ratio}. Leave it out for auto.")
+        raise PTQ4VMError(
+            f"Expected a downsample ratio in (0, 1], got {ratio}. Leave it out for auto."
+        )
     return ratio
 
 
@@ -104,7 +110,12 @@ def matte(
         size: tuple[int, ...] | None = None
         for number, frame in enumerate(frames):
             size = frame.shape if size is None else size
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != size:
+            if (
+                frame.dtype != np.uint8
+                or frame.ndim != 3
+                or frame.shape[2] != 3
+                or frame.shape != size
+            ):
                 raise PTQ4VMError(
                     f"Expected (H, W, 3) uint8 frames of one size, got {frame.shape} {frame.dtype} at frame {number}"
                     + (f" after {size}" if number else "")
@@ -204,7 +215,10 @@ def matte_video(
     for line in reader.notes:
         notify(line)
     if listed is not None and listed.left:
-        warnings.warn(f"Expected cuts within {done} frames, got {listed.left} behind the end in {cuts}.", stacklevel=2)
+        warnings.warn(
+            f"Expected cuts within {done} frames, got {listed.left} behind the end in {cuts}.",
+            stacklevel=2,
+        )
     return MatteReport(done, tuple(found))
 
 
@@ -246,7 +260,9 @@ def _picture(name: str, frame: MatteFrame, backgrounds: Iterator[Frame]) -> Fram
     return to_frame(composite_over(frame.fgr, frame.pha, bgr))
 
 
-def check_paths(source: Path, targets: Mapping[str, Path | None], background: str | Path = "green") -> dict[str, Path]:
+def check_paths(
+    source: Path, targets: Mapping[str, Path | None], background: str | Path = "green"
+) -> dict[str, Path]:
     """Find mistakes in the paths of a job before any work is done for it.
 
     Args:
@@ -262,7 +278,9 @@ def check_paths(source: Path, targets: Mapping[str, Path | None], background: st
     """
     outputs = {name: Path(path) for name, path in targets.items() if path is not None}
     if not outputs:
-        raise PTQ4VMError("Expected an output, got none; name a place for alpha, composite, foreground or cutout")
+        raise PTQ4VMError(
+            "Expected an output, got none; name a place for alpha, composite, foreground or cutout"
+        )
     is_colour = isinstance(background, str) and parse_colour(background) is not None
     inputs = [Path(source)] if is_colour else [Path(source), Path(background)]
     taken = {os.path.realpath(path): f"the input {path}" for path in inputs}
@@ -271,7 +289,9 @@ def check_paths(source: Path, targets: Mapping[str, Path | None], background: st
         # An output replaces what has its name, and that may be what is being read.
         place = os.path.realpath(path)
         if place in taken:
-            raise PTQ4VMError(f"Expected {name} to have a place of its own, got {path}: {taken[place]}")
+            raise PTQ4VMError(
+                f"Expected {name} to have a place of its own, got {path}: {taken[place]}"
+            )
         taken[place] = f"already the place for {name}"
     return outputs
 
@@ -284,7 +304,9 @@ def _check_output(output: MattingOutput, src: Tensor, number: int) -> None:
                 f"Expected {name} of {(batch, channels, height, width)} from the network, got {tuple(tensor.shape)}"
             )
         if not tensor.sum().isfinite():  # one pass; what is not finite stays so in a sum
-            raise PTQ4VMError(f"Expected finite {name} from the network, got NaN or infinity at frame {number}")
+            raise PTQ4VMError(
+                f"Expected finite {name} from the network, got NaN or infinity at frame {number}"
+            )
 
 
 @contextmanager

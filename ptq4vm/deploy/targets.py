@@ -45,7 +45,9 @@ TARGETS: Mapping[str, Target] = {
 def find_target(name: str) -> Target:
     """The target of this name. Raises PTQ4VMError when there is none."""
     if name not in TARGETS:
-        raise PTQ4VMError(f"Expected a target of {', '.join(TARGETS)}, got {name!r}. Choose one of those.")
+        raise PTQ4VMError(
+            f"Expected a target of {', '.join(TARGETS)}, got {name!r}. Choose one of those."
+        )
     return TARGETS[name]
 
 
@@ -65,7 +67,9 @@ def require_executable(network: MattingModel, target: Target) -> None:
     for name, layer in layers.items():
         problem = _problem(layer, target)
         if problem is not None:
-            raise PTQ4VMError(f"Expected a network that {target.title} executes as integers, got {name} with {problem}")
+            raise PTQ4VMError(
+                f"Expected a network that {target.title} executes as integers, got {name} with {problem}"
+            )
 
 
 def _problem(layer: QuantizedLayer, target: Target) -> str | None:

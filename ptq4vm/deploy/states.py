@@ -8,7 +8,9 @@ STATE_CODES = 127
 """Codes on either side of zero."""
 
 
-def quantize_states(model: onnx.ModelProto, names: tuple[tuple[str, ...], tuple[str, ...]], scale: float) -> None:
+def quantize_states(
+    model: onnx.ModelProto, names: tuple[tuple[str, ...], tuple[str, ...]], scale: float
+) -> None:
     """Make the states that a graph takes and gives int8, in place, all on one grid with zero point 0.
 
     Args:
@@ -31,7 +33,14 @@ def quantize_states(model: onnx.ModelProto, names: tuple[tuple[str, ...], tuple[
             value.type.tensor_type.elem_type = TensorProto.INT8
     for name in reversed(before):
         graph.node.insert(
-            0, helper.make_node("DequantizeLinear", [name, *grid], [f"{name}_values"], name=f"{name}_read")
+            0,
+            helper.make_node(
+                "DequantizeLinear", [name, *grid], [f"{name}_values"], name=f"{name}_read"
+            ),
         )
     for name in after:
-        graph.node.append(helper.make_node("QuantizeLinear", [f"{name}_values", *grid], [name], name=f"{name}_written"))
+        graph.node.append(
+            helper.make_node(
+                "QuantizeLinear", [f"{name}_values", *grid], [name], name=f"{name}_written"
+            )
+        )

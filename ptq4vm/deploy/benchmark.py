@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ptq4vm.deploy.runner import Ratio, choose_downsample_ratio
+from ptq4vm.deploy.runtimes import RUNTIMES, ExportedNetwork, is_exported
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import bits_label, load_model, network_cost
-from ptq4vm.inference.runner import Ratio, choose_downsample_ratio
-from ptq4vm.inference.runtimes import RUNTIMES, ExportedNetwork, is_exported
 from ptq4vm.models.base import MattingModel
 from ptq4vm.programs import python_program
 from ptq4vm.video import require_size
@@ -69,7 +69,10 @@ class _Facts(NamedTuple):
 
 
 def open_network(
-    model: str, network: str = "rvm_mobilenetv3", runtime: str | None = None, threads: int | None = None
+    model: str,
+    network: str = "rvm_mobilenetv3",
+    runtime: str | None = None,
+    threads: int | None = None,
 ) -> MattingModel:
     """A float or quantized network, or an exported graph in its runtime.
 
@@ -85,7 +88,9 @@ def open_network(
     if is_exported(Path(model)):
         return ExportedNetwork(Path(model), runtime, threads)
     if runtime is not None:
-        raise PTQ4VMError(f"Expected an exported graph for {runtime}, got {model}. Make one with `ptq4vm export`.")
+        raise PTQ4VMError(
+            f"Expected an exported graph for {runtime}, got {model}. Make one with `ptq4vm export`."
+        )
     return load_model(model, network)
 
 
@@ -118,11 +123,15 @@ def measure_speed(
         PTQ4VMError: a model can't be loaded, doesn't take such frames, or its process ended.
     """
     if rounds < 1 or (threads is not None and threads < 1):
-        raise PTQ4VMError(f"Expected at least one round and one thread, got {rounds} rounds on {threads} threads.")
+        raise PTQ4VMError(
+            f"Expected at least one round and one thread, got {rounds} rounds on {threads} threads."
+        )
     require_size(height, width)
     threads = threads or len(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        plans = [_Plan(model, network, height, width, downsample_ratio, threads) for model in models]
+        plans = [
+            _Plan(model, network, height, width, downsample_ratio, threads) for model in models
+        ]
         # One loads after the other: together they might not fit.
         workers = [stack.enter_context(_worker(plan)) for plan in plans]
         times: list[list[float]] = [[] for _ in workers]
@@ -172,7 +181,7 @@ class _Worker:
 _SERVE = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from ptq4vm.inference.benchmark import serve
+from ptq4vm.deploy.benchmark import serve
 serve(int(sys.argv[2]), json.loads(sys.argv[3]))
 """
 
@@ -221,7 +230,9 @@ def _measure(plan: _Plan, connection: "Connection[object, object]") -> None:
         runtime = next((name for name in RUNTIMES if plan.model.endswith(f"@{name}")), None)
         model = plan.model.removesuffix(f"@{runtime}")
         network = open_network(model, plan.network, runtime, plan.threads).eval()
-        network.downsample_ratio = choose_downsample_ratio(network, plan.ratio, plan.height, plan.width)
+        network.downsample_ratio = choose_downsample_ratio(
+            network, plan.ratio, plan.height, plan.width
+        )
         src = torch.rand(1, 3, plan.height, plan.width)
         state = network.initial_state(src)
         connection.send(_describe(network, plan))
@@ -238,9 +249,16 @@ def _measure(plan: _Plan, connection: "Connection[object, object]") -> None:
 def _describe(network: MattingModel, plan: _Plan) -> _Facts:
     if isinstance(network, ExportedNetwork):
         counts = ", ".join(f"{count} {kind}" for kind, count in network.layers.items() if count)
-        return _Facts(network.description["bits"], network.runtime, counts, network.path.stat().st_size / 1e6)
-    cost, qconfig = network_cost(network, plan.height, plan.width), getattr(network, "qconfig", None)
-    return _Facts("W32A32" if qconfig is None else bits_label(qconfig, cost), "torch", "", cost.size_mb)
+        return _Facts(
+            network.description["bits"], network.runtime, counts, network.path.stat().st_size / 1e6
+        )
+    cost, qconfig = (
+        network_cost(network, plan.height, plan.width),
+        getattr(network, "qconfig", None),
+    )
+    return _Facts(
+        "W32A32" if qconfig is None else bits_label(qconfig, cost), "torch", "", cost.size_mb
+    )
 
 
 def _peak_memory() -> float:

@@ -22,7 +22,10 @@ def drop_whole_slices(model: onnx.ModelProto) -> None:
         if shape is None or len(arguments) < 3 or any(argument is None for argument in arguments):
             continue
         starts, ends, axes = (argument.tolist() for argument in arguments)  # type: ignore[union-attr]
-        whole = all(start == 0 and 0 < shape[axis] <= end for start, end, axis in zip(starts, ends, axes, strict=True))
+        whole = all(
+            start == 0 and 0 < shape[axis] <= end
+            for start, end, axis in zip(starts, ends, axes, strict=True)
+        )
         if whole and node.output[0] not in outputs:
             for reader in model.graph.node:
                 for position, name in enumerate(reader.input):
@@ -46,7 +49,9 @@ def quantize_before_concat(model: onnx.ModelProto) -> None:
         for position, name in enumerate(node.input):
             codes, values = (f"{node.output[0]}_{position}_{what}" for what in ("codes", "values"))
             before.append(helper.make_node("QuantizeLinear", [name, *grid], [codes], name=codes))
-            before.append(helper.make_node("DequantizeLinear", [codes, *grid], [values], name=values))
+            before.append(
+                helper.make_node("DequantizeLinear", [codes, *grid], [values], name=values)
+            )
             node.input[position] = values
         # Behind the grid's constants, which come before the one reader that the joined values have.
         nodes = model.graph.node

@@ -10,17 +10,23 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from ptq4vm.atomic_io import written_whole
+from ptq4vm.deploy.integer import IntegerLayer
+from ptq4vm.deploy.packing import pack_four_bits
+from ptq4vm.deploy.simplify import drop_whole_slices, quantize_before_concat, unshare_zero_points
+from ptq4vm.deploy.states import STATE_CODES, quantize_states
+from ptq4vm.deploy.targets import TargetName, find_target, require_executable
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export.integer import IntegerLayer
-from ptq4vm.export.packing import pack_four_bits
-from ptq4vm.export.simplify import drop_whole_slices, quantize_before_concat, unshare_zero_points
-from ptq4vm.export.states import STATE_CODES, quantize_states
-from ptq4vm.export.targets import TargetName, find_target, require_executable
-from ptq4vm.graph import bits_label, fold_batch_norm_, network_cost, quantized_layers, require_calibrated
+from ptq4vm.graph import (
+    bits_label,
+    fold_batch_norm_,
+    network_cost,
+    quantized_layers,
+    require_calibrated,
+)
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig
 from ptq4vm.video import require_size
-from ptq4vm.writing import written_whole
 
 OPSETS = range(13, 21)
 """From the first that knows quantization per channel to the last that torch's exporter writes."""
@@ -71,7 +77,9 @@ def export_onnx(
     """
     require_exportable(network, height, width, target, opset, simulate, state_bits)
     state_scale = _state_scale(network, state_bits)
-    description = _describe(network, height, width, target, dynamic_size) | {"state_scale": state_scale}
+    description = _describe(network, height, width, target, dynamic_size) | {
+        "state_scale": state_scale
+    }
     body = copy.deepcopy(network).eval().cpu().float()
     layers = quantized_layers(body)
     if layers:
@@ -129,7 +137,9 @@ def require_options(height: int, width: int, target: str, opset: int) -> None:
     """The part of :func:`require_exportable` that needs no network."""
     find_target(target)
     if opset not in OPSETS:
-        raise PTQ4VMError(f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}. Leave it out for 17.")
+        raise PTQ4VMError(
+            f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}. Leave it out for 17."
+        )
     require_size(height, width)
 
 
@@ -144,7 +154,9 @@ def ask_for_exact_sums(path: Path) -> None:
 
 def state_names(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names in the graph of ``count`` states, before the frame and after it: (r1i, ...), (r1o, ...)."""
-    return tuple(f"r{i}i" for i in range(1, count + 1)), tuple(f"r{i}o" for i in range(1, count + 1))
+    return tuple(f"r{i}i" for i in range(1, count + 1)), tuple(
+        f"r{i}o" for i in range(1, count + 1)
+    )
 
 
 def _state_scale(network: MattingModel, bits: int) -> float | None:
@@ -166,7 +178,9 @@ _NOT_EXPRESSIBLE = (
 )
 
 
-def _describe(network: MattingModel, height: int, width: int, target: str, dynamic_size: bool) -> dict[str, Any]:
+def _describe(
+    network: MattingModel, height: int, width: int, target: str, dynamic_size: bool
+) -> dict[str, Any]:
     """What a reader of the file must know; plain JSON."""
     cost = network_cost(network, height, width)
     qconfig: QConfig | None = getattr(network, "qconfig", None)
@@ -183,7 +197,9 @@ def _describe(network: MattingModel, height: int, width: int, target: str, dynam
     }
 
 
-def _trace_to(path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool) -> None:
+def _trace_to(
+    path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool
+) -> None:
     inputs, outputs = state_names(len(example) - 1)
     inputs, outputs = ("src", *inputs), ("fgr", "pha", *outputs)
     axes = {name: {2: f"{name}_height", 3: f"{name}_width"} for name in inputs + outputs}

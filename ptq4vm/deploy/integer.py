@@ -25,13 +25,17 @@ class IntegerGrid(nn.Module):
         # One value and not an array of one: that is how ONNX tells a grid for the tensor from one for each channel.
         shape = (-1,) if quantizer.scale.numel() > 1 else ()
         self.register_buffer("scale", quantizer.scale.detach().reshape(shape).clone())
-        self.register_buffer("zero_point", quantizer.zero_point.detach().reshape(shape).to(_code_type(self.spec)))
+        self.register_buffer(
+            "zero_point", quantizer.zero_point.detach().reshape(shape).to(_code_type(self.spec))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...), on its grid."""
         if self.spec.bits < 8:
             zero, scale = _like(self.zero_point, x, 1), _like(self.scale, x, 1)
-            low, high = ((code - zero) * scale for code in (self.spec.quant_min, self.spec.quant_max))
+            low, high = (
+                (code - zero) * scale for code in (self.spec.quant_min, self.spec.quant_max)
+            )
             x = torch.minimum(torch.maximum(x, low), high)
         return _QuantizeDequantize.apply(x, self.scale, self.zero_point)
 
@@ -59,14 +63,16 @@ class IntegerLayer(nn.Module):
         self.geometry = layer.geometry if isinstance(layer, QuantizedConv2d) else None
         self.activation = layer.activation
         if weight.spec.bits == 8 and weight.spec.grid != "symmetric":
-            raise RuntimeError("codes of 8 bits less a zero point are no integers of 8 bits any more")
+            raise RuntimeError(
+                "codes of 8 bits less a zero point are no integers of 8 bits any more"
+            )
         # Runtimes want no zero point in weights.
         codes = weight.codes(layer.weight) - weight.zero_point
         scale, bias = weight.scale.flatten().clone(), layer.bias.detach().clone()
         self.register_buffer("bias_scale", None)
         if layer.output_quantizer is not None and layer.input_grid is not None:
             # In channels whose weights are next to nothing beside the bias, it would not fit into 32 bits.
-            step = layer.sum_step().detach()
+            step = layer.accumulator_scale().detach()
             wider = (bias.abs() / step / 2**30).clamp(min=1.0)
             codes = (codes / _like(wider, codes, 0)).round()
             scale = scale * wider
@@ -77,8 +83,12 @@ class IntegerLayer(nn.Module):
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
-        self.input_grid = None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
-        self.output_grid = None if layer.output_quantizer is None else IntegerGrid(layer.output_quantizer)
+        self.input_grid = (
+            None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
+        )
+        self.output_grid = (
+            None if layer.output_quantizer is None else IntegerGrid(layer.output_quantizer)
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.input_grid is not None:
@@ -96,7 +106,11 @@ def _code_type(spec: QuantSpec) -> torch.dtype:
 
 def _like(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
     """Shaped to meet x: one value, or one for each entry along the axis."""
-    return parameter.float() if parameter.dim() == 0 else parameter.float().reshape(-1, *(1,) * (x.dim() - 1 - axis))
+    return (
+        parameter.float()
+        if parameter.dim() == 0
+        else parameter.float().reshape(-1, *(1,) * (x.dim() - 1 - axis))
+    )
 
 
 class _QuantizeDequantize(torch.autograd.Function):
@@ -167,7 +181,9 @@ class _Product(torch.autograd.Function):
             group_i=geometry.groups,
         )
         reach = [d * (k - 1) + 1 for d, k in zip(geometry.dilation, kernel, strict=True)]
-        sides = zip((sizes or ())[2:], geometry.padding, reach, geometry.stride, strict=sizes is not None)
+        sides = zip(
+            (sizes or ())[2:], geometry.padding, reach, geometry.stride, strict=sizes is not None
+        )
         places = [(n + 2 * p - r) // s + 1 for n, p, r, s in sides]
         return _sized(output, x, sizes and [sizes[0], weight_sizes[0], *places])
 

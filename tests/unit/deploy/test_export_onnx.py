@@ -6,8 +6,8 @@ import torch
 from networks import random_network
 from torch import nn
 
+from ptq4vm.deploy import export_onnx
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import export_onnx
 from ptq4vm.graph import quantize_network
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.quantizers import QConfig
@@ -75,7 +75,9 @@ def test_five_frames_equal_pytorch(tmp_path, settings, size):
     assert all(np.prod(shape) > 0 for shape in shapes), "static"
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
     assert [entry.name for entry in path.parent.iterdir()] == ["float.onnx"]
-    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()), "the network is left alone"
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()), (
+        "the network is left alone"
+    )
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
@@ -112,7 +114,9 @@ def test_refusals_leave_nothing(tmp_path):
         export_onnx(network, 0, 96, tmp_path / "float.onnx")
     with pytest.raises(PTQ4VMError, match="Expected a calibrated network"):
         export_onnx(quantize_network(network, QConfig()), 64, 96, tmp_path / "float.onnx")
-    with pytest.raises(PTQ4VMError, match="Expected a target of onnxruntime, openvino, tensorrt, got 'tpu'"):
+    with pytest.raises(
+        PTQ4VMError, match="Expected a target of onnxruntime, openvino, tensorrt, got 'tpu'"
+    ):
         export_onnx(network, 64, 96, tmp_path / "float.onnx", target="tpu")
     (tmp_path / "file").touch()
     with pytest.raises(PTQ4VMError, match="Can't write"):

@@ -7,9 +7,15 @@ import onnx
 import pytest
 import torch
 
+from ptq4vm.deploy import (
+    ExportedNetwork,
+    export_onnx,
+    is_exported,
+    matte,
+    measure_parity,
+    open_network,
+)
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import export_onnx
-from ptq4vm.inference import ExportedNetwork, is_exported, matte, measure_parity, open_network
 from ptq4vm.models import create_model
 
 SIZE = (48, 64)
@@ -17,7 +23,9 @@ SIZE = (48, 64)
 
 @pytest.fixture(scope="module")
 def graph(random_rvm, tmp_path_factory):
-    return export_onnx(random_rvm, *SIZE, tmp_path_factory.mktemp("graphs") / "float.onnx", target="onnxruntime")
+    return export_onnx(
+        random_rvm, *SIZE, tmp_path_factory.mktemp("graphs") / "float.onnx", target="onnxruntime"
+    )
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -42,7 +50,9 @@ def test_open_size_takes_its_states_from_the_frames(random_rvm, tmp_path):
 
 def test_parity_counts_what_differs(random_rvm, graph):
     other = create_model("rvm_mobilenetv3")
-    parity = measure_parity(other, ExportedNetwork(graph, "onnxruntime", threads=1), torch.rand(2, 3, *SIZE))
+    parity = measure_parity(
+        other, ExportedNetwork(graph, "onnxruntime", threads=1), torch.rand(2, 3, *SIZE)
+    )
     assert parity.frames == 2
     assert 0 < parity.mean < parity.highest <= 1
     assert 0 < parity.share <= 1
@@ -51,7 +61,9 @@ def test_parity_counts_what_differs(random_rvm, graph):
 def test_frames_and_ratios_of_other_kinds_are_refused(graph):
     exported = ExportedNetwork(graph)
     assert exported.runtime == "onnxruntime", "what it was exported for"
-    with pytest.raises(PTQ4VMError, match=r"Expected frames of 48 x 64 .*got \(1, 3, 64, 64\).*--dynamic_size"):
+    with pytest.raises(
+        PTQ4VMError, match=r"Expected frames of 48 x 64 .*got \(1, 3, 64, 64\).*--dynamic_size"
+    ):
         list(matte(exported, [torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()]))
     with pytest.raises(PTQ4VMError, match="one at a time"):
         exported.initial_state(torch.zeros(2, 3, *SIZE))
@@ -69,7 +81,12 @@ def test_what_is_no_graph_of_ours_is_refused(graph, tmp_path):
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "other.onnx")
     (tmp_path / "half.onnx").write_bytes(graph.read_bytes()[:1000])
-    for name, message in (("text", "ONNX file"), ("other", "ptq4vm wrote"), ("half", "ONNX file"), ("none", "ONNX")):
+    for name, message in (
+        ("text", "ONNX file"),
+        ("other", "ptq4vm wrote"),
+        ("half", "ONNX file"),
+        ("none", "ONNX"),
+    ):
         assert not is_exported(tmp_path / f"{name}.onnx")
         with pytest.raises(PTQ4VMError, match=message):
             ExportedNetwork(tmp_path / f"{name}.onnx")
@@ -114,7 +131,9 @@ def test_a_description_of_other_kinds_is_refused_by_its_key(graph, tmp_path, key
     named = "format" if key == "format_version" else key
     for value in values:
         path = forged(
-            graph, tmp_path / "forged.onnx", lambda description, value=value: description.update({key: value})
+            graph,
+            tmp_path / "forged.onnx",
+            lambda description, value=value: description.update({key: value}),
         )
         with pytest.raises(PTQ4VMError, match=named):
             open_network(str(path))
@@ -130,7 +149,9 @@ def test_a_description_of_other_kinds_is_refused_by_its_key(graph, tmp_path, key
         lambda graph: graph.input.pop(),
         lambda graph: graph.output.pop(),
         lambda graph: setattr(graph.input[0], "name", "frame"),
-        lambda graph: setattr(graph.input[1].type.tensor_type.shape.dim[1], "dim_param", "channels"),
+        lambda graph: setattr(
+            graph.input[1].type.tensor_type.shape.dim[1], "dim_param", "channels"
+        ),
         lambda graph: setattr(graph.output[1].type.tensor_type, "elem_type", 10),
         lambda graph: graph.ClearField("node"),
         lambda graph: setattr(graph.initializer[0], "data_location", onnx.TensorProto.EXTERNAL),
@@ -154,9 +175,13 @@ def test_outputs_of_other_shapes_are_refused(graph, tmp_path):
         ExportedNetwork(path, "onnxruntime", threads=1).unroll(torch.rand(1, 1, 3, *SIZE))
 
 
-@pytest.mark.parametrize("arguments", [{"weights": "/etc/passwd"}, {"report": "x"}, {"refiner": "../x"}, {"wide": 3}])
+@pytest.mark.parametrize(
+    "arguments", [{"weights": "/etc/passwd"}, {"report": "x"}, {"refiner": "../x"}, {"wide": 3}]
+)
 def test_a_description_cannot_name_files(random_rvm, tmp_path, arguments):
     graph = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
-    path = forged(graph, tmp_path / "forged.onnx", lambda description: description.update(arguments=arguments))
+    path = forged(
+        graph, tmp_path / "forged.onnx", lambda description: description.update(arguments=arguments)
+    )
     with pytest.raises(PTQ4VMError, match=next(iter(arguments))):
         ExportedNetwork(path, "onnxruntime", threads=1).initial_state(torch.rand(1, 3, *SIZE))

@@ -10,14 +10,16 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from ptq4vm.data import BuiltinSource
+from ptq4vm.atomic_io import require_writable, written_whole
+from ptq4vm.data.builtin import BuiltinSource
+from ptq4vm.deploy.onnx import ask_for_exact_sums, export_onnx, require_exportable, require_options
+from ptq4vm.deploy.parity import Parity, measure_parity
+from ptq4vm.deploy.runner import to_tensor
+from ptq4vm.deploy.runtimes import ExportedNetwork, checking_runtime, import_runtime
+from ptq4vm.deploy.targets import TargetName
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.export import TargetName, ask_for_exact_sums, export_onnx, require_exportable, require_options
-from ptq4vm.inference import ExportedNetwork, Frame, Parity, measure_parity, open_frames
-from ptq4vm.inference.runner import to_tensor
-from ptq4vm.inference.runtimes import checking_runtime, import_runtime
 from ptq4vm.models.base import MattingModel
-from ptq4vm.writing import require_writable, written_whole
+from ptq4vm.video import Frame, open_frames
 
 MIN_FRAMES = 30
 """A recurrent network drifts, if it does, after its state has settled."""
@@ -71,12 +73,14 @@ def export_checked(
         progress: told the frames played, their number, and what is done.
 
     Raises:
-        PTQ4VMError: as :func:`ptq4vm.export.export_onnx`; the runtime isn't installed; or the mattes differ.
+        PTQ4VMError: as :func:`ptq4vm.deploy.export_onnx`; the runtime isn't installed; or the mattes differ.
     """
     require_job(height, width, path, target, opset, clip, frames)
     require_exportable(network, height, width, target, opset, simulate, state_bits)
     with written_whole(Path(path)) as part:
-        export_onnx(network, height, width, part, target, opset, dynamic_size, pack, simulate, state_bits)
+        export_onnx(
+            network, height, width, part, target, opset, dynamic_size, pack, simulate, state_bits
+        )
         exported = ExportedNetwork(part)
         src = _frames(network, clip, height, width, frames)
 
@@ -117,22 +121,33 @@ def require_job(
     """
     require_options(height, width, target, opset)
     if frames < MIN_FRAMES:
-        raise PTQ4VMError(f"Expected at least {MIN_FRAMES} frames to compare on, got {frames}. Give more.")
+        raise PTQ4VMError(
+            f"Expected at least {MIN_FRAMES} frames to compare on, got {frames}. Give more."
+        )
     import_runtime(checking_runtime(target))
     if clip is not None:
         open_frames(clip)
     require_writable(path)
 
 
-def _frames(network: MattingModel, clip: Path | None, height: int, width: int, count: int) -> Tensor:
+def _frames(
+    network: MattingModel, clip: Path | None, height: int, width: int, count: int
+) -> Tensor:
     """(count, 3, height, width), RGB in [0, 1]."""
     if clip is None:
         # Any moving picture will do; whom the network finds in it doesn't matter.
         source = BuiltinSource(
-            "test", (height, width), 1, count, cutout=lambda src: network.unroll(src).pha, labels=False
+            "test",
+            (height, width),
+            1,
+            count,
+            cutout=lambda src: network.unroll(src).pha,
+            labels=False,
         )
         return source.read(0, 0, count).src
-    return torch.cat([_resized(frame, height, width) for frame in islice(_to_and_fro(clip, count), count)])
+    return torch.cat(
+        [_resized(frame, height, width) for frame in islice(_to_and_fro(clip, count), count)]
+    )
 
 
 def _to_and_fro(clip: Path, count: int) -> Iterator[Frame]:
@@ -142,7 +157,9 @@ def _to_and_fro(clip: Path, count: int) -> Iterator[Frame]:
 
 def _resized(frame: Frame, height: int, width: int) -> Tensor:
     picture = to_tensor(frame, "cpu")[None]
-    picture = torch.nn.functional.interpolate(picture, (height, width), mode="bilinear", antialias=True)
+    picture = torch.nn.functional.interpolate(
+        picture, (height, width), mode="bilinear", antialias=True
+    )
     return picture.clamp(0, 1)
 
 

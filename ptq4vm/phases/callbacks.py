@@ -17,10 +17,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ptq4vm.errors import PTQ4VMError, remedy
 from ptq4vm.graph import quantized_layers
-from ptq4vm.inference import open_writer
 from ptq4vm.phases import BlockReconstructionModule
 from ptq4vm.phases.base import PTQPhase
 from ptq4vm.types import MattingClip, MattingOutput
+from ptq4vm.video import open_writer
 
 
 class AlphaWriter(L.Callback):
@@ -34,12 +34,22 @@ class AlphaWriter(L.Callback):
         self.folder = Path(folder)
 
     def on_test_batch_end(  # noqa: D102
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: MattingClip,
+        *_: Any,
     ) -> None:
         self._write(outputs, batch)
 
     def on_predict_batch_end(  # noqa: D102
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: MattingClip,
+        *_: Any,
     ) -> None:
         self._write(outputs, batch)
 
@@ -55,7 +65,9 @@ class AlphaWriter(L.Callback):
                 png = cv2.imencode(".png", np.rint(alpha * 255).astype(np.uint8))[1]
                 (folder / f"{name}.png").write_bytes(png.tobytes())
         except OSError as error:
-            raise PTQ4VMError(f"Can't write mattes to {folder}: {error}. {remedy(error)}") from error
+            raise PTQ4VMError(
+                f"Can't write mattes to {folder}: {error}. {remedy(error)}"
+            ) from error
 
 
 class PromptStop(L.Callback):
@@ -93,12 +105,19 @@ class WorkProgress(L.Callback):
         return sum(self.macs.get(name, 0) for name in names) / max(1, sum(self.macs.values()))
 
     def on_train_batch_end(  # noqa: D102
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if not isinstance(pl_module, BlockReconstructionModule):
             self.advance(3.0 * batch.src.shape[0] * batch.src.shape[1])
         elif pl_module.learns:
-            self.advance(3.0 * len(batch) * pl_module.calibration.seq_length * self._share(pl_module))
+            self.advance(
+                3.0 * len(batch) * pl_module.calibration.seq_length * self._share(pl_module)
+            )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: D102
         if isinstance(pl_module, BlockReconstructionModule):
@@ -106,7 +125,12 @@ class WorkProgress(L.Callback):
             self.advance(3.0 * clips.num_sequences * clips.seq_length * self._share(pl_module))
 
     def on_test_batch_end(  # noqa: D102
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: MattingClip,
+        *_: Any,
     ) -> None:
         self.advance(float(batch.src.shape[1]))
 
@@ -129,7 +153,12 @@ class AlphaStrips(L.Callback):
         self._logged = 0
 
     def on_validation_batch_end(  # noqa: D102
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: MattingClip, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: MattingClip,
+        *_: Any,
     ) -> None:
         # Only the first process logs, and one without clips has none.
         if not isinstance(pl_module, PTQPhase) or outputs is None or not trainer.is_global_zero:
@@ -145,12 +174,17 @@ class AlphaStrips(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 name = f"val/alpha/{batch.name}"
-                logger.experiment.add_image(name, frames[-1], trainer.global_step, dataformats="HWC")
+                logger.experiment.add_image(
+                    name, frames[-1], trainer.global_step, dataformats="HWC"
+                )
             elif isinstance(logger, WandbLogger):
                 caption = f"{batch.name}: source, float, quantized"
                 logger.log_image("val/alpha", [frames[-1]], caption=[caption])
                 if self.video:
-                    path = Path(logger.experiment.dir) / f"{batch.name.replace('/', '-')}-{trainer.global_step}.mp4"
+                    path = (
+                        Path(logger.experiment.dir)
+                        / f"{batch.name.replace('/', '-')}-{trainer.global_step}.mp4"
+                    )
                     with open_writer(path, (frames.shape[1], frames.shape[2])) as writer:
                         for frame in frames:
                             writer.write(frame)
@@ -174,7 +208,9 @@ class CalibrationHistograms(L.Callback):
         for layer in layers.values():
             for quantizer in layer.activation_quantizers:
                 codes = quantizer.spec.quant_max - quantizer.spec.quant_min
-                values.setdefault("activation range, log2", []).append((quantizer.scale * codes).log2().flatten())
+                values.setdefault("activation range, log2", []).append(
+                    (quantizer.scale * codes).log2().flatten()
+                )
             if layer.affine is not None:
                 values.setdefault("gamma", []).append(layer.affine.log_scale.exp())
                 values.setdefault("beta", []).append(layer.affine.shift)
@@ -182,11 +218,16 @@ class CalibrationHistograms(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for name, numbers in joined.items():
-                    logger.experiment.add_histogram(f"calibration/{name}", np.array(numbers), trainer.global_step)
+                    logger.experiment.add_histogram(
+                        f"calibration/{name}", np.array(numbers), trainer.global_step
+                    )
             elif isinstance(logger, WandbLogger):
                 import wandb  # not every run needs it
 
-                histograms = {f"calibration/{name}": wandb.Histogram(numbers) for name, numbers in joined.items()}
+                histograms = {
+                    f"calibration/{name}": wandb.Histogram(numbers)
+                    for name, numbers in joined.items()
+                }
                 logger.experiment.log({**histograms, "trainer/global_step": trainer.global_step})
 
 
@@ -194,7 +235,11 @@ class ResultLog(L.Callback):
     """Hands a finished run to Weights & Biases: table, pictures, report and the quantized networks as artifacts."""
 
     def on_run_end(
-        self, loggers: Sequence[Logger], cells: Sequence[Sequence[str]], pictures: dict[str, Path], models: list[Path]
+        self,
+        loggers: Sequence[Logger],
+        cells: Sequence[Sequence[str]],
+        pictures: dict[str, Path],
+        models: list[Path],
     ) -> None:
         """Called by the pipeline at the end.
 
@@ -209,10 +254,14 @@ class ResultLog(L.Callback):
                 import wandb  # not every run needs it
 
                 shown: dict[str, Any] = {
-                    name: wandb.Html(path.read_text()) if path.suffix == ".html" else wandb.Image(str(path))
+                    name: wandb.Html(path.read_text())
+                    if path.suffix == ".html"
+                    else wandb.Image(str(path))
                     for name, path in pictures.items()
                 }
-                shown["table"] = wandb.Table(columns=list(cells[0]), data=[list(row) for row in cells[1:]])
+                shown["table"] = wandb.Table(
+                    columns=list(cells[0]), data=[list(row) for row in cells[1:]]
+                )
                 logger.experiment.log(shown)
                 for path in models:
                     artifact = wandb.Artifact(f"{path.parent.name}-quantized", type="model")

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from ptq4vm.inference.ahead import ahead
+from ptq4vm.deploy.ahead import ahead
 
 
 def test_items_come_in_order():

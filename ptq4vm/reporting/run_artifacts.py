@@ -60,7 +60,9 @@ def row_files(run: RunFolder, names: Mapping[str, str]) -> list[RowFiles]:
     for number, row in enumerate(methods):
         bits = run.bits[min(number // each, len(run.bits) - 1)]
         if row.name not in names:
-            raise PTQ4VMError(f"Expected the rows of {run.folder}'s settings in its table, got {row.name!r}.")
+            raise PTQ4VMError(
+                f"Expected the rows of {run.folder}'s settings in its table, got {row.name!r}."
+            )
         found.append(RowFiles(row.name, bits, run.folder / bits.lower() / names[row.name]))
     return found
 
@@ -82,9 +84,13 @@ def read_losses(row: RowFiles) -> Losses | None:
             with path.open(newline="") as file:
                 for line in csv.DictReader(file):
                     if line.get("biq/block"):
-                        block, nearest, hard = (parse_number(line[f"biq/{key}"]) for key in _BLOCK_LOSSES)
+                        block, nearest, hard = (
+                            parse_number(line[f"biq/{key}"]) for key in _BLOCK_LOSSES
+                        )
                         found.nearest[int(block)], found.hard[int(block)] = nearest, hard
-                    if line.get("gac/loss") and math.isfinite(loss := parse_number(line["gac/loss"])):
+                    if line.get("gac/loss") and math.isfinite(
+                        loss := parse_number(line["gac/loss"])
+                    ):
                         found.loss.append(loss)
         except (OSError, csv.Error, KeyError, OverflowError, TypeError, ValueError) as error:
             raise PTQ4VMError(
@@ -123,5 +129,8 @@ def read_sensitivity(run: RunFolder) -> dict[str, dict[str, float]]:
     for path in (run.folder / "sensitivity.json", run.folder / "auto" / "sensitivity.json"):
         if path.is_file():
             layers = read_json(path, _Sensitivity, "a sensitivity file", "Remove it.")["layers"]
-            return {layer["name"]: {bits: error["mad"] for bits, error in layer["errors"].items()} for layer in layers}
+            return {
+                layer["name"]: {bits: error["mad"] for bits, error in layer["errors"].items()}
+                for layer in layers
+            }
     return {}
