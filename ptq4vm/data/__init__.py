@@ -1,4 +1,4 @@
-"""Files in, clips out: sources of clips, augmentation, the calibration set, and the datamodule over them."""
+"""Clip sources, augmentation, calibration sets and the Lightning datamodule."""
 
 from ptq4vm.data.builtin import BuiltinSource
 from ptq4vm.data.calibration import CalibrationSet

@@ -1,4 +1,4 @@
-"""Background clips, and how people are paired with them."""
+"""Background clips and their pairing with foregrounds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +22,16 @@ LAYOUT = "train/<clip>/<frame>.jpg|png"
 
 
 class Backgrounds:
-    """Background clips; one of a single frame is a still, a short one is read to and fro.
+    """Background clips: stills, or frame sequences, looped back and forth if too short.
 
     Args:
-        root: folder with `train/<clip>/<frame>`; images directly in `train` are stills.
-        names: patterns of the clips to take.
-        held_out: patterns of those to leave alone.
-        photographs: files of further stills, from elsewhere.
+        root: Folder with `train/<clip>/<frame>`; images directly in `train` are stills.
+        names: Shell patterns of the clips to use.
+        held_out: Shell patterns of clips to exclude.
+        photographs: Files of additional stills.
 
     Raises:
-        PTQ4VMError: the folder is missing, or holds no such clips.
+        PTQ4VMError: The folder is missing, or holds no matching clips.
     """
 
     def __init__(
@@ -57,23 +57,24 @@ class Backgrounds:
         ]
         if not self.names:
             raise PTQ4VMError(
-                f"Expected backgrounds named {', '.join(names)} in {train}, but {', '.join(held_out) or 'none'}, got "
+                f"Expected backgrounds named {', '.join(names)} in {train}, but "
+                f"{', '.join(held_out) or 'none'}, got "
                 f"{', '.join(self._clips)}. Correct held_out."
             )
 
     def read(self, index: int, start: int, stop: int, size: tuple[int, int]) -> Tensor:
-        """Frames [start, stop), scaled and cut to size, (T, 3, H, W)."""
+        """Return frames [start, stop), resized and cropped to ``size`` (H, W): (T, 3, H, W)."""
         paths = self._frames(index, start, stop)
         if len(paths) == 1:
             return cover_crop(read_frames(paths), size).expand(stop - start, -1, -1, -1)
         return cover_crop(read_frames(paths), size)
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
-        """As :meth:`ClipSource.files`."""
+        """See :meth:`ClipSource.files`."""
         return named_below(self.root, self._frames(index, start, stop))
 
     def _frames(self, index: int, start: int, stop: int) -> list[Path]:
-        """Those of frames [start, stop), or the still."""
+        """Return the paths of frames [start, stop), or of the still."""
         paths = self._clips[self.names[index]]
         if len(paths) == 1:
             return paths
@@ -81,11 +82,18 @@ class Backgrounds:
 
 
 def pair_evenly(people: int, backgrounds: int, seed: int) -> list[tuple[int, int]]:
-    """Every person before every background, mixed by seed; the first pairs already use all of both evenly."""
+    """Pair every person with every background, in an order drawn by seed.
+
+    Each round pairs every person with a background not yet used for that person, so any prefix of
+    the list uses people and backgrounds evenly.
+
+    Returns:
+        (person, background) indices, ``people * backgrounds`` pairs.
+    """
     generator = Generator().manual_seed(seed)
     clips = torch.randperm(people, generator=generator).tolist()
     stages = torch.randperm(backgrounds, generator=generator).tolist()
-    # In each round everybody meets a background not met yet.
+    # Round r shifts the backgrounds by r, so that no pair repeats.
     return [
         (clip, stages[(i + r) % len(stages)])
         for r in range(len(stages))

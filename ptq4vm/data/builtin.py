@@ -1,4 +1,4 @@
-"""Clips made from photographs that scikit-image ships: nothing to download, and everything about them is known."""
+"""Synthetic clips from scikit-image's bundled photographs, with exact alpha and optical flow."""
 
 import math
 import warnings
@@ -21,27 +21,30 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import Teacher
 
 Cutout = Callable[[Tensor], Tensor]
-"""src (1, T, 3, H, W) -> alpha (1, T, 1, H, W)."""
+"""Matting function: src (1, T, 3, H, W) -> alpha (1, T, 1, H, W)."""
 
 PORTRAIT = "astronaut.png"
 BUST = (..., slice(0, 338), slice(0, 400))
-"""Rows and columns used of it. Below, she holds a helmet, which networks find half transparent: no alpha to learn."""
+"""Rows and columns of the portrait in use.
+
+The helmet below is excluded: networks predict it half-transparent, which is no usable label.
+"""
 PICTURES = {
     "train": ("motorcycle_left.png", "coffee.png", "brick.png", "grass.png"),
     "test": ("rocket.jpg", "chelsea.png", "gravel.png", "hubble_deep_field.jpg"),
 }
-"""Photographs without people, all of them within scikit-image's wheel."""
+"""Photographs without people, per split, all included in scikit-image's wheel."""
 WARMUP_FRAMES = 4
-"""A recurrent network sees the portrait so often before its alpha is taken."""
+"""Copies of the portrait fed to a recurrent network; the alpha of the last one is used."""
 
 
 def bundled(name: str) -> Path:
-    """A photograph's file within the installed scikit-image.
+    """Return the path of a photograph in the installed scikit-image.
 
     Raises:
-        PTQ4VMError: it isn't there.
+        PTQ4VMError: The file is missing.
     """
-    # Not skimage.data.coffee() and the like: depending on the release, those may go to the network.
+    # skimage.data.coffee() and its siblings may download files, depending on the release.
     path = Path(skimage.__file__).parent / "data" / name
     if not path.is_file():
         raise PTQ4VMError(
@@ -51,15 +54,15 @@ def bundled(name: str) -> Path:
 
 
 def read_bundled(name: str) -> Tensor:
-    """A photograph from within the installed scikit-image, (3, H, W), floats in [0, 1]."""
+    """Read a photograph of the installed scikit-image: (3, H, W), floats in [0, 1]."""
     return read_image(bundled(name)).float() / 255
 
 
 def cut_out_portrait(cutout: Cutout) -> Tensor:
-    """The portrait's alpha, (1, H, W): a network's, without specks away from the person.
+    """Compute the portrait's alpha, (1, H, W), keeping only the largest connected component.
 
     Args:
-        cutout: the network; it is shown the portrait as a clip of a few equal frames.
+        cutout: Matting function; its input is a static clip of ``WARMUP_FRAMES`` frames.
     """
     still = read_bundled(PORTRAIT).expand(1, WARMUP_FRAMES, -1, -1, -1)
     with torch.no_grad():
@@ -75,11 +78,14 @@ def cut_out_portrait(cutout: Cutout) -> Tensor:
 
 
 def spread_colours(picture: Tensor, alpha: Tensor) -> Tensor:
-    """Carry the colours of the opaque part outward, so that soft edges don't bring along what was behind them.
+    """Extend the colours of the opaque region outward, to remove background colour from soft edges.
 
     Args:
         picture: (3, H, W).
         alpha: (1, H, W).
+
+    Returns:
+        (3, H, W); unchanged if no pixel is opaque (alpha > 0.95).
     """
     opaque = alpha[0] > 0.95
     if not opaque.any():
@@ -93,13 +99,16 @@ def spread_colours(picture: Tensor, alpha: Tensor) -> Tensor:
 
 
 class Person:
-    """The portrait of one clip and its way through the frame. Its lower edge never rises above the frame's."""
+    """Foreground of one clip: the portrait and its trajectory.
+
+    The portrait's lower edge always stays below the bottom of the frame.
+    """
 
     def __init__(
         self, fgr: Tensor, pha: Tensor, size: tuple[int, int], generator: Generator
     ) -> None:
         height, width = size
-        # Shrunk with smoothing first: the way through the frame then samples it at nearly its own size.
+        # Downscale with antialiasing first: the trajectory then samples at a scale close to 1.
         tall = round(height * uniform(generator, 0.85, 1.1))
         self.size = (tall, round(tall * fgr.shape[-1] / fgr.shape[-2]))
         self.fgr, self.pha = (cover_crop(layer[None], self.size)[0] for layer in (fgr, pha))
@@ -107,12 +116,12 @@ class Person:
         self.x = Wave(generator, width * uniform(generator, 0.42, 0.58), 0.07 * width)
         self.scale = Wave(generator, 1.0, 0.06)
         self.angle = Wave(generator, 0.0, math.radians(uniform(generator, 2, 6)))
-        # Turned, a lower corner rises by this much; bobbing comes on top and only goes down.
+        # Rotation raises a lower corner by up to `rise`; the offset keeps it below the frame.
         rise = math.sin(self.angle.amplitude) * 1.06 * self.size[1] / 2
         self.y = Wave(generator, height + rise + 0.03 * height, 0.03 * height)
 
     def matrix(self, frame: int) -> Tensor:
-        """From the portrait's pixels to the frame's."""
+        """Return the 3×3 matrix from portrait pixels to frame pixels."""
         pivot = ((self.size[1] - 1) / 2, self.size[0] - 1.0)
         return similarity(
             self.x(frame), self.y(frame), self.scale(frame), self.angle(frame), pivot, self.mirror
@@ -120,13 +129,13 @@ class Person:
 
 
 class Scene:
-    """The background of one clip: a picture that is panned and zoomed."""
+    """Background of one clip: a photograph with pan and zoom."""
 
     def __init__(self, name: str, size: tuple[int, int], generator: Generator) -> None:
         height, width = size
         picture = read_bundled(name)
         if (picture[0] == picture[1]).all():
-            # The plain textures are grey; a tint makes walls and ground of them.
+            # Tint the greyscale textures.
             picture = (
                 picture
                 * torch.tensor([uniform(generator, 0.5, 1.0) for _ in range(3)])[:, None, None]
@@ -134,7 +143,7 @@ class Scene:
         zoom = uniform(generator, 1.2, 1.5)
         cover = (math.ceil(height * zoom), math.ceil(width * zoom))
         self.picture = cover_crop(picture[None], cover)[0]
-        # Where the lens focuses on the person, the background is a little soft.
+        # Imitate a lens focused on the person.
         blur = uniform(generator, 0, 1.2)
         self.picture = torch.from_numpy(
             ndimage.gaussian_filter(self.picture.numpy(), (0, blur, blur))
@@ -142,31 +151,32 @@ class Scene:
         self.mirror = uniform(generator, 0, 1) < 0.5
         self.middle = ((width - 1) / 2, (height - 1) / 2)
         self.scale = Wave(generator, 1.0, 0.04)
-        # The picture must cover the frame even where it is shrunk most.
+        # The picture must cover the frame at the smallest scale, 1 - 0.04.
         self.x = Wave(generator, cover[1] / 2, (cover[1] - width / 0.96) / 2)
         self.y = Wave(generator, cover[0] / 2, (cover[0] - height / 0.96) / 2)
 
     def matrix(self, frame: int) -> Tensor:
-        """From the picture's pixels to the frame's."""
+        """Return the 3×3 matrix from picture pixels to frame pixels."""
         pivot = (self.x(frame) - 0.5, self.y(frame) - 0.5)
         return similarity(*self.middle, self.scale(frame), 0.0, pivot, self.mirror)
 
 
 class BuiltinSource(LayeredSource):
-    """A portrait that moves before moving photographs, with exact alpha, foreground and flow.
+    """Clips of a moving portrait over moving photographs, with exact alpha, foreground and flow.
 
     Args:
-        split: `train` and `test` have different photographs and different ways.
-        size: height and width.
-        num_clips: how many clips there are.
-        num_frames: the length of each clip.
-        seed: decides all of them.
-        cutout: cuts the person out of the portrait. It is asked once, when the first frame is read; clips can't be
-            read while it is None.
-        labels: whether its alpha is learned from or scored against; then a network that finds nobody is warned of.
+        split: `train` and `test` differ in photographs and trajectories.
+        size: Height and width.
+        num_clips: Number of clips.
+        num_frames: Frames per clip.
+        seed: Seed of all clips.
+        cutout: Function that computes the portrait's alpha. It is called once, on the first read;
+            reading fails while it is None.
+        labels: True if the alpha is a training target or evaluation reference; a warning is then
+            issued if the network finds no person.
 
     Raises:
-        PTQ4VMError: a photograph isn't there.
+        PTQ4VMError: A photograph is missing.
     """
 
     exact_flow = True
@@ -190,18 +200,18 @@ class BuiltinSource(LayeredSource):
             bundled(name)
 
     def use(self, cutout: Cutout) -> None:
-        """Cut the person out anew, when the next frame is read, with something else."""
+        """Replace the cut-out function; the alpha is recomputed on the next read."""
         self.cutout, self._portrait = cutout, None
 
     def num_frames(self, index: int) -> int:
-        """The same for each clip."""
+        """Return the number of frames, equal for all clips."""
         return self._num_frames
 
     def read_layers(self, index: int, start: int, stop: int) -> Layers:
-        """Frames [start, stop) of a clip before composition, with the exact flow of the composite.
+        """Return the layers of frames [start, stop), with the exact flow of the composite.
 
         Raises:
-            PTQ4VMError: nothing has been given that cuts the portrait out.
+            PTQ4VMError: No cut-out function is set.
         """
         self.check_range(index, start, stop)
         fgr, pha = self.portrait()
@@ -226,31 +236,38 @@ class BuiltinSource(LayeredSource):
         )
 
     def portrait(self) -> tuple[Tensor, Tensor]:
-        """The person's colours (3, h, w) and alpha (1, h, w), down to the chest."""
+        """Return the person's colours (3, h, w) and alpha (1, h, w), cropped to :data:`BUST`.
+
+        Raises:
+            PTQ4VMError: No cut-out function is set.
+        """
         if self._portrait is None:
             if self.cutout is None:
                 raise PTQ4VMError(
-                    "Expected something that cuts the person out of the built-in portrait, got none. Call "
+                    "Expected something that cuts the person out of the built-in portrait, got "
+                    "none. Call "
                     "attach(teacher) on the datamodule first, or name an evaluation tree."
                 )
             pha = cut_out_portrait(self.cutout)
             if self.labels and pha.max() < 0.5:
                 warnings.warn(
-                    "Expected the network to find the person in the built-in portrait, got nothing: figures on the "
-                    "built-in clips say nothing of it. Name data of its own kind (--data.source, --data.evaluation).",
+                    "Expected the network to find the person in the built-in portrait, got "
+                    "nothing: figures on the "
+                    "built-in clips say nothing of it. Name data of its own kind (--data.source, "
+                    "--data.evaluation).",
                     stacklevel=2,
                 )
             fgr = spread_colours(read_bundled(PORTRAIT), pha)
             self._portrait = fgr[BUST].contiguous(), pha[BUST].contiguous()
-            self.cutout = None  # What it holds on to, a network, need not go to loader processes.
+            self.cutout = None  # Don't carry the network into DataLoader workers.
         return self._portrait
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
-        """The portrait and the photograph behind it."""
+        """Return the portrait and the background photograph."""
         return [(name, bundled(name)) for name in (PORTRAIT, self._picture(index))]
 
     def fingerprint(self, places: Iterable[tuple[int, int, int]] | None = None) -> str:
-        """Hash of the pictures and of the settings, which decide how all moves."""
+        """Hash the photographs and the settings that determine the clips."""
         settings = (self.split, self.size, len(self), self._num_frames, self.seed)
         pictures = super().fingerprint(places)
         return short_hash({"settings": settings, "pictures": pictures, "version": 2})
@@ -261,13 +278,13 @@ class BuiltinSource(LayeredSource):
 
 
 def cached_cutout(teacher: Teacher, src: Tensor, cache_dir: Path, version: int) -> Tensor:
-    """Alpha of the portrait's frames by the float network, computed once and kept.
+    """Return the teacher's alpha of the portrait, (1, T, 1, H, W), computed once and cached.
 
     Args:
-        teacher: the float network.
-        src: the portrait, (1, T, 3, H, W).
-        cache_dir: the cache.
-        version: changes with the cache's format.
+        teacher: Float network.
+        src: Portrait, (1, T, 3, H, W).
+        cache_dir: Cache folder.
+        version: Cache format version.
     """
     key = short_hash(
         {"teacher": teacher.key, "portrait": PORTRAIT, "frames": WARMUP_FRAMES, "format": version}

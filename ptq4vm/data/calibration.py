@@ -1,4 +1,4 @@
-"""The calibration set: drawn once by seed, kept on disk together with what is computed from it."""
+"""Calibration set: sequences drawn by seed, stored with teacher outputs and optical flow."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +17,11 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
 Progress = Callable[[int, int, str], None]
-"""progress(done, total, what): called whenever one more of a long row of things is done."""
+"""progress(done, total, description): called after each step of a long operation."""
 
 
 class SequencePlace(NamedTuple):
-    """Where a calibration sequence comes from."""
+    """Location of a calibration sequence: source, clip index and first frame."""
 
     source: ClipSource
     clip: int
@@ -31,17 +31,18 @@ class SequencePlace(NamedTuple):
 def draw_sequences(
     source: ClipSource, count: int, length: int, seed: int, progress: Progress | None = None
 ) -> list[SequencePlace]:
-    """Choose sequences from a source: clips in turn, a random beginning in each, no cut in any.
+    """Draw sequences without cuts, cycling through the clips with a random start in each.
 
     Args:
-        source: the clips.
-        count: how many sequences to choose.
-        length: frames of a sequence. Shorter clips are passed over, and those whose shots all are.
-        seed: decides the choice.
-        progress: told of each sequence.
+        source: Clip source.
+        count: Number of sequences.
+        length: Frames per sequence. Clips without a shot of this length are skipped.
+        seed: Seed of the draw.
+        progress: Called after each sequence.
 
     Raises:
-        PTQ4VMError: no clip is long enough, which is known at once where clips claim to be far too short.
+        PTQ4VMError: No clip is long enough; raised before reading if all claimed lengths are far
+            too short.
     """
     require_long_enough(source, length)
     generator = Generator().manual_seed(seed)
@@ -55,7 +56,7 @@ def draw_sequences(
                 if progress is not None:
                     progress(len(drawn), count, "drawing sequences")
         if len(drawn) == before:
-            # Only where cuts are the reason, whole clips are looked at.
+            # `longest_shot` reads whole clips: needed only if cuts, not lengths, are the cause.
             long = [clip for clip in range(len(source)) if source.num_frames(clip) >= length]
             frames = source.longest_shot if long else source.num_frames
             longest = max(long or range(len(source)), key=frames)
@@ -64,7 +65,7 @@ def draw_sequences(
 
 
 def _draw_start(source: ClipSource, clip: int, length: int, generator: Generator) -> int | None:
-    """The first frame of a sequence without a cut; None where there is none so long."""
+    """Draw the first frame of a sequence without a cut; None if there is none of this length."""
     starts = list(range(source.num_frames(clip) - length + 1))
     while starts:
         start = starts[int(torch.randint(len(starts), (), generator=generator))]
@@ -78,10 +79,11 @@ def _draw_start(source: ClipSource, clip: int, length: int, generator: Generator
 
 
 def require_long_enough(source: ClipSource, length: int) -> None:
-    """Refuse sequences far longer than every clip claims to be, before any clip is read.
+    """Check the clips' claimed lengths without reading any clip.
 
     Raises:
-        PTQ4VMError: every clip is too short.
+        PTQ4VMError: All lengths are known, and ``length`` exceeds the largest by more than the
+            factor ``source.claims_are_within``.
     """
     claims = [source.claimed_frames(clip) for clip in range(len(source))]
     known = [claim for claim in claims if claim is not None]
@@ -91,7 +93,8 @@ def require_long_enough(source: ClipSource, length: int) -> None:
 
 def _too_short(source: ClipSource, clip: int, frames: int, length: int) -> PTQ4VMError:
     return PTQ4VMError(
-        f"Expected clips of at least seq_length = {length} frames without a cut, got at most {frames}, in clip "
+        f"Expected clips of at least seq_length = {length} frames without a cut, got at most "
+        f"{frames}, in clip "
         f"{source.names[clip]}. Shorten seq_length or add longer clips."
     )
 
@@ -99,7 +102,7 @@ def _too_short(source: ClipSource, clip: int, frames: int, length: int) -> PTQ4V
 def draw_from_all(
     sources: list[ClipSource], count: int, length: int, seed: int, progress: Progress | None = None
 ) -> list[SequencePlace]:
-    """Draw from several sources in turn; arguments and errors as in :func:`draw_sequences`."""
+    """Draw from several sources in turn; see :func:`draw_sequences` for arguments and errors."""
     for source in sources:
         require_long_enough(source, length)
     shares = [range(i, count, len(sources)) for i in range(len(sources))]
@@ -111,20 +114,21 @@ def draw_from_all(
 
 
 def fingerprint_sequences(source: ClipSource, places: list[SequencePlace], length: int) -> str:
-    """Hash of what the sequences of one source are made of; those of others are passed over."""
+    """Hash the frames of one source's sequences; sequences of other sources are ignored."""
     ours = (place for place in places if place.source is source)
     return source.fingerprint((place.clip, place.start, place.start + length) for place in ours)
 
 
 def exact_visibility(pha: Tensor, flow: Tensor) -> Tensor:
-    """Where an exact flow leads to something that was to be seen in the frame before.
+    """Compute the visibility mask of an exact backward flow.
 
     Args:
-        pha: exact alpha, (T, 1, H, W).
-        flow: exact backward flow, (T-1, 2, H, W) in pixels.
+        pha: Exact alpha, (T, 1, H, W).
+        flow: Exact backward flow, (T-1, 2, H, W) in pixels.
 
     Returns:
-        (T-1, 1, H, W), 1 where the place it leads to lies in the picture and has the same alpha, else 0.
+        (T-1, 1, H, W); 1 where the flow target lies inside the previous frame and its alpha
+        differs by less than 0.1, else 0.
     """
     height, width = flow.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -137,13 +141,14 @@ def exact_visibility(pha: Tensor, flow: Tensor) -> Tensor:
 
 
 class CalibrationSet(Dataset[CalibrationClip]):
-    """Calibration sequences on disk, read one at a time.
+    """Map-style dataset of calibration sequences on disk, read one at a time.
 
     Args:
-        folder: where the sequences are: `<number>.safetensors`, each with src, pha and fgr as far as known, uint8.
-        teacher: where the float network's outputs for them are, files of the same names.
-        flow: where their flows are, files of the same names.
-        count: how many sequences there are.
+        folder: Folder of the sequences, `<number>.safetensors` with uint8 src and, if known, pha
+            and fgr.
+        teacher: Folder of the float network's outputs, files of the same names.
+        flow: Folder of the optical flow, files of the same names.
+        count: Number of sequences.
     """
 
     def __init__(self, folder: Path, teacher: Path, flow: Path, count: int) -> None:
@@ -153,10 +158,11 @@ class CalibrationSet(Dataset[CalibrationClip]):
         return self.count
 
     def __getitem__(self, index: int) -> CalibrationClip:
-        """One sequence, unbatched; all floats are float32.
+        """Return one sequence, unbatched; all floats are float32.
 
         Raises:
-            PTQ4VMError: a file is missing or damaged.
+            PTQ4VMError: A file is missing or damaged.
+            IndexError: The index is out of range.
         """
         if not 0 <= index < self.count:
             raise IndexError(f"Expected a sequence within [0, {self.count}), got {index}.")
@@ -183,21 +189,22 @@ class CalibrationSet(Dataset[CalibrationClip]):
 
 
 def file_name(index: int) -> str:
-    """The file of a sequence."""
+    """Return the file name of a sequence."""
     return f"{index:05d}.safetensors"
 
 
 class CalibrationBuilder:
-    """Makes what is missing of a calibration set, sequence by sequence: memory holds one of them at a time.
+    """Builder of a calibration set's missing files, one sequence in memory at a time.
 
     Args:
-        sequences: what to take from which source.
-        length: frames of a sequence.
-        augmentation: changes each sequence, by seed; None leaves them alone.
-        labels: keep true alpha and foreground.
-        seed: of the augmentation.
-        size: height and width of what is kept, if the sources' frames are larger: cut out or shrunk, by seed.
-        num_workers: processes that draw sequences ahead; 0 draws each when its turn comes.
+        sequences: Locations of the sequences.
+        length: Frames per sequence.
+        augmentation: Augmentation of each sequence, by seed; None disables it.
+        labels: Keep true alpha and foreground.
+        seed: Seed of the augmentation.
+        size: Height and width of stored sequences if the sources' frames are larger: each sequence
+            is cropped or downscaled, by seed.
+        num_workers: Worker processes that draw sequences ahead; 0 draws in the main process.
     """
 
     def __init__(
@@ -213,14 +220,14 @@ class CalibrationBuilder:
         self.sequences, self.length, self.size = sequences, length, size
         self.augmentation, self.labels, self.seed = augmentation, labels, seed
         self.num_workers = num_workers
-        # An exact flow is as much of a label as the alpha it follows, and it survives neither augmentation nor cutting.
+        # Exact flow is a label like alpha, and invalid after augmentation or cropping.
         untouched = augmentation is None and size is None
         self.exact_flow = (
             all(place.source.exact_flow for place in sequences) and labels and untouched
         )
 
     def compose(self, index: int) -> MattingClip:
-        """Draw a sequence from the source: (T, C, H, W), floats, with alpha and foreground only if labels are kept."""
+        """Return a drawn sequence, (T, C, H, W) floats; alpha and foreground only if ``labels``."""
         source, clip, start = self.sequences[index]
         stop = start + self.length
         seed = derive_seed(self.seed, index)
@@ -243,17 +250,17 @@ class CalibrationBuilder:
         progress: Progress | None,
         what: str = "calibration sequences",
     ) -> CalibrationSet:
-        """Make the files that are missing or damaged, and keep the others. Each process makes its share.
+        """Write missing or damaged files and keep the others; each rank writes its share.
 
         Args:
-            folder: of this set, named after everything that decides what is in it.
-            teacher: the float network.
-            flow: is not asked where the source's own exact flow is used.
-            progress: told of each sequence.
-            what: they are, for ``progress``.
+            folder: Folder of this set, named by a hash of all settings that determine its content.
+            teacher: Float network.
+            flow: Flow estimator; unused if the sources' exact flow is used.
+            progress: Called after each sequence.
+            what: Description of the sequences for ``progress``.
 
         Raises:
-            PTQ4VMError: the source can't be read or the folder can't be written.
+            PTQ4VMError: The source can't be read or the folder can't be written.
         """
         flow_key = "exact" if self.exact_flow else flow.key
         teacher_folder = make_folder(folder / f"teacher-{short_hash({'key': teacher.key})}")
@@ -279,16 +286,16 @@ class CalibrationBuilder:
         return CalibrationSet(folder, teacher_folder, flow_folder, len(self.sequences))
 
     def _draw_ahead(self, missing: list[int]) -> DataLoader[dict[str, Tensor]]:
-        """These sequences in their order, as they are kept."""
+        """Return a loader of these sequences in order, as uint8 tensors ready to store."""
         workers = self.num_workers if missing else 0
         return DataLoader(
             missing,  # type: ignore[arg-type]
             batch_size=None,
             collate_fn=self._draw,  # type: ignore[arg-type]
             num_workers=workers,
-            # Forked, since sources hold what can't be pickled, such as the float network's forward pass.
+            # Sources may hold unpicklable objects, such as the float network's forward pass.
             multiprocessing_context="fork" if workers else None,
-            generator=Generator(),  # else the loader draws from the global one
+            generator=Generator(),  # leave the global generator unchanged
         )
 
     def _draw(self, index: int) -> dict[str, Tensor]:
@@ -309,7 +316,8 @@ class CalibrationBuilder:
             clip = self.compose(index)
             if clip.flow is None or clip.pha is None:
                 raise TypeError(
-                    f"Expected exact flow and alpha of clip {clip.name}: its source says it has them."
+                    f"Expected exact flow and alpha of clip {clip.name}: its source says it has "
+                    "them."
                 )
             flow, visible = clip.flow, exact_visibility(clip.pha, clip.flow)
         else:

@@ -1,4 +1,4 @@
-"""People cut out of unlabelled videos by the float network, before other backgrounds."""
+"""Unlabelled people, cut out by the float network and composed with other backgrounds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import Teacher
 
 WARMUP_FRAMES = 6
-"""The float network sees so many frames before the first one that is cut out."""
+"""Warm-up frames of the float network before the first frame that is used."""
 
 
 class CutoutSource(LayeredSource):
-    """Variety from little: the people of unlabelled videos, each composed with every background.
+    """People of unlabelled videos, each composed with every background.
 
-    Alpha and foreground are the float network's own, which :meth:`use` must have brought before clips are read.
+    Alpha and foreground are the float network's outputs; call :meth:`use` before reading clips.
 
     Args:
-        people: the videos.
-        backgrounds: what to put them before.
-        size: height and width of the videos; backgrounds are scaled to cover it and cut.
-        seed: pairs people with backgrounds.
+        people: Videos.
+        backgrounds: Background clips.
+        size: Height and width of the videos; backgrounds are resized to cover it and cropped.
+        seed: Seed of the pairing of people and backgrounds.
     """
 
     def __init__(
@@ -39,26 +39,26 @@ class CutoutSource(LayeredSource):
         self._teacher: Teacher | None = None
 
     def use(self, teacher: Teacher) -> None:
-        """Cut people out with this network."""
+        """Set the network that cuts people out."""
         self._teacher = teacher
 
     def num_frames(self, index: int) -> int:
-        """The number of frames of the video."""
+        """Return the number of frames of the video."""
         return self.people.num_frames(self._pairs[index][0])
 
     def claimed_frames(self, index: int) -> int | None:
-        """As the video claims."""
+        """Return the video's claimed number of frames."""
         return self.people.claimed_frames(self._pairs[index][0])
 
     def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
-        """Those of the video."""
+        """Return the cuts of the video."""
         return self.people.cuts(self._pairs[index][0], start, stop)
 
     def read_layers(self, index: int, start: int, stop: int) -> Layers:
-        """Frames [start, stop) of a person, cut out, and of a background.
+        """Return frames [start, stop) of a cut-out person and of a background.
 
         Raises:
-            PTQ4VMError: no network has been given that cuts people out.
+            PTQ4VMError: No network is set.
         """
         self.check_range(index, start, stop)
         if self._teacher is None:
@@ -74,11 +74,11 @@ class CutoutSource(LayeredSource):
         return Layers(fgr, pha, self._backgrounds.read(stage, start, stop, self.size))
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
-        """Of the video, with the frames that the network sees before, and of the background."""
+        """Return the files of the video, including warm-up frames, and of the background."""
         clip, stage = self._pairs[index]
         video = self.people.files(clip, max(0, start - WARMUP_FRAMES), stop)
         return video + self._backgrounds.files(stage, start, stop)
 
     def draw_order(self, generator: Generator) -> list[int]:
-        """The pairs as they stand: they are mixed by seed already, and evenly."""
+        """Return the pairs in order; they are already shuffled evenly by seed."""
         return list(range(len(self)))
