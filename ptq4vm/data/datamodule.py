@@ -1,4 +1,4 @@
-"""The LightningDataModule: calibration sequences for learning, chunks of clips for measuring."""
+"""LightningDataModule of calibration sequences for training and clip chunks for evaluation."""
 
 import math
 from collections.abc import Iterator
@@ -42,52 +42,59 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
 FORMAT_VERSION = 6
-"""Part of every cache key: raise it when what the cache holds, or how it is made, changes."""
+"""Part of every cache key; increment when the content of the cache or its computation changes."""
 Chunks = TypeVar("Chunks", bound=EvaluationChunks | ReferencedChunks)
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
 
 
 class VideoMattingDataModule(pl.LightningDataModule):
-    """Calibration sequences, made once and kept on disk, and evaluation clips, read chunk by chunk.
+    """Calibration sequences, cached on disk, and evaluation clips, read in chunks.
 
-    The set is chosen by seed, then fixed: the float network's outputs and the optical flow for it are computed once
-    and kept beside it. Both come from :meth:`attach`, which the LightningModules call. With several processes each has
-    its share of the sequences, and whole clips to evaluate.
+    The calibration set is drawn by seed and then fixed. The float network's outputs and the optical
+    flow are computed once and stored with it; both come from :meth:`attach`, which the
+    LightningModules call. With several processes, each rank builds and reads its share of the
+    sequences, and evaluates whole clips.
 
     Args:
         root: Folder that the paths below are relative to; the working directory if not given.
-        source: What to calibrate on. `builtin` needs no files: a portrait moved before photographs. `videomatte`
-            composes `foregrounds` with `backgrounds`, `evaluation` takes `composites`, `video` takes `videos`, `cutout`
-            composes people, cut out of `videos` by the float network, with `backgrounds`. Several take turns.
+        source: Source of the calibration set; several take turns. `builtin` moves a portrait over
+            photographs and needs no files, `videomatte` composes `foregrounds` with `backgrounds`,
+            `evaluation` uses `composites`, `video` uses `videos`, and `cutout` composes people, cut
+            out of `videos` by the float network, with `backgrounds`.
         foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout.
         backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still.
-        photographs: Put people before photographs that scikit-image ships, too.
-        composites: Folder with `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder that holds those.
-        videos: Folder with video files or folders of frames, of which no alpha is known.
-        held_out: Patterns of clips in `foregrounds`, `backgrounds` and `videos` that calibration never sees. Held-out
-            people before held-out backgrounds are scored too, by their distance to the float network.
+        photographs: Add photographs shipped with scikit-image to the backgrounds.
+        composites: Folder with `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder of that
+            layout.
+        videos: Folder of video files or folders of frames, without alpha.
+        held_out: Patterns of clips in `foregrounds`, `backgrounds` and `videos` to exclude from
+            calibration. Held-out people on held-out backgrounds are also scored, by their distance
+            to the float network.
         labels: Use true alpha and foreground in calibration where the source has them.
-        evaluation: Folder to evaluate on, laid out like `composites`; the built-in test clips if not given.
+        evaluation: Folder to evaluate on, laid out like `composites`; the built-in test clips if
+            not given.
         num_sequences: Number of calibration sequences.
-        seq_length: Frames of a calibration sequence.
+        seq_length: Frames per calibration sequence.
         height: Height in pixels of calibration sequences and built-in clips.
         width: Width in pixels of calibration sequences and built-in clips.
-        enlarge: Compose calibration sequences this many times as large; half of them are cut down to height and width,
-            which keeps the scale of people and textures, half are shrunk, which keeps the whole of a scene.
-        augment: Flip, shift, turn, scale and recolour calibration sequences, each sequence in its own way.
-        seed: Decides which sequences are taken, how they are augmented and in which order they come.
-        batch_size: Sequences in a training batch.
-        steps_per_epoch: Training batches in an epoch, in shuffled passes through the set; one pass if not given.
+        enlarge: Factor by which calibration sequences are composed larger; half of them are then
+            cropped to height and width (keeping the scale of people and textures), half are
+            downscaled (keeping the whole scene).
+        augment: Flip, shift, rotate, scale and recolour each calibration sequence at random.
+        seed: Seed of the choice of sequences, their augmentation and their order.
+        batch_size: Sequences per training batch.
+        steps_per_epoch: Training batches per epoch, in shuffled passes through the set; one pass if
+            not given.
         eval_chunk: Frames of an evaluation clip that are read at a time.
-        eval_clips: Evaluate on at most so many clips, spread over the set; all if not given.
-        eval_frames: Evaluate on at most so many frames of each clip; all if not given.
-        num_workers: Processes that make and read sequences ahead.
-        cache_dir: Folder for what is computed once; $PTQ4VM_CACHE, $XDG_CACHE_HOME/ptq4vm or
-            ~/.cache/ptq4vm if not given.
+        eval_clips: Maximum number of evaluation clips, spread over the set; all if not given.
+        eval_frames: Maximum number of frames per evaluation clip; all if not given.
+        num_workers: Worker processes that build and read sequences ahead.
+        cache_dir: Cache folder; $PTQ4VM_CACHE, $XDG_CACHE_HOME/ptq4vm or ~/.cache/ptq4vm if not
+            given.
 
     Raises:
-        PTQ4VMError: a number is out of range; paths are looked at in :meth:`setup`.
+        PTQ4VMError: A number is out of range. Paths are checked in :meth:`setup`.
     """
 
     def __init__(
@@ -131,11 +138,11 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.eval_chunk, self.eval_clips, self.eval_frames = eval_chunk, eval_clips, eval_frames
         self.num_workers = num_workers
         self.numbers_only = False
-        """For phases that keep the sequences themselves: training batches then only name them."""
+        """Yield sequence indices as batches, for phases that hold the sequences in memory."""
         self.progress: Progress | None = None
-        """Told of everything that takes long, unless a call names another."""
+        """Default progress callback of long operations; an argument takes precedence."""
         self.reached = (0, 0)
-        """Where a fit goes on: its epoch, and how many of its batches were drawn before."""
+        """Epoch, and number of its batches already drawn, from which a fit resumes."""
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
         self._calibration_sources: list[ClipSource] = []
         self._evaluation_source: ClipSource | None = None
@@ -148,24 +155,36 @@ class VideoMattingDataModule(pl.LightningDataModule):
             raise PTQ4VMError(
                 f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}."
             )
-        at_least = {"num_sequences": 1, "seq_length": 1, "batch_size": 1, "eval_chunk": 1, "num_workers": 0, "seed": 0,
-                    "steps_per_epoch": 1, "eval_clips": 1, "eval_frames": 1, "enlarge": 1}  # fmt: skip
+        at_least = {
+            "num_sequences": 1,
+            "seq_length": 1,
+            "batch_size": 1,
+            "eval_chunk": 1,
+            "num_workers": 0,
+            "seed": 0,
+            "steps_per_epoch": 1,
+            "eval_clips": 1,
+            "eval_frames": 1,
+            "enlarge": 1,
+        }
         numbers: dict[str, Any] = {
             name: (getattr(self, name), low) for name, low in at_least.items()
         }
         for name, (value, low) in {**numbers, "height": (height, 16), "width": (width, 16)}.items():
             if value is not None and value < low:
                 raise PTQ4VMError(
-                    f"Expected {name} of at least {low}, got {value}. Change it in the data settings."
+                    f"Expected {name} of at least {low}, got {value}. Change it in the data "
+                    "settings."
                 )
 
     def setup(self, stage: str | None = None) -> None:
-        """Look at the files that `stage` needs (all for None), and draw the calibration sequences; idempotent.
+        """Check files for `stage` (all for None) and draw calibration sequences; idempotent.
 
-        Of those it reads what tells that no cut is within: whole videos once, else the frames that were drawn.
+        Cut detection reads each clip of `videos` completely, once; of other sources it reads only
+        the drawn frames and a few before them.
 
         Raises:
-            PTQ4VMError: files are missing, don't match, or no clip is as long as `seq_length`.
+            PTQ4VMError: Files are missing or don't match, or no clip is as long as `seq_length`.
         """
         if self._evaluation_source is None:
             self._evaluation_source = self._make_evaluation_source()
@@ -179,19 +198,19 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def attach(
         self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None
     ) -> None:
-        """Make the calibration set, or what is missing of it; clips that need the teacher can be read from then on.
+        """Build the missing part of the calibration set and enable clips that need the teacher.
 
-        A sequence at a time is made, passed through the teacher and written, so memory doesn't depend on their
-        number. What an interrupted run has written is kept. With several processes each makes its share, in a cache
-        that all of them reach; a mistake in one ends all.
+        Sequences are composed, passed through the teacher and written one at a time, so memory use
+        is independent of their number. Files of an interrupted run are kept. With several
+        processes, each rank builds its share in a shared cache; an error on one rank ends all.
 
         Args:
-            teacher: the float network.
-            flow: None where only evaluation follows: no calibration set is made then.
-            progress: told of each finished sequence; :attr:`progress` if not given.
+            teacher: Float network.
+            flow: Flow estimator; None for evaluation only, without a calibration set.
+            progress: Called after each sequence; :attr:`progress` if not given.
 
         Raises:
-            PTQ4VMError: files can't be read or written.
+            PTQ4VMError: Files can't be read or written.
         """
         with self._telling(progress):
             distributed.first_alone(
@@ -217,12 +236,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
                 source.use(teacher)
         for source in self._calibration_sources:
             if isinstance(source, BuiltinSource):
-                source.portrait()  # By the first process, before others look for it in the cache.
+                source.portrait()  # Fill the cache on the first rank, before others read it.
 
     def _build(self, teacher: Teacher, flow: FlowEstimator) -> CalibrationSet:
         if self.num_sequences < distributed.count():
             raise PTQ4VMError(
-                f"Expected a calibration sequence for each of {distributed.count()} processes, got num_sequences = "
+                f"Expected a calibration sequence for each of {distributed.count()} processes, got "
+                "num_sequences = "
                 f"{self.num_sequences}. Raise it, or lower devices."
             )
         builder = CalibrationBuilder(
@@ -239,12 +259,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def add_references(
         self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None
     ) -> None:
-        """Have the evaluation clips scored against the float network too, and held-out people if there are any.
+        """Add the float network's mattes to evaluation clips, and held-out people if configured.
 
-        Its mattes are computed once and kept; :meth:`attach` must have come before.
+        The mattes are computed once and cached. Call :meth:`attach` first.
 
         Raises:
-            PTQ4VMError: files can't be read or written; ``held_out`` names no videos or no backgrounds.
+            PTQ4VMError: Files can't be read or written, or ``held_out`` matches no videos or no
+                backgrounds.
         """
         with self._telling(progress):
             self._add_references(teacher, flow, self.progress)
@@ -274,9 +295,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self._held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
 
     def _held_out_scenes(self) -> tuple[CutoutSource, list[SequencePlace], int]:
-        """Held-out people before such backgrounds, what is taken of them, and frames of each."""
+        """Return held-out people on held-out backgrounds, the drawn sequences and their length."""
         if self._scenes is None:
-            # As large as what is evaluated: a person's share of a frame decides how hard it is.
+            # Match the evaluation resolution: difficulty depends on a person's share of the frame.
             source, (height, width) = self._chunks().source, self.size
             if not isinstance(source, BuiltinSource):
                 height, width = source.read(0, 0, 1).src.shape[-2:]
@@ -290,13 +311,14 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return self._scenes
 
     def content(self) -> dict[str, Any]:
-        """Fingerprints of the frames that are read, by their use; equal wherever the files lie.
+        """Return fingerprints of the frames in use, by purpose; independent of file location.
 
-        ``calibration`` has one for each source, after :meth:`setup` for a fit; ``held_out`` is
-        there if such people are. ``format`` changes with how frames are made of files.
+        ``calibration`` has one per source, after :meth:`setup` for a fit; ``held_out`` is present
+        if there are held-out people. ``format`` is the version of the conversion from files to
+        frames.
 
         Raises:
-            PTQ4VMError: a file can't be read; ``held_out`` names no videos or no backgrounds.
+            PTQ4VMError: A file can't be read, or ``held_out`` matches no videos or no backgrounds.
         """
         found, chunks = self._content, self._chunks()
         if "evaluation" not in found:
@@ -315,12 +337,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return self._content["calibration"]
 
     def contract(self) -> dict[str, Any]:
-        """All of the data that shapes what a fit learns, in plain values."""
+        """Return all data settings and fingerprints that affect a fit's result, as plain values."""
         batches = {"batch_size": self.batch_size, "steps_per_epoch": self.steps_per_epoch}
         return {**self._set_settings(), **batches}
 
     def _set_settings(self) -> dict[str, Any]:
-        """Settings that decide the calibration set, but for the float network."""
+        """Return the settings that determine the calibration set, except the float network."""
         return {
             "format": FORMAT_VERSION,
             "source": self.sources,
@@ -335,7 +357,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         }
 
     def _set_folder(self, teacher: Teacher) -> Path:
-        # Whoever cut people out decided what the clips look like.
+        # Clips of these sources depend on the network that produced the cut-out alpha.
         cutout = teacher.key if {"builtin", "cutout"} & set(self.sources) else None
         settings = {**self._set_settings(), "cutout": cutout}
         return self.cache_dir / "calibration" / short_hash(settings)
@@ -368,26 +390,28 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def _make_evaluation_source(self) -> ClipSource:
         if self.evaluation is not None:
             return EvaluationSource(self.root / self.evaluation)
-        # Not decided by the seed: figures of runs with different seeds are to be comparable.
+        # Independent of the seed, so that results of runs with different seeds are comparable.
         return BuiltinSource("test", self.size, BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES)
 
     @property
     def calibration_set(self) -> CalibrationSet:
-        """The calibration sequences, read lazily; a map-style Dataset of unbatched CalibrationClip.
+        """Lazily read calibration sequences: a map-style dataset of unbatched CalibrationClip.
 
         Raises:
             PTQ4VMError: :meth:`attach` hasn't been called with a teacher and a flow estimator.
         """
         if self._calibration_set is None:
             raise PTQ4VMError(
-                "Expected attach(teacher, flow) before the calibration set is used, got no such call."
+                "Expected attach(teacher, flow) before the calibration set is used, got no such "
+                "call."
             )
         return self._calibration_set
 
     def train_dataloader(self) -> DataLoader[CalibrationClip] | DataLoader[Tensor]:
-        """Batches of CalibrationClip, (B, T, C, H, W), or of their numbers, (B,); shuffled by seed and epoch.
+        """Return a loader of CalibrationClip batches, (B, T, C, H, W), shuffled by seed and epoch.
 
-        With several processes ``batch_size`` is each one's; all make the same number of batches of their own shares.
+        If :attr:`numbers_only`, batches are sequence indices, (B,). With several processes,
+        ``batch_size`` is per rank; all ranks yield the same number of batches, of their own shares.
         """
         count, steps = len(self.calibration_set), self.steps_per_epoch
         longest = math.ceil(count / distributed.count())
@@ -407,12 +431,12 @@ class VideoMattingDataModule(pl.LightningDataModule):
 
     @property
     def evaluation_set(self) -> EvaluationChunks | ReferencedChunks:
-        """Chunks of evaluation clips in order; a map-style Dataset of unbatched MattingClip."""
+        """Chunks of evaluation clips in order: a map-style dataset of unbatched MattingClip."""
         chunks: EvaluationChunks | ReferencedChunks = self._references or self._chunks()
         return self._readable(chunks)
 
     def _readable(self, chunks: Chunks) -> Chunks:
-        """With the built-in portrait cut out, by now at the latest: here, not in a loader process."""
+        """Cut out the built-in portrait in this process rather than in a DataLoader worker."""
         if isinstance(chunks.source, BuiltinSource):
             chunks.source.portrait()
         return chunks
@@ -424,10 +448,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def _loader(
         self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips
     ) -> DataLoader[MattingClip]:
-        """Whole clips, each for one process alone."""
+        """Return a loader of this rank's share of whole clips."""
         share = [index for clip in distributed.share(clips.by_clip()) for index in clip]
         own: Dataset[MattingClip] = Subset(clips, share) if share else NoFrames()
-        # Of this share alone; of this type so that Lightning makes no shares of it, which would cut clips apart.
+        # Any other sampler is replaced by Lightning, which would split clips across ranks.
         sampler: DistributedSampler[int] = DistributedSampler(
             own, num_replicas=1, rank=0, shuffle=False
         )
@@ -436,16 +460,16 @@ class VideoMattingDataModule(pl.LightningDataModule):
         )
 
     def held_out_dataloader(self) -> DataLoader[MattingClip] | None:
-        """Held-out people, (1, T, C, H, W) each, if :meth:`add_references` found some."""
+        """Return a loader of held-out people, (1, T, C, H, W); None if :meth:`add_references` found none."""
         return None if self._held_out is None else self._loader(self._held_out)
 
     @property
     def held_out_frames(self) -> int:
-        """Frames of all held-out clips together."""
+        """Total number of frames of all held-out clips."""
         return 0 if self._held_out is None else self._held_out.num_frames
 
     def val_dataloader(self) -> DataLoader[MattingClip]:
-        """Chunks of evaluation clips in order, (1, T, C, H, W), one clip after the other."""
+        """Return a loader of evaluation chunks in order, (1, T, C, H, W), clip by clip."""
         return self._loader(self.evaluation_set)
 
     test_dataloader = predict_dataloader = val_dataloader

@@ -1,4 +1,4 @@
-"""Sources of clips with known alpha: foregrounds to be composed, and composed evaluation sets."""
+"""Clip sources with known alpha: foregrounds to be composed, and composed evaluation sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ EVALUATION_LAYOUT = "<set>/<clip>/{com,pha,fgr}/<frame>.jpg|png"
 
 
 def check_same_frames(clip: str, first: list[Path], second: list[Path]) -> None:
-    """Two layers of a clip must hold the same frames, or they would be paired wrongly.
+    """Check that two layers of a clip hold the same frames.
 
     Raises:
-        PTQ4VMError: names or number of the frames differ.
+        PTQ4VMError: Names or number of the frames differ.
     """
     if len(first) != len(second):
         got = f"{len(first)} in {first[0].parent} and {len(second)} in {second[0].parent}"
@@ -40,7 +40,8 @@ def check_same_frames(clip: str, first: list[Path], second: list[Path]) -> None:
     for a, b in zip(first, second, strict=True):
         if a.stem != b.stem:
             raise PTQ4VMError(
-                f"Expected the same frame names in each layer of clip {clip}, got {a.name} in {a.parent} beside "
+                f"Expected the same frame names in each layer of clip {clip}, got {a.name} in "
+                f"{a.parent} beside "
                 f"{b.name} in {b.parent}. Rename the frames alike."
             )
 
@@ -48,19 +49,18 @@ def check_same_frames(clip: str, first: list[Path], second: list[Path]) -> None:
 class VideoMatteSource(LayeredSource):
     """VideoMatte240K's layout: foregrounds with alpha, composed with every background on the fly.
 
-    Each clip of the source is a pair of a foreground clip and a background clip. The first pairs already use all
-    foregrounds and all backgrounds evenly. A background of one frame is a still; one shorter than the foreground is
-    read to and fro.
+    Each clip is a pair of a foreground and a background; any prefix of the clips uses both evenly.
+    A one-frame background is a still; one shorter than the foreground is looped back and forth.
 
     Args:
-        foregrounds: folder with `train/{fgr,pha}/<clip>/<frame>`.
-        backgrounds: what to put them before.
-        size: height and width; everything is scaled to cover it and cut.
-        seed: pairs foregrounds with backgrounds.
-        held_out: patterns of clips to leave alone.
+        foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`.
+        backgrounds: Background clips.
+        size: Height and width; all layers are resized to cover it and cropped.
+        seed: Seed of the pairing of foregrounds and backgrounds.
+        held_out: Shell patterns of clips to exclude.
 
     Raises:
-        PTQ4VMError: a folder is missing or empty, or the layers of a clip don't match.
+        PTQ4VMError: A folder is missing or empty, or the layers of a clip don't match.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class VideoMatteSource(LayeredSource):
         }
         if not self._foregrounds:
             raise PTQ4VMError(
-                f"Expected clips that are not held out in {foregrounds}, got none. Correct held_out."
+                f"Expected clips that are not held out in {foregrounds}, got none. Correct "
+                "held_out."
             )
         self._backgrounds = backgrounds
         clips, stages = list(self._foregrounds), self._backgrounds.names
@@ -96,7 +97,8 @@ class VideoMatteSource(LayeredSource):
             for frames, place in ((fgr, folder), (pha, root / "train" / "pha" / folder.name)):
                 if not frames:
                     raise PTQ4VMError(
-                        f"Expected frames of clip {folder.name} in {place}, got none. Add or remove it."
+                        f"Expected frames of clip {folder.name} in {place}, got none. Add or "
+                        "remove it."
                     )
             check_same_frames(folder.name, fgr, pha)
             clips[folder.name] = (fgr, pha)
@@ -107,17 +109,17 @@ class VideoMatteSource(LayeredSource):
         return clips
 
     def num_frames(self, index: int) -> int:
-        """The number of frames of the foreground."""
+        """Return the number of frames of the foreground."""
         return len(list(self._foregrounds.values())[self._pairs[index][0]][0])
 
     def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
-        """Those of the foreground: its frames are read."""
+        """Return the cuts of the foreground, detected by reading its frames."""
         return cuts_of_images(
             list(self._foregrounds.values())[self._pairs[index][0]][0], start, stop
         )
 
     def read_layers(self, index: int, start: int, stop: int) -> Layers:
-        """Frames [start, stop) of a foreground, its alpha and its background, at the size asked for."""
+        """Return frames [start, stop) of a foreground, its alpha and its background at ``size``."""
         self.check_range(index, start, stop)
         clip, stage = self._pairs[index]
         fgr_paths, pha_paths = list(self._foregrounds.values())[clip]
@@ -127,21 +129,25 @@ class VideoMatteSource(LayeredSource):
         return Layers(cover_crop(fgr, self.size), cover_crop(pha, self.size), bgr)
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
-        """Of the foreground, its alpha and the background."""
+        """Return the files of the foreground, its alpha and the background."""
         clip, stage = self._pairs[index]
         layers = list(self._foregrounds.values())[clip]
         found = named_below(self._root, [path for layer in layers for path in layer[start:stop]])
         return found + self._backgrounds.files(stage, start, stop)
 
     def draw_order(self, generator: Generator) -> list[int]:
-        """The pairs as they stand: they are mixed by seed already, and evenly."""
+        """Return the pairs in order; they are already shuffled evenly by seed."""
         return list(range(len(self)))
 
 
 def check_same_size(
     clip: str, first: torch.Tensor, second: torch.Tensor, path: Path, other: Path
 ) -> None:
-    """Raises: PTQ4VMError: two layers of a clip differ in size."""
+    """Check that two layers of a clip have the same height and width.
+
+    Raises:
+        PTQ4VMError: The sizes differ.
+    """
     if first.shape[-2:] != second.shape[-2:]:
         raise PTQ4VMError(
             f"Expected one size in all layers of clip {clip}, got {size_text(first)} in {path} and "
@@ -150,15 +156,16 @@ def check_same_size(
 
 
 class EvaluationSource(ClipSource):
-    """Composites with their alpha, `<set>/<clip>/{com,pha,fgr}/<frame>`, also one folder deeper.
+    """Composites with alpha, `<set>/<clip>/{com,pha,fgr}/<frame>`, also one folder deeper.
 
     Args:
-        root: the folder of the sets, or the only folder within which lies that of the sets.
-        size: height and width to scale and cut to; None leaves the frames as they are.
-        labels: read alpha (which must be there) and foreground (where it is there); False gives composites only.
+        root: Folder of the sets, or a folder with exactly one subfolder of sets.
+        size: Height and width to resize and crop to; None keeps the frames unchanged.
+        labels: Read alpha (required) and foreground (optional); False reads composites only.
 
     Raises:
-        PTQ4VMError: nothing is laid out so, more than one folder is, or the layers of a clip don't match.
+        PTQ4VMError: No folder or more than one has this layout, or the layers of a clip don't
+            match.
     """
 
     def __init__(
@@ -173,20 +180,26 @@ class EvaluationSource(ClipSource):
 
     @staticmethod
     def find_root(root: Path) -> Path:
-        """The folder that holds the sets: `root` or the only one within it that does."""
+        """Return the folder that holds the sets: `root`, or its only subfolder that does.
+
+        Raises:
+            PTQ4VMError: There is no such folder, or more than one.
+        """
         require_folder(root, "evaluation sets", EVALUATION_LAYOUT)
         found = [folder for folder in (root, *list_folders(root)) if any(folder.glob("*/*/com"))]
         if len(found) > 1:
             names = ", ".join(str(folder) for folder in found)
             raise PTQ4VMError(
-                f"Expected one folder of evaluation sets, got {len(found)}: {names}. Name one of them."
+                f"Expected one folder of evaluation sets, got {len(found)}: {names}. Name one of "
+                "them."
             )
         if not found:
             hint = (
                 f" Give {root.parent} instead." if any(root.glob("*/com")) else " Correct the path."
             )
             raise PTQ4VMError(
-                f"Expected evaluation clips laid out as {EVALUATION_LAYOUT}, got none in {root}.{hint}"
+                f"Expected evaluation clips laid out as {EVALUATION_LAYOUT}, got none in "
+                f"{root}.{hint}"
             )
         return found[0]
 
@@ -203,21 +216,22 @@ class EvaluationSource(ClipSource):
                 check_same_frames(name, layers["com"], frames)
         if labels and "pha" not in layers:
             raise PTQ4VMError(
-                f"Expected the true alpha of clip {name} in {folder / 'pha'}, got none. Add it, or calibrate with "
+                f"Expected the true alpha of clip {name} in {folder / 'pha'}, got none. Add it, or "
+                "calibrate with "
                 "labels: false."
             )
         return layers
 
     def num_frames(self, index: int) -> int:
-        """The number of composites of a clip."""
+        """Return the number of composites of a clip."""
         return len(self._layers[index]["com"])
 
     def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
-        """Those of the composites, which are read."""
+        """Return the cuts of the composites, detected by reading them."""
         return cuts_of_images(self._layers[index]["com"], start, stop)
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
-        """Frames [start, stop) of a clip with what is known of them."""
+        """Return frames [start, stop) of a clip with alpha and foreground as far as known."""
         self.check_range(index, start, stop)
         layers = self._layers[index]
         read = {
@@ -236,6 +250,6 @@ class EvaluationSource(ClipSource):
         )
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
-        """Of all layers that are read."""
+        """Return the files of all layers that are read."""
         layers = self._layers[index].values()
         return named_below(self.root, [path for frames in layers for path in frames[start:stop]])

@@ -1,4 +1,4 @@
-"""Frames in folders: finding, reading and resizing them."""
+"""Listing, reading and resizing of frames in folders."""
 
 import hashlib
 import os
@@ -14,11 +14,11 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video import images
 
 _BLOCKS, _BLOCK = 16, 2**16
-"""Of a file larger than all of them together, so many blocks of so many bytes are digested."""
+"""Number and bytes of the hashed blocks; files up to their product are hashed completely."""
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders within a folder, in natural order; hidden ones are left out."""
+    """List the subfolders of a folder in natural order, without hidden ones."""
     return sorted(
         (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")),
         key=images.natural_key,
@@ -26,12 +26,12 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name fits one of the patterns, as in a shell: ``take_*``."""
+    """Return whether a name matches one of the shell patterns, e.g. ``take_*``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def named_below(root: Path, paths: Iterable[Path]) -> list[tuple[str, Path]]:
-    """Each path with its name relative to a folder, or its own name where it lies elsewhere."""
+    """Pair each path with its name relative to ``root``, or its file name if it lies elsewhere."""
 
     def name(path: Path) -> str:
         return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
@@ -40,26 +40,27 @@ def named_below(root: Path, paths: Iterable[Path]) -> list[tuple[str, Path]]:
 
 
 def require_folder(folder: Path, what: str, layout: str) -> Path:
-    """The folder, or an error that says what should be there.
+    """Return ``folder`` if it is one.
 
     Args:
-        folder: path that must be a folder.
-        what: what the user knows it as, e.g. the setting that names it.
-        layout: the files expected within it.
+        folder: Path of the folder.
+        what: Description for the error message, e.g. the setting with this path.
+        layout: Files expected in the folder.
 
     Raises:
-        PTQ4VMError: there is no such folder.
+        PTQ4VMError: There is no such folder.
     """
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
         raise PTQ4VMError(
-            f"Expected a folder of {what} laid out as {layout}, got {got} at {folder}. Correct the path."
+            f"Expected a folder of {what} laid out as {layout}, got {got} at {folder}. Correct the "
+            "path."
         )
     return folder
 
 
 def read_image(path: Path, gray: bool = False) -> Tensor:
-    """Read one image as (1 or 3, H, W) uint8; arguments and errors as :func:`ptq4vm.video.images.read_image`."""
+    """Read an image as (1 or 3, H, W) uint8; see :func:`ptq4vm.video.images.read_image`."""
     image = torch.from_numpy(images.read_image(path, gray))
     return image[None] if gray else image.permute(2, 0, 1).contiguous()
 
@@ -71,29 +72,30 @@ def read_frames(paths: Sequence[Path], gray: bool = False) -> Tensor:
         (T, 1 or 3, H, W), floats in [0, 1].
 
     Raises:
-        PTQ4VMError: a file can't be read, or the frames differ in size.
+        PTQ4VMError: A file can't be read, or the frames differ in size.
     """
     frames = [read_image(path, gray) for path in paths]
     for path, frame in zip(paths, frames, strict=True):
         if frame.shape != frames[0].shape:
             raise PTQ4VMError(
-                f"Expected frames of one size within a clip, got {size_text(frames[0])} in {paths[0]} and "
+                f"Expected frames of one size within a clip, got {size_text(frames[0])} in "
+                f"{paths[0]} and "
                 f"{size_text(frame)} in {path}. Resize them alike."
             )
     return torch.stack(frames).float() / 255
 
 
 def size_text(frames: Tensor) -> str:
-    """`width×height` of (..., H, W)."""
+    """Format the size of (..., H, W) as `width×height`."""
     return f"{frames.shape[-1]}×{frames.shape[-2]}"
 
 
 def cover_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize until the size is covered, keeping the aspect ratio, and cut out the centre.
+    """Resize frames to cover ``size``, keeping the aspect ratio, and crop the center.
 
     Args:
         frames: (T, C, h, w), floats.
-        size: height and width to return.
+        size: Height and width of the result.
 
     Returns:
         (T, C, H, W).
@@ -113,7 +115,7 @@ def cover_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def ping_pong(index: int, length: int) -> int:
-    """Where frame `index` of an endless to-and-fro reading of a clip of `length` frames lies in that clip."""
+    """Return the position of frame `index` when `length` frames are looped back and forth."""
     if length == 1:
         return 0
     index %= 2 * (length - 1)
@@ -121,14 +123,14 @@ def ping_pong(index: int, length: int) -> int:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of what a file holds, wherever it lies and whenever it was written.
+    """Compute the SHA-256 digest of a file's content, independent of its path and time stamps.
 
-    A file of up to 1 MiB is read whole. Of a larger one its size and 16 blocks of 64 KiB count,
-    evenly spread from its first byte to its last: a compressed video that was cut or encoded anew
-    differs in most of them, but a change between the blocks that keeps the size goes unnoticed.
+    Files up to 1 MiB are hashed completely. For larger files the size and 16 blocks of 64 KiB,
+    evenly spread from first to last byte, are hashed: re-encoding or trimming a video changes most
+    of them, but an edit between the blocks that keeps the size is not detected.
 
     Raises:
-        PTQ4VMError: it can't be read.
+        PTQ4VMError: The file can't be read.
     """
     try:
         with path.open("rb") as file:

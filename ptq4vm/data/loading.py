@@ -1,4 +1,4 @@
-"""From data sets to batches: evaluation chunks, orders of samples, and collation."""
+"""Evaluation chunks, sampling order and batch collation."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,13 @@ class Chunk(NamedTuple):
 
 
 class EvaluationChunks(Dataset[MattingClip]):
-    """Clips cut into chunks that follow each other, clip after clip, so that a long clip costs no memory.
+    """Clips split into consecutive chunks, clip by clip, so that memory use is bounded.
 
     Args:
-        source: the clips.
-        chunk: at most so many frames of one clip at a time.
-        clips: at most so many clips, spread evenly over the source; None takes all.
-        frames: at most so many frames of each clip; None takes all.
+        source: Clip source.
+        chunk: Maximum number of frames per chunk.
+        clips: Maximum number of clips, spread evenly over the source; None uses all.
+        frames: Maximum number of frames per clip; None uses all.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class EvaluationChunks(Dataset[MattingClip]):
 
     @property
     def num_frames(self) -> int:
-        """Frames in all chunks together."""
+        """Total number of frames of all chunks."""
         return sum(chunk.stop - chunk.start for chunk in self.chunks)
 
     def __getitem__(self, index: int) -> MattingClip:
-        """One chunk, (T, C, H, W); cuts in it are warned of once."""
+        """Return one chunk, (T, C, H, W); warn once about each cut in it."""
         clip = self.source.read(*self.chunks[index])
         self._look_for_cuts(self.chunks[index], clip)
         return clip
@@ -77,20 +77,22 @@ class EvaluationChunks(Dataset[MattingClip]):
             if cut not in self._cuts:
                 self._cuts.add(cut)
                 warnings.warn(
-                    f"Expected one shot in each evaluation clip, got a cut at frame {cut[1]} of {clip.name}. It is "
-                    "scored as one, the state carried across, for float and quantized networks alike. Split the clip "
+                    f"Expected one shot in each evaluation clip, got a cut at frame {cut[1]} of "
+                    f"{clip.name}. It is "
+                    "scored as one, the state carried across, for float and quantized networks "
+                    "alike. Split the clip "
                     "there to score its shots apart.",
                     stacklevel=2,
                 )
 
     def clips(self) -> list[Chunk]:
-        """The frames of each clip that its chunks hold together."""
+        """Return one chunk per clip, covering all frames of its chunks."""
         return [
             Chunk(clip, 0, stop) for clip, stop in {c.clip: c.stop for c in self.chunks}.items()
         ]
 
     def by_clip(self) -> list[list[int]]:
-        """The numbers of the chunks of each clip."""
+        """Return the chunk indices of each clip."""
         return [
             [*numbers]
             for _, numbers in groupby(range(len(self)), lambda number: self.chunks[number].clip)
@@ -98,24 +100,25 @@ class EvaluationChunks(Dataset[MattingClip]):
 
 
 class NoFrames(Dataset[MattingClip]):
-    """One chunk without frames, for a process that gets no clip: it takes part in an evaluation, and counts nothing."""
+    """One chunk without frames, for ranks without clips in a distributed evaluation."""
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> MattingClip:
-        """(0, 3, 1, 1)."""
+        """Return an empty clip, (0, 3, 1, 1)."""
         return MattingClip(torch.zeros(0, 3, 1, 1))
 
 
-# A DistributedSampler, which Lightning leaves as it is: the shares are made here.
+# Lightning keeps a DistributedSampler unchanged; `items` are this rank's share already.
 class ShuffledPasses(DistributedSampler[int]):
-    """Samples in shuffled passes through a set, decided by seed and epoch.
+    """Sampler of shuffled passes through a set, determined by seed and epoch.
 
     Args:
-        items: the set.
-        count: samples an epoch; more than there are begins further passes, fewer leaves the pass unfinished.
-        seed: of the order.
+        items: Dataset indices.
+        count: Samples per epoch; above the number of items further passes begin, below it the pass
+            is incomplete.
+        seed: Seed of the order.
     """
 
     def __init__(self, items: Sequence[int], count: int, seed: int) -> None:
@@ -124,9 +127,9 @@ class ShuffledPasses(DistributedSampler[int]):
         self._done = (0, 0)
 
     def go_on(self, epoch: int, batches: int, batch_size: int) -> None:
-        """Begin with this epoch, and leave out so many batches, which were drawn before a stop.
+        """Resume at an epoch and skip its batches drawn before the interruption.
 
-        Lightning tells a sampler its epoch after loader processes have drawn from it.
+        Lightning sets the sampler's epoch only after DataLoader workers have drawn from it.
         """
         self.epoch, self._done = epoch, (epoch, batches * batch_size)
 
@@ -137,7 +140,7 @@ class ShuffledPasses(DistributedSampler[int]):
         generator = Generator().manual_seed(derive_seed(self.seed, self.epoch))
         unfinished, done = self._done
         skipped = done if self.epoch == unfinished else 0
-        self.epoch += 1  # Where nobody calls set_epoch, epochs still differ.
+        self.epoch += 1  # Let epochs differ without set_epoch.
         order: list[int] = []
         while len(order) < self.count:
             order += torch.randperm(len(self.items), generator=generator).tolist()
@@ -145,7 +148,7 @@ class ShuffledPasses(DistributedSampler[int]):
 
 
 def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
-    """Stack sequences into a batch, (B, T, C, H, W); what is None stays None."""
+    """Stack sequences into a batch, (B, T, C, H, W); a field that is None in any stays None."""
 
     def known(parts: list[Tensor | None]) -> Tensor | None:
         tensors = [part for part in parts if part is not None]
@@ -167,10 +170,10 @@ def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
 
 
 def collate_chunk(chunks: list[MattingClip]) -> MattingClip:
-    """Make a batch of one chunk: (1, T, C, H, W) tensors, name and start as they are.
+    """Add a batch dimension to one chunk: (1, T, C, H, W); name and start are unchanged.
 
     Raises:
-        ValueError: there is more than one; chunks differ in length and belong to different states.
+        ValueError: There is more than one chunk. Chunks differ in length and recurrent state.
     """
     if len(chunks) != 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Smooth ways of a picture through a frame: drawn by seed, sampled exactly, and with exact optical flow."""
+"""Smooth motion of pictures, drawn by seed, with exact sampling and optical flow."""
 
 import math
 from itertools import pairwise
@@ -9,7 +9,10 @@ from torch.nn import functional
 
 
 class Wave:
-    """Smooth to and fro, value(t) = middle + amplitude · sin(2π t / period + phase), drawn from a generator."""
+    """Random sinusoid, value(t) = middle + amplitude · sin(2π t / period + phase).
+
+    Period (50 to 100 frames) and phase are drawn from the generator.
+    """
 
     def __init__(self, generator: Generator, middle: float, amplitude: float) -> None:
         self.middle, self.amplitude = middle, amplitude
@@ -17,21 +20,21 @@ class Wave:
         self.phase = uniform(generator, 0, 2 * math.pi)
 
     def __call__(self, frame: int) -> float:
-        """The value at a frame."""
+        """Return the value at a frame."""
         return self.middle + self.amplitude * math.sin(
             2 * math.pi * frame / self.period + self.phase
         )
 
 
 def uniform(generator: Generator, low: float, high: float) -> float:
-    """A number in [low, high)."""
+    """Draw a number from [low, high)."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def similarity(
     x: float, y: float, scale: float, angle: float, pivot: tuple[float, float], mirror: bool
 ) -> Tensor:
-    """3×3 matrix that mirrors, scales and turns about a pivot, and puts the pivot at (x, y)."""
+    """Return the 3×3 matrix that mirrors, scales and rotates about a pivot placed at (x, y)."""
     cos, sin, flip = scale * math.cos(angle), scale * math.sin(angle), -1 if mirror else 1
     linear = torch.tensor([[cos * flip, -sin], [sin * flip, cos]], dtype=torch.float64)
     matrix = torch.eye(3, dtype=torch.float64)
@@ -43,13 +46,20 @@ def similarity(
 
 
 def pixel_places(matrix: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where a matrix puts every pixel of a picture of that size: (H, W, 2), x before y."""
+    """Map the pixel grid of a picture of ``size`` by a matrix: (H, W, 2), x before y."""
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in size), indexing="ij")
     return torch.stack([x, y], dim=-1) @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def sample(picture: Tensor, matrix: Tensor, size: tuple[int, int], padding: str) -> Tensor:
-    """Draw a picture (C, h, w) as the matrix places it into a frame (C, H, W)."""
+    """Resample a picture (C, h, w) into a frame (C, H, W).
+
+    Args:
+        picture: (C, h, w), floats in [0, 1].
+        matrix: 3×3, from picture pixels to frame pixels.
+        size: (H, W).
+        padding: Padding mode of :func:`torch.nn.functional.grid_sample`.
+    """
     places = pixel_places(torch.linalg.inv(matrix), size)
     extent = torch.tensor([picture.shape[-1], picture.shape[-2]])
     grid = ((2 * places + 1) / extent - 1).float()
@@ -59,7 +69,7 @@ def sample(picture: Tensor, matrix: Tensor, size: tuple[int, int], padding: str)
 
 
 def way_flow(way: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Backward flow (T-1, 2, H, W) of something placed by one matrix a frame."""
+    """Compute the backward flow, (T-1, 2, H, W) in pixels, of an object with a matrix per frame."""
     here = pixel_places(torch.eye(3, dtype=torch.float64), size)
     flows = [
         (pixel_places(before @ torch.linalg.inv(after), size) - here).permute(2, 0, 1).float()

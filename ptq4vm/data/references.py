@@ -1,4 +1,4 @@
-"""The float network's mattes of clips that are scored, computed once: what fidelity is measured against."""
+"""Cached float-network mattes of evaluation clips, the reference of fidelity metrics."""
 
 from pathlib import Path
 
@@ -22,15 +22,15 @@ from ptq4vm.types import MattingClip, Teacher
 
 HELD_OUT_CLIPS, HELD_OUT_FRAMES = 8, 24
 _LEVELS = 65535
-"""Alpha is kept in 16 bits: a hundredth of what the smallest differences of interest are."""
+"""Alpha is stored in 16 bits; the step is about 1 % of the smallest differences of interest."""
 
 
 class ReferencedChunks(Dataset[MattingClip]):
-    """Evaluation chunks together with the float network's alpha.
+    """Evaluation chunks with the float network's alpha.
 
     Args:
-        chunks: the clips.
-        folder: of the references, made by :meth:`build`.
+        chunks: Evaluation chunks.
+        folder: Folder of the references, written by :meth:`build`.
     """
 
     def __init__(self, chunks: EvaluationChunks, folder: Path) -> None:
@@ -41,34 +41,34 @@ class ReferencedChunks(Dataset[MattingClip]):
 
     @property
     def chunks(self) -> list[Chunk]:
-        """Which frames each chunk holds."""
+        """Clip and frame range of each chunk."""
         return self.clips.chunks
 
     @property
     def source(self) -> ClipSource:
-        """Where the clips come from."""
+        """Source of the clips."""
         return self.clips.source
 
     @property
     def num_frames(self) -> int:
-        """Frames in all chunks together."""
+        """Total number of frames of all chunks."""
         return self.clips.num_frames
 
     def __getitem__(self, index: int) -> MattingClip:
-        """One chunk, (T, C, H, W)."""
+        """Return one chunk, (T, C, H, W)."""
         pha = read_tensors(self.folder / file_name(index))["pha"].float() / _LEVELS
         return self.clips[index]._replace(float_pha=pha)
 
     def by_clip(self) -> list[list[int]]:
-        """The numbers of the chunks of each clip."""
+        """Return the chunk indices of each clip."""
         return self.clips.by_clip()
 
     @torch.no_grad()
     def build(self, teacher: Teacher, progress: Progress | None = None) -> "ReferencedChunks":
-        """Make what is missing, each process its share; a clip whose chunks are all there is not looked at.
+        """Compute this rank's share of missing references; complete clips are not read.
 
         Raises:
-            PTQ4VMError: clips can't be read, or the folder can't be written.
+            PTQ4VMError: Clips can't be read, or the folder can't be written.
         """
         make_folder(self.folder)
         share = distributed.share(self.clips.by_clip())
@@ -88,7 +88,7 @@ class ReferencedChunks(Dataset[MattingClip]):
 
 
 class HeldOutClips(Dataset[MattingClip]):
-    """People that calibration never sees: cached sequences, as clips without true alpha."""
+    """Cached sequences of people excluded from calibration, as clips without true alpha."""
 
     def __init__(self, sequences: CalibrationSet, names: list[str]) -> None:
         self.sequences, self.names = sequences, names
@@ -98,15 +98,15 @@ class HeldOutClips(Dataset[MattingClip]):
 
     @property
     def num_frames(self) -> int:
-        """Frames of all clips together."""
+        """Total number of frames of all clips."""
         return len(self) * len(self.sequences[0].src)
 
     def by_clip(self) -> list[list[int]]:
-        """The numbers of the clips, one by one."""
+        """Return one list with one index per clip."""
         return [[number] for number in range(len(self))]
 
     def __getitem__(self, index: int) -> MattingClip:
-        """One clip, (T, C, H, W)."""
+        """Return one clip, (T, C, H, W)."""
         sequence = self.sequences[index]
         return MattingClip(sequence.src, name=self.names[index], float_pha=sequence.teacher_pha)
 
@@ -114,10 +114,11 @@ class HeldOutClips(Dataset[MattingClip]):
 def draw_held_out(
     scenes: CutoutSource, progress: Progress | None = None
 ) -> tuple[CutoutSource, list[SequencePlace], int]:
-    """Draw sequences of held-out people, as long as the shortest of their longest shots allows.
+    """Draw sequences of held-out people, of a length for which every video has a shot.
 
     Returns:
-        The scenes, where each sequence begins, and frames of each.
+        The scenes, the location of each sequence, and frames per sequence: at most
+        ``HELD_OUT_FRAMES``, and at most the longest shot of each video.
     """
     people, length = scenes.people, HELD_OUT_FRAMES
     for clip in range(len(people)):

@@ -1,4 +1,4 @@
-"""Shots within clips: looked for once and kept."""
+"""Shot detection in clips, with a cache of the results."""
 
 import json
 import warnings
@@ -13,26 +13,26 @@ from ptq4vm.video.cuts import MEMORY, CutDetector, find_cuts
 from ptq4vm.video.frames import Frame
 
 VERSION = 1
-"""Part of every key: raise it when the test for cuts changes."""
+"""Part of every cache key; increment when the cut detector changes."""
 
 
 class Shots(NamedTuple):
-    """How many frames a clip has, and the numbers of those with which a shot after the first begins."""
+    """Number of frames of a clip, and first frames of all shots but the first."""
 
     frames: int
     cuts: tuple[int, ...]
 
 
 def find_shots(frames: Iterable[Frame], fingerprint: str, cache: Path | None) -> Shots:
-    """Count frames and find cuts, or read what was found before.
+    """Count frames and detect cuts, or read the cached result.
 
     Args:
-        frames: (H, W, 3) uint8 RGB; nothing is taken from them if it is known already.
-        fingerprint: changes when the frames do.
-        cache: a folder to keep it in; None keeps nothing.
+        frames: (H, W, 3) uint8 RGB; not consumed if the result is cached.
+        fingerprint: Hash of the frames, the cache key.
+        cache: Cache folder; None disables the cache.
 
     Raises:
-        PTQ4VMError: the cache can't be written, or what reading the frames raises.
+        PTQ4VMError: The cache can't be written, or ``frames`` raises it.
     """
     path = (
         cache
@@ -51,14 +51,14 @@ def find_shots(frames: Iterable[Frame], fingerprint: str, cache: Path | None) ->
 
 
 def cuts_of_images(paths: Sequence[Path], start: int, stop: int) -> list[int]:
-    """Numbers of the images in (start, stop) with which a shot begins; reads a few before, too."""
+    """Detect the cuts in (start, stop) of a sequence of images; also reads a few images before."""
     first = max(0, start - MEMORY)
     found = find_cuts(image_frames(paths[first:stop]))
     return [first + cut for cut in found if first + cut > start]
 
 
 def image_frames(paths: Iterable[Path]) -> Iterable[Frame]:
-    """(H, W, 3) uint8 RGB of each file."""
+    """Read each file as (H, W, 3) uint8 RGB."""
     return (read_image(path).permute(1, 2, 0).numpy() for path in paths)
 
 

@@ -1,4 +1,4 @@
-"""What every source of clips offers."""
+"""Base classes of clip sources."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -16,41 +16,41 @@ from ptq4vm.types import MattingClip
 
 
 class ClipSource(ABC):
-    """Clips that are read a few frames at a time, so that a clip's length costs no memory."""
+    """Base class of sources whose clips are read a few frames at a time, in bounded memory."""
 
     names: list[str]
     """`<set>/<clip>` of each clip."""
     exact_flow: bool = False
-    """Whether :meth:`read` gives the exact flow too."""
+    """True if :meth:`read` returns exact flow."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @abstractmethod
     def num_frames(self, index: int) -> int:
-        """The number of frames of a clip."""
+        """Return the number of frames of a clip."""
 
     @abstractmethod
     def read(self, index: int, start: int, stop: int) -> MattingClip:
-        """Frames [start, stop) of a clip, floats in [0, 1], (T, C, H, W).
+        """Return frames [start, stop) of a clip, floats in [0, 1], (T, C, H, W).
 
         Raises:
-            PTQ4VMError: the clip has no such frames, or they can't be read.
+            PTQ4VMError: The clip has no such frames, or they can't be read.
         """
 
     claims_are_within: int = 1
-    """The true number of frames is at most so many times :meth:`claimed_frames`."""
+    """Upper bound of the ratio of the true number of frames to :meth:`claimed_frames`."""
 
     def claimed_frames(self, index: int) -> int | None:
-        """The number of frames as far as it is known without reading the clip; None where it isn't."""
+        """Return the number of frames known without reading the clip, or None if unknown."""
         return self.num_frames(index)
 
     def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
-        """Those of the frames within (start, stop) with which a new shot begins; none unless a source looks."""
+        """Return the frames in (start, stop) that begin a shot; empty without cut detection."""
         return ()
 
     def longest_shot(self, index: int) -> int:
-        """Frames of the longest stretch of a clip without a cut."""
+        """Return the length in frames of a clip's longest shot."""
         count = self.num_frames(index)
         return max(
             after - before for before, after in pairwise((0, *self.cuts(index, 0, count), count))
@@ -58,23 +58,25 @@ class ClipSource(ABC):
 
     @abstractmethod
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
-        """The files that frames [start, stop) of a clip are made of, in a fixed order.
+        """Return (name, path) of the files of frames [start, stop) of a clip, in a fixed order.
 
-        Each comes with a name that stays the same when the whole data set is copied elsewhere.
+        Names do not change when the whole data set is copied elsewhere.
         """
 
     def fingerprint(self, places: Iterable[tuple[int, int, int]] | None = None) -> str:
-        """A short hash that changes with what these frames are made of: for caches and run folders.
+        """Hash names and contents of the frames' files, for cache keys and run folders.
 
-        Names and contents count, not where the files lie nor when they were written. Files that no
-        place needs are not read. Large ones are sampled, as
-        :func:`~ptq4vm.data.files.content_digest` says.
+        Location and time stamps of the files don't matter. Files of other frames are not read.
+        Large files are sampled, see :func:`~ptq4vm.data.files.content_digest`.
 
         Args:
-            places: clip, first frame and the one after the last; all frames if not given.
+            places: (clip, start, stop) of frames [start, stop); all frames if not given.
+
+        Returns:
+            16 hexadecimal digits.
 
         Raises:
-            PTQ4VMError: a file can't be read.
+            PTQ4VMError: A file can't be read.
         """
         if places is None:
             places = [(clip, 0, self.num_frames(clip)) for clip in range(len(self))]
@@ -89,46 +91,51 @@ class ClipSource(ABC):
         return whole.hexdigest()[:16]
 
     def draw_order(self, generator: Generator) -> list[int]:
-        """An order of clips for drawing a calibration set from."""
+        """Return a permutation of the clips for drawing calibration sequences."""
         return torch.randperm(len(self), generator=generator).tolist()
 
     def check_range(self, index: int, start: int, stop: int) -> None:
-        """Raises: PTQ4VMError: the clip has no frames [start, stop)."""
+        """Check that the clip has frames [start, stop).
+
+        Raises:
+            PTQ4VMError: It does not, or the range is empty.
+        """
         if not 0 <= start < stop <= self.num_frames(index):
             raise PTQ4VMError(
-                f"Expected frames within [0, {self.num_frames(index)}) of clip {self.names[index]}, "
+                f"Expected frames within [0, {self.num_frames(index)}) of clip "
+                f"{self.names[index]}, "
                 f"got [{start}, {stop})."
             )
 
 
 class Layers(NamedTuple):
-    """A clip before it is composed; floats in [0, 1], (T, C, H, W)."""
+    """Clip before composition; floats in [0, 1], (T, C, H, W)."""
 
     fgr: Tensor
     pha: Tensor
     bgr: Tensor
     flow: Tensor | None = None
-    """Exact backward flow of the composite, as in :class:`~ptq4vm.types.MattingClip`."""
+    """Exact backward flow of the composite, see :class:`~ptq4vm.types.MattingClip`."""
 
 
 def compose(layers: Layers, name: str, start: int) -> MattingClip:
-    """Put the foreground before the background, in code values: src = fgr·pha + bgr·(1 − pha)."""
+    """Compose the layers without linearization: src = fgr·pha + bgr·(1 − pha)."""
     src = layers.fgr * layers.pha + layers.bgr * (1 - layers.pha)
     return MattingClip(src, layers.pha, layers.fgr, layers.flow, name, start)
 
 
 class LayeredSource(ClipSource):
-    """A source whose foregrounds and backgrounds come apart, and so can be augmented apart."""
+    """Base class of sources with separate foreground and background, augmented independently."""
 
     @abstractmethod
     def read_layers(self, index: int, start: int, stop: int) -> Layers:
-        """Frames [start, stop) of a clip before composition."""
+        """Return the layers of frames [start, stop) of a clip."""
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
-        """Frames [start, stop) of a clip, composed."""
+        """Return frames [start, stop) of a clip, composed."""
         return compose(self.read_layers(index, start, stop), self.names[index], start)
 
 
 def derive_seed(seed: int, number: int) -> int:
-    """A seed for the `number`-th thing decided by `seed`; the same on every machine."""
+    """Derive the `number`-th seed from `seed`, independent of the platform."""
     return (seed * 1_000_003 + number) % 2**63

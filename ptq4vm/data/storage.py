@@ -1,4 +1,4 @@
-"""Tensors in files that are whole or absent: what was computed once and is kept."""
+"""Cached tensors in checksummed files, written atomically."""
 
 import hashlib
 import json
@@ -17,32 +17,34 @@ from ptq4vm.reading import load_safetensors
 
 
 def short_hash(settings: Mapping[str, Any]) -> str:
-    """A short hash of settings that JSON can hold, for names of folders."""
+    """Hash JSON-serializable settings to 16 hexadecimal digits, for folder names."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder of the cache.
+    """Create a cache folder.
 
     Raises:
-        PTQ4VMError: it can't be made.
+        PTQ4VMError: The folder can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PTQ4VMError(
-            f"Expected a cache folder that can be written, got: {error}. Set cache_dir or PTQ4VM_CACHE."
+            f"Expected a cache folder that can be written, got: {error}. Set cache_dir or "
+            "PTQ4VM_CACHE."
         ) from error
     return folder
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file that appears only when it is complete, with its key and a checksum.
+    """Write a safetensors file atomically, with its key and a checksum.
 
-    The key is the end of its path: the folders are named after everything that decides what is in them.
+    The key is the end of the file's path, since folders are named by a hash of the settings that
+    determine their content.
 
     Raises:
-        PTQ4VMError: the file can't be written.
+        PTQ4VMError: The file can't be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save(plain, {"key": _key(path), "sha256": _checksum(plain)})
@@ -51,10 +53,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of :func:`write_tensors`.
+    """Read a file written by :func:`write_tensors`.
 
     Raises:
-        PTQ4VMError: it is missing, damaged or stale.
+        PTQ4VMError: The file is missing, damaged or stale.
     """
     try:
         data = path.read_bytes()
@@ -66,13 +68,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         problem = str(error)
     if problem:
         raise PTQ4VMError(
-            f"Expected a whole file of the calibration cache at {path}, got: {problem}. Run again: it will be remade."
+            f"Expected a whole file of the calibration cache at {path}, got: {problem}. Run again: "
+            "it will be remade."
         )
     return tensors
 
 
 def is_whole(path: Path, names: Iterable[str]) -> bool:
-    """Whether a file of :func:`write_tensors` is there with these tensors; warns when it is damaged or stale."""
+    """Return whether a valid file with these tensors exists; warn if it is damaged or stale."""
     if not path.exists():
         return False
     try:

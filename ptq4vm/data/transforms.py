@@ -1,4 +1,4 @@
-"""Augmentation that treats all frames of a clip alike, with kornia."""
+"""Clip augmentation with kornia, identical for all frames of a clip."""
 
 from typing import Any
 
@@ -12,19 +12,20 @@ from ptq4vm.types import MattingClip
 
 
 class ClipAugmentation:
-    """Flips, shifts, turns and scales a clip, and changes its colours; the same way in every frame.
+    """Random flip, shift, rotation, scaling and colour jitter, identical for all frames of a clip.
 
-    Everything is drawn from the seed given, and the global random number generator stays as it was. A background apart
-    from its foreground is changed more: it may be enlarged, so that few backgrounds give many, and blurred, as behind
-    a person whom the lens focuses on.
+    All parameters are drawn from the given seed; the global random state is unchanged. A separate
+    background is augmented more strongly: it may be enlarged, to give many backgrounds from few,
+    and blurred, as by a lens focused on the person.
 
     Args:
-        scale: the range of the scaling.
-        background_scale: likewise, of a background.
-        degrees: turns by at most so much.
-        translate: shifts by at most this fraction of the width and height.
-        jitter: brightness, contrast and saturation change by at most this factor; the hue by a tenth of it.
-        blur: share of the backgrounds that are blurred.
+        scale: Range of the scale factor.
+        background_scale: Range of the background's scale factor.
+        degrees: Maximum rotation in degrees.
+        translate: Maximum shift as a fraction of width and height.
+        jitter: Maximum relative change of brightness, contrast and saturation; a tenth of it is the
+            maximum change of hue.
+        blur: Probability of blurring the background.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class ClipAugmentation:
         blur: float = 0.3,
     ) -> None:
         flip = augmentation.RandomHorizontalFlip(p=0.5)
-        # What comes in from outside mirrors the picture, alpha too: zeros would cut a person off at the picture's edge.
+        # Reflection padding of picture and alpha: zeros would cut off a person at the edge.
         affine, background_affine = (
             augmentation.RandomAffine(
                 degrees,
@@ -56,7 +57,10 @@ class ClipAugmentation:
         self._background = _for_clips(flip, background_affine, colour, lens)
 
     def layers(self, layers: Layers, seed: int) -> Layers:
-        """Change foreground and background apart from each other; alpha follows the foreground. Flow is dropped."""
+        """Augment foreground and background independently; alpha follows the foreground.
+
+        Flow is dropped.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fgr, pha = _apply(self._geometry, torch.cat([layers.fgr, layers.pha], dim=1)).split(
@@ -67,13 +71,13 @@ class ClipAugmentation:
         return Layers(fgr, pha.contiguous(), bgr)
 
     def clip(self, clip: MattingClip, seed: int) -> MattingClip:
-        """Change a composite along with what is known of it. Flow is dropped."""
+        """Augment a composite together with its alpha and foreground, if known; flow is dropped."""
         parts = [part for part in (clip.src, clip.fgr, clip.pha) if part is not None]
         channels = [part.shape[1] for part in parts]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             parts = list(_apply(self._geometry, torch.cat(parts, dim=1)).split(channels, dim=1))
-            # As further frames of one clip, composite and foreground get the same change of colour.
+            # Concatenated along time, composite and foreground get the same colour jitter.
             coloured = [part for part in parts if part.shape[1] == 3]
             coloured = list(_apply(self._colour, torch.cat(coloured)).split(clip.src.shape[0]))
         fgr = coloured[1] if clip.fgr is not None else None
@@ -90,12 +94,12 @@ def _apply(sequential: augmentation.VideoSequential, frames: Tensor) -> Tensor:
 
 
 def cut_or_shrink(clip: MattingClip, size: tuple[int, int], seed: int) -> MattingClip:
-    """Bring a clip of larger frames to a size: by chance a part of it that keeps its scale, or the whole, shrunk.
+    """Crop or downscale a clip to a size, with equal probability.
 
     Args:
-        clip: its frames are at least as large. Flow is dropped if they are larger.
-        size: height and width.
-        seed: decides which of both, and where the part lies: at the same place in all frames.
+        clip: Frames at least as large as ``size``. Flow is dropped if they are larger.
+        size: Height and width.
+        seed: Seed of the choice and of the crop's position, the same in all frames.
     """
     height, width = clip.src.shape[-2:]
     if (height, width) == size:

@@ -1,4 +1,4 @@
-"""A source of clips without alpha: video files and folders of frames."""
+"""Source of clips without alpha: video files and folders of frames."""
 
 import warnings
 from collections.abc import Sequence
@@ -28,19 +28,21 @@ LAYOUT = "<clip>.mp4|mkv|mov|avi|webm and <clip>/<frame>.jpg|png"
 
 
 class VideoSource(ClipSource):
-    """Video files and folders of frames; each is a clip. Memory holds the frames asked for and no others.
+    """Video files and folders of frames, one clip each; only the frames being read are in memory.
 
-    Videos are decoded as they are for matting; pixels more than 1 % from square are made square.
+    Videos are decoded by :class:`~ptq4vm.video.reader.VideoReader`, as for matting. Pixels more
+    than 1 % from square are resampled to square ones.
 
     Args:
-        root: the folder that holds them.
-        size: height and width to scale and cut to; None leaves the frames as they are.
-        names: patterns of the clips to take, without suffix.
-        held_out: patterns of those to leave alone.
-        cache: folder in which what was found in each clip is kept; None keeps it in memory alone.
+        root: Folder of the videos.
+        size: Height and width to resize and crop to; None keeps the frames unchanged.
+        names: Shell patterns of the clips to use, without suffix.
+        held_out: Shell patterns of clips to exclude.
+        cache: Folder in which frame counts and cuts are cached; None keeps them in memory only.
 
     Raises:
-        PTQ4VMError: the folder is missing, holds no such clips, or a video has no frame that can be decoded.
+        PTQ4VMError: The folder is missing or holds no matching clips, or a video has no frame that
+            can be decoded.
     """
 
     def __init__(
@@ -67,7 +69,8 @@ class VideoSource(ClipSource):
             )
         if not self._clips:
             raise PTQ4VMError(
-                f"Expected videos named {', '.join(names)} in {root}, without {', '.join(held_out) or 'exception'}, "
+                f"Expected videos named {', '.join(names)} in {root}, without "
+                f"{', '.join(held_out) or 'exception'}, "
                 f"got {len(found)} others. Correct held_out."
             )
         self.names = [f"{root.resolve().name}/{path.name}" for path in self._clips]
@@ -80,14 +83,14 @@ class VideoSource(ClipSource):
                 warnings.warn(note, stacklevel=2)
 
     def num_frames(self, index: int) -> int:
-        """Count the frames, whatever the container's header says; once."""
+        """Return the number of frames; videos are decoded once to count them."""
         path = self._clips[index]
         return len(list_frames(path)) if path.is_dir() else self._look(index).frames
 
     claims_are_within = 2
 
     def claimed_frames(self, index: int) -> int | None:
-        """As many as the container claims, if it does, until they have been counted."""
+        """Return the container's number of frames (None without one), or the true one if known."""
         path = self._clips[index]
         if path.is_dir() or index in self._shots:
             return self.num_frames(index)
@@ -95,7 +98,7 @@ class VideoSource(ClipSource):
         return claim if claim is not None and claim > 0 else None
 
     def cuts(self, index: int, start: int, stop: int) -> Sequence[int]:
-        """Looked for once in the whole clip."""
+        """Return the cuts in (start, stop), detected once in the whole clip."""
         return [cut for cut in self._look(index).cuts if start < cut < stop]
 
     def _look(self, index: int) -> Shots:
@@ -109,7 +112,7 @@ class VideoSource(ClipSource):
         return self._shots[index]
 
     def read(self, index: int, start: int, stop: int) -> MattingClip:
-        """Frames [start, stop) of a clip."""
+        """Return frames [start, stop) of a clip."""
         self.check_range(index, start, stop)
         path = self._clips[index]
         src = (
@@ -122,7 +125,7 @@ class VideoSource(ClipSource):
         return MattingClip(src, name=self.names[index], start=start)
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
-        """The video, or these frames of a folder."""
+        """Return the video file, or the files of these frames of a folder."""
         path = self._clips[index]
         return named_below(self.root, list_frames(path)[start:stop] if path.is_dir() else [path])
 

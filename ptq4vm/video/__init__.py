@@ -1,4 +1,4 @@
-"""Frames in and out: readers and writers of videos and images, and backgrounds for composites."""
+"""Readers and writers of videos and images, cut detection, and backgrounds for composites."""
 
 from ptq4vm.video.backgrounds import COLOURS, open_background
 from ptq4vm.video.cuts import CutDetector, CutList, Cuts, find_cuts

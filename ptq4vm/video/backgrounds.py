@@ -1,4 +1,4 @@
-"""What a composite is put before: a colour, an image or a video."""
+"""Backgrounds of composites: a colour, an image, a folder or a video."""
 
 import re
 from collections.abc import Generator
@@ -14,7 +14,7 @@ from ptq4vm.video.images import IMAGE_SUFFIXES
 from ptq4vm.video.videos import open_frames
 
 COLOURS = {
-    "green": (120, 255, 155),  # the green of matting papers' figures, not CSS's dark one
+    "green": (120, 255, 155),  # as in figures of matting papers, unlike CSS
     "black": (0, 0, 0),
     "white": (255, 255, 255),
     "grey": (128, 128, 128),
@@ -28,7 +28,7 @@ COLOURS = {
 
 
 def parse_colour(text: str) -> tuple[int, int, int] | None:
-    """``#rrggbb`` or a name in :data:`COLOURS` -> RGB in 0…255; None where it is neither."""
+    """Parse ``#rrggbb`` or a name in :data:`COLOURS` to RGB in 0…255; None if it is neither."""
     if re.fullmatch(r"#[0-9a-fA-F]{6}", text):
         red, green, blue = bytes.fromhex(text[1:])
         return red, green, blue
@@ -36,7 +36,7 @@ def parse_colour(text: str) -> tuple[int, int, int] | None:
 
 
 def cover_crop(image: Frame, size: tuple[int, int]) -> Frame:
-    """Scale (h, w, 3) until it covers ``size`` = (H, W), keeping its proportions, and cut what sticks out evenly."""
+    """Resize (h, w, 3) to cover ``size`` (H, W), keeping the aspect ratio, and crop the center."""
     if image.shape[:2] == size:
         return image
     scale = max(size[0] / image.shape[0], size[1] / image.shape[1])
@@ -54,27 +54,29 @@ def cover_crop(image: Frame, size: tuple[int, int]) -> Frame:
 def open_background(
     background: str | Path, size: tuple[int, int], rate: Fraction
 ) -> Generator[Frame, None, None]:
-    """An endless stream of backgrounds, one for each frame of the source.
+    """Open an endless stream of backgrounds, one per frame of the source.
 
     Args:
-        background: a colour (see :func:`parse_colour`), or the path of an image, of a folder of images or of a video.
-            A colour's name wins over a file of that name; write ``./green`` for the file.
-        size: (H, W) of the source; images and videos are cropped to cover it.
-        rate: frames per second of the source. A video plays at its own speed, a folder frame by frame; both begin
-            again at their end.
+        background: A colour (see :func:`parse_colour`), or the path of an image, a folder of images
+            or a video. A colour's name takes precedence over a file; write ``./green`` for the
+            file.
+        size: (H, W) of the source; images and videos are resized to cover it and cropped.
+        rate: Frames per second of the source. A video keeps its own speed, a folder advances one
+            image per frame; both loop.
 
     Returns:
-        (H, W, 3) uint8 RGB, for ever.
+        Infinite generator of (H, W, 3) uint8 RGB.
 
     Raises:
-        PTQ4VMError: neither a colour nor something that can be read.
+        PTQ4VMError: It is neither a colour nor readable.
     """
     colour = parse_colour(background) if isinstance(background, str) else None
     if colour is not None:
         return _repeat(np.full((*size, 3), colour, np.uint8))
     if not Path(background).exists():
         raise PTQ4VMError(
-            f"Expected a background that is #rrggbb, one of {', '.join(COLOURS)}, or an image, folder or video, "
+            f"Expected a background that is #rrggbb, one of {', '.join(COLOURS)}, or an image, "
+            "folder or video, "
             f"got {background}"
         )
     reader = open_frames(Path(background))
@@ -91,7 +93,7 @@ def _repeat(image: Frame) -> Generator[Frame, None, None]:
 def _play(
     reader: FrameReader, size: tuple[int, int], step: Fraction
 ) -> Generator[Frame, None, None]:
-    """Every ``step``-th frame of the endless loop over ``reader``; below 1, frames are shown more than once."""
+    """Yield every ``step``-th frame of ``reader`` in a loop; below 1, frames are repeated."""
     due = Fraction(0)
     while True:
         shown = False
@@ -106,5 +108,6 @@ def _play(
                 due += step
         if not shown:
             raise PTQ4VMError(
-                f"Expected frames in the background {reader.path}, got none; was it changed meanwhile?"
+                f"Expected frames in the background {reader.path}, got none; was it changed "
+                "meanwhile?"
             )

@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins: found in the frames, or listed in a file."""
+"""Cuts between shots: detected in the frames, or read from a file."""
 
 import json
 import re
@@ -18,12 +18,12 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video.frames import Frame
 
 CutTest = Callable[[Frame], bool]
-"""Called with each frame of a video in order: whether a new shot begins with it."""
+"""Function called with each frame of a video in order; True if the frame begins a new shot."""
 Cuts = Literal["auto", "off"] | Collection[int] | CutTest
-"""Found by :class:`CutDetector`, none, at frames of these numbers (from 0), or where a test says."""
+"""Detected by :class:`CutDetector`, none, at the given frame numbers (from 0), or by a function."""
 
 MEMORY = 8
-"""So many steps from frame to frame tell how lively a shot is."""
+"""Number of last steps between frames from which a shot's activity is estimated."""
 _SIDE = 64
 _SAMPLED = 256
 _BINS = 8
@@ -32,28 +32,29 @@ _SURE, _ONE_SIDED, _NOISE = 0.5, 0.05, 8
 _WHITE, _WASHED_OUT, _FLASH_FRAMES = 250, 0.5, 3
 _EARLIER = 4
 _TOLERANCE = Fraction(1, 2000)
-"""Seconds: times are written with three decimals."""
+"""Seconds; cut times in files are rounded to milliseconds."""
 
 
 class CutDetector:
-    """Finds cuts in a stream from the frames before: a new shot is known with its first frame.
+    """Online cut detector: a new shot is detected at its first frame, from earlier frames only.
 
-    All frames are looked at as 64×64 RGB pictures. A new shot begins where a frame differs from the
-    last one
+    Frames are downscaled to 64×64 RGB. A new shot begins where a frame differs from the last one
 
     1. by a mean absolute difference of at least 5 of 255 and at least twice the median of the last
        eight steps,
-    2. by a tenth (0.09) of its colours: half the L1 distance of 8×8×8-bin RGB histograms, and
-    3. in what is where: at least a fifth of the variance of a colour channel is not explained by
-       that channel's values in the same places of the last frame (1 − correlation ratio, the lesser
-       of both directions), and twice the median of the last eight steps; half of the variance where
-       hardly a pixel becomes darker, as in a flash.
+    2. by 0.09 of its colours: half the L1 distance of 8×8×8-bin RGB histograms, and
+    3. in spatial structure: the share of a colour channel's variance not explained by that
+    channel's
+       values at the same positions of the last frame (1 − correlation ratio, the lesser of both
+       directions) is at least 0.2 and at least twice the median of the last eight steps; at least
+       0.5 where hardly a pixel becomes darker, as in a flash.
 
-    The first is PySceneDetect's content detector, relative to the running activity as its adaptive
-    detector; motion and pans keep the colours (2), and light that changes keeps what is where,
-    whatever its curve (3). A flash that washes out half of a frame is passed over, and a frame that
-    resembles one of the four before the last goes back to it rather than begin a shot. A shot's
-    first two steps tell how lively it is; no cut is found within them.
+    The first test is PySceneDetect's content detector, with a threshold relative to the running
+    activity as in its adaptive detector. Motion and pans keep the colours (2), and lighting changes
+    keep the spatial structure, whatever their tone curve (3). Flashes that wash out half of a frame
+    are ignored for up to three frames. A frame must also differ from the four frames before the
+    last one, so that a return to one of them is not a cut. No cut is found within a shot's first
+    two steps, which estimate its activity.
 
     References:
         B. Castellano, PySceneDetect: ContentDetector and AdaptiveDetector (scenedetect.com).
@@ -66,7 +67,7 @@ class CutDetector:
         self._washed_out = 0
 
     def __call__(self, frame: Frame) -> bool:
-        """Whether a new shot begins with this frame, (H, W, 3) uint8 RGB."""
+        """Return whether a new shot begins with this frame, (H, W, 3) uint8 RGB."""
         view = _View(frame)
         if not self._views:
             self._views.append(view)
@@ -96,7 +97,7 @@ class CutDetector:
             for other in others
         ):
             return False
-        # Most frames don't get here, which is what keeps the test cheap.
+        # Computed last, since it is the most expensive test.
         unsteady = float(
             np.median([after.unexplained(before) for before, after in pairwise(self._views)])
         )
@@ -109,10 +110,10 @@ class CutDetector:
 
 
 class _View:
-    """The features of a frame that are compared."""
+    """Features of a frame for comparison."""
 
     def __init__(self, frame: Frame) -> None:
-        # Every n-th pixel of a large frame is enough; averaging all takes longer than all else.
+        # Subsample large frames: averaging all pixels would dominate the run time.
         every = max(1, min(frame.shape[:2]) // _SAMPLED)
         sampled = np.ascontiguousarray(frame[::every, ::every])
         small = cv2.resize(sampled, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
@@ -121,24 +122,24 @@ class _View:
 
     @cached_property
     def histogram(self) -> NDArray[np.float64]:
-        """Shares of pixels in 8×8×8 bins."""
+        """Shares of pixels in 8×8×8 RGB bins."""
         codes = self.pixels.astype(np.int64) * _BINS // 256 @ (_BINS * _BINS, _BINS, 1)
         return np.bincount(codes, minlength=_BINS**3) / codes.size
 
     def difference(self, other: "_View") -> float:
-        """Mean absolute difference in 0…255."""
+        """Return the mean absolute difference in 0…255."""
         return float(np.abs(self.pixels - other.pixels).mean())
 
     def recolouring(self, other: "_View") -> float:
-        """Share of pixels to recolour to get the other's histogram."""
+        """Return half the L1 distance of the histograms: the share of pixels to recolour."""
         return float(np.abs(self.histogram - other.histogram).sum() / 2)
 
     def darkening(self, other: "_View") -> float:
-        """Share of pixels that are darker by more than noise."""
+        """Return the share of pixels that are darker than the other's by more than noise."""
         return float((self.pixels.mean(1) < other.pixels.mean(1) - _NOISE).mean())
 
     def unexplained(self, other: "_View") -> float:
-        """Share of variance that the other doesn't explain, in the channel where it is most."""
+        """Return the share of variance not explained by the other, maximal over channels."""
         return max(
             min(_unexplained(one, two), _unexplained(two, one))
             for one, two in zip(self.pixels.T, other.pixels.T, strict=True)
@@ -146,7 +147,7 @@ class _View:
 
 
 def _unexplained(channel: NDArray[np.float32], by: NDArray[np.float32], bins: int = 32) -> float:
-    """Share of a channel's variance among pixels of equal ``by``; 0 for a plain picture."""
+    """Return the share of variance within pixels of equal ``by``; 0 for a plain picture."""
     total = float(channel.var(dtype=np.float64))
     if total < 4:  # a plain picture with the noise of a codec
         return 0.0
@@ -161,23 +162,24 @@ def _unexplained(channel: NDArray[np.float32], by: NDArray[np.float32], bins: in
 
 
 def find_cuts(frames: Iterable[Frame]) -> list[int]:
-    """Numbers of the frames with which new shots begin; the first frame, 0, isn't one."""
+    """Return the numbers of the frames that begin new shots; frame 0 is not one."""
     is_cut = CutDetector()
     return [number for number, frame in enumerate(frames) if is_cut(frame)]
 
 
 def cut_test(cuts: Cuts) -> CutTest:
-    """The test that a choice stands for.
+    """Return the test function for a choice of cuts.
 
     Raises:
-        PTQ4VMError: it is no choice.
+        PTQ4VMError: The choice is invalid.
     """
     if callable(cuts):
         return cuts
     if isinstance(cuts, str):
         if cuts not in ("auto", "off"):
             raise PTQ4VMError(
-                f"Expected cuts to be auto, off or numbers of frames, got {cuts!r}. Choose one of those."
+                f"Expected cuts to be auto, off or numbers of frames, got {cuts!r}. Choose one of "
+                "those."
             )
         return CutDetector() if cuts == "auto" else lambda frame: False
     listed, counter = CutList(frozenset(cuts)), iter(range(2**63))
@@ -185,19 +187,19 @@ def cut_test(cuts: Cuts) -> CutTest:
 
 
 class CutList:
-    """Cuts that are known beforehand.
+    """Known cuts.
 
     Args:
-        frames: numbers of the frames with which shots begin; the first is 0.
-        times: likewise in seconds from the first frame; a shot begins with the first frame shown
-            then or later.
+        frames: Numbers of the frames that begin shots, counted from 0.
+        times: Times of cuts in seconds from the first frame; a shot begins with the first frame at
+            or after each.
     """
 
     def __init__(self, frames: Collection[int] = (), times: Iterable[Fraction] = ()) -> None:
         self._frames, self._times = set(frames), deque(sorted(set(times)))
 
     def __call__(self, number: int, time: Fraction) -> bool:
-        """Whether this frame, in order, is a cut; the first of a video isn't."""
+        """Return whether this frame is a cut; call it in order. The first frame of a video is not."""
         is_cut = number in self._frames
         self._frames.discard(number)
         while self._times and time >= self._times[0] - _TOLERANCE:
@@ -207,7 +209,7 @@ class CutList:
 
     @property
     def left(self) -> int:
-        """How many have not been reached yet."""
+        """Number of cuts not reached yet."""
         return len(self._frames) + len(self._times)
 
     @classmethod
@@ -215,11 +217,11 @@ class CutList:
         """Read a list of cuts.
 
         Args:
-            path: text with one cut a line, or a JSON list. A whole number is a frame's, counted from
-                0; 12.5, 12s, 1:02.5 and 1:00:02 are times. In text, a # begins a comment.
+            path: Text with one cut per line, or a JSON list. Integers are frame numbers from 0;
+                12.5, 12s, 1:02.5 and 1:00:02 are times. In text, # begins a comment.
 
         Raises:
-            PTQ4VMError: it can't be read, or holds something else.
+            PTQ4VMError: The file can't be read, or its content is invalid.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -250,7 +252,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _parse(entry: Any) -> int | Fraction | None:
-    """A frame's number, a time in seconds, or None for anything else."""
+    """Parse a frame number or a time in seconds; None if it is neither."""
     if isinstance(entry, bool) or not isinstance(entry, int | float | str):
         return None
     text = str(entry)

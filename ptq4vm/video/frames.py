@@ -1,4 +1,4 @@
-"""What every source and sink of frames has in common, whatever it is stored as."""
+"""Base classes of frame readers and writers."""
 
 import os
 from abc import ABC, abstractmethod
@@ -16,27 +16,32 @@ from ptq4vm.errors import PTQ4VMError, remedy
 from ptq4vm.ownership import temporary_path
 
 Frame = NDArray[np.uint8]
-"""One picture, (H, W, 3) RGB or, where a writer takes it, (H, W) grey or (H, W, 4) RGB and alpha, not multiplied."""
+"""(H, W, 3) RGB; writers also accept (H, W) grey and (H, W, 4) RGB with unassociated alpha."""
 
 DEFAULT_RATE = Fraction(25)
-"""Frames per second where the source doesn't say, as a folder of images doesn't."""
+"""Frames per second of sources without a rate, such as folders of images."""
 
 
 MAX_SIDE = 16384
-"""Longer sides of a frame are taken for mistakes."""
+"""Maximum height and width of a frame; larger values are considered errors."""
 
 
 def require_size(height: int, width: int) -> None:
-    """Raise PTQ4VMError where a frame can't have this size, in pixels."""
+    """Check the size of a frame in pixels.
+
+    Raises:
+        PTQ4VMError: A side is not in [1, :data:`MAX_SIDE`].
+    """
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise PTQ4VMError(
-            f"Expected a frame of at least 1 x 1 pixels, got {height} x {width}; at most {MAX_SIDE} a side. Give the "
+            f"Expected a frame of at least 1 x 1 pixels, got {height} x {width}; at most "
+            f"{MAX_SIDE} a side. Give the "
             "frames' size, height first."
         )
 
 
 class FrameReader(ABC):
-    """Frames of one source in order, read while they are asked for. Each ``iter()`` begins again at the first."""
+    """Base class of frame sources, read lazily in order; each ``iter()`` restarts."""
 
     path: Path
     width: int
@@ -45,46 +50,46 @@ class FrameReader(ABC):
     rate: Fraction
     """Frames per second."""
     num_frames: int | None
-    """How many frames there are as far as the source tells; an estimate for a video, None where it says nothing."""
+    """Number of frames from the source's header: an estimate for videos, None if unknown."""
     names: Sequence[str] = ()
-    """Names of the frames without suffix, where each has a file of its own in a folder."""
+    """Names of the frames' files without suffix, for a folder."""
     pixel_aspect = Fraction(1)
     """Width of a pixel as a multiple of its height."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """Facts of the source that a user should know, a line each; complete after the last frame."""
+        """Notes on the source for the user, one line each; complete after the last frame."""
         return ()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
-        """Yields (H, W, 3) uint8 RGB; raises :class:`PTQ4VMError` at a frame that can't be read."""
+        """Yield (H, W, 3) uint8 RGB; raise :class:`PTQ4VMError` at an unreadable frame."""
 
     def timed(self) -> Iterator[tuple[Fraction, Frame]]:
-        """Each frame behind the time when it is shown, in seconds from the first."""
+        """Yield (timestamp, frame); timestamps are in seconds from the first frame."""
         for number, frame in enumerate(self):
             yield number / self.rate, frame
 
 
 class FrameWriter(ABC):
-    """Takes frames of one size and leaves a whole output or none.
+    """Base class of atomic writers of equally sized frames.
 
-    All is written under a temporary name beside the target, which :meth:`close` gives its name and :meth:`abort`
-    removes. As a context manager it closes at the end and aborts at an exception.
+    Output goes to a temporary name beside the target; :meth:`close` renames it, :meth:`abort`
+    removes it. As a context manager, the writer closes at the end and aborts at an exception.
 
     Args:
-        path: the target; folders above it are made.
+        path: Target; parent folders are created.
         size: (height, width) of each frame.
 
     Raises:
-        PTQ4VMError: nothing can be written there.
+        PTQ4VMError: The target can't be written.
     """
 
     def __init__(self, path: Path, size: tuple[int, int]) -> None:
         self.path, self.size = (
             Path(os.path.realpath(path)),
             size,
-        )  # unlike resolve, takes loops of links
+        )  # Path.resolve raises at symlink loops
         self.num_frames = 0
         self._closed = False
         self._part = temporary_path(self.path)
@@ -98,10 +103,11 @@ class FrameWriter(ABC):
 
         Args:
             frame: (H, W, 3) RGB, (H, W) grey or (H, W, 4) RGB and alpha, uint8.
-            time: when a video shows it, in seconds from the first; by default at the video's rate.
+            time: Timestamp in a video, in seconds from the first frame; by default from the video's
+                rate.
 
         Raises:
-            PTQ4VMError: wrong size or type, or the medium is full.
+            PTQ4VMError: The size or type is wrong, or the medium is full.
         """
         if self._closed:
             raise PTQ4VMError(
@@ -113,7 +119,8 @@ class FrameWriter(ABC):
             (*self.size, 4),
         ):
             raise PTQ4VMError(
-                f"{self.path}: expected uint8 frames of {self.size}, {(*self.size, 3)} or {(*self.size, 4)}, "
+                f"{self.path}: expected uint8 frames of {self.size}, {(*self.size, 3)} or "
+                f"{(*self.size, 4)}, "
                 f"got {frame.dtype} of {frame.shape} at frame {self.num_frames}"
             )
         try:
@@ -123,10 +130,10 @@ class FrameWriter(ABC):
         self.num_frames += 1
 
     def close(self) -> None:
-        """Finish the output and give it its name.
+        """Finish the output and rename it to the target.
 
         Raises:
-            PTQ4VMError: there was no frame, or the rest couldn't be written; nothing is left behind then.
+            PTQ4VMError: There was no frame, or writing failed; temporary output is removed.
         """
         if self._closed:
             return
@@ -138,11 +145,11 @@ class FrameWriter(ABC):
         except OSError as error:
             raise self._cannot_write(error) from error
         finally:
-            # After success there is nothing left to remove; after a failure this is what keeps halves away.
+            # Remove partial output after a failure; after success none is left.
             self.abort()
 
     def abort(self) -> None:
-        """Give up: remove what was written so far. Does nothing after :meth:`close`."""
+        """Remove the output written so far; a no-op after :meth:`close`."""
         if not self._closed:
             self._closed = True
             self._discard()
@@ -163,11 +170,11 @@ class FrameWriter(ABC):
 
     @abstractmethod
     def _write(self, frame: Frame, time: Fraction | None) -> None:
-        """Append a frame of the right size and type."""
+        """Append a frame of valid size and type."""
 
     @abstractmethod
     def _finish(self) -> None:
-        """Write out what is still held back."""
+        """Write buffered data."""
 
     def _publish(self) -> None:
         self._part.replace(self.path)

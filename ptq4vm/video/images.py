@@ -1,4 +1,4 @@
-"""Frames as images: a folder of them, or a single one."""
+"""Readers and writers of images and folders of images."""
 
 import re
 import shutil
@@ -19,29 +19,29 @@ from ptq4vm.ownership import temporary_path
 from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader, FrameWriter
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-"""Images that are read, alone and as the frames of a folder."""
+"""Suffixes of images that can be read, alone and as frames of a folder."""
 MAX_PIXELS = 2**27
-"""Larger frames are refused before they are decoded: 134 million pixels, 16384 x 8192 for one."""
+"""Maximum pixels of a frame, e.g. 16384 × 8192; larger ones are rejected before decoding."""
 _UNSUPPORTED = (".avif", ".jxl", ".heic", ".heif")
 
 
 def read_image(path: Path, gray: bool = False) -> Frame:
-    """Read an image upright; transparency is dropped.
+    """Read an image, upright and without transparency.
 
     Args:
-        path: an image file with one frame.
-        gray: give one channel.
+        path: Image file with one frame.
+        gray: Return one channel.
 
     Returns:
-        (H, W, 3) RGB or, with ``gray``, (H, W), uint8.
+        (H, W, 3) RGB, or (H, W) with ``gray``; uint8.
 
     Raises:
-        PTQ4VMError: there is no such file, it is not an image, it is animated or too large.
+        PTQ4VMError: The file is missing, no image, animated or too large.
     """
     try:
         if not path.is_file():
             raise OSError("no such file")
-        # Not cv2.imread: it neither says why a file can't be read nor takes every file name on every system.
+        # cv2.imread gives no reason for a failure, and fails at some file names on some systems.
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise PTQ4VMError(
@@ -60,14 +60,15 @@ def read_image(path: Path, gray: bool = False) -> Frame:
         ) from error
     if image is None:
         raise PTQ4VMError(
-            f"Expected an image at {path}, got {data.size} bytes that can't be decoded. Replace the file or remove it "
+            f"Expected an image at {path}, got {data.size} bytes that can't be decoded. Replace "
+            "the file or remove it "
             "along with the same frame in the neighbouring folders."
         )
     return np.ascontiguousarray(image if gray else image[..., ::-1]).astype(np.uint8, copy=False)
 
 
 def _check_header(path: Path, data: NDArray[np.uint8]) -> None:
-    """Refuse an image that is too large, or animated, before it is decoded."""
+    """Reject an image that is too large or animated, before it is decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -78,20 +79,22 @@ def _check_header(path: Path, data: NDArray[np.uint8]) -> None:
             f"Expected an image of at most {MAX_PIXELS} pixels at {path}, got: {error}"
         ) from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error):
-        return  # whether it can be read the decoder finds out
+        return  # leave it to OpenCV, which may support the file
     if width * height > MAX_PIXELS:
         raise PTQ4VMError(
-            f"Expected an image of at most {MAX_PIXELS} pixels at {path}, got {width}x{height}. Scale it down."
+            f"Expected an image of at most {MAX_PIXELS} pixels at {path}, got {width}x{height}. "
+            "Scale it down."
         )
     if frames > 1:
         raise PTQ4VMError(
-            f"Expected an image with one frame at {path}, got {frames}. Convert it to a video or to a folder of "
+            f"Expected an image with one frame at {path}, got {frames}. Convert it to a video or "
+            "to a folder of "
             "images with ffmpeg or ImageMagick."
         )
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Sorts 2.png before 10.png."""
+    """Return a sort key that places 2.png before 10.png."""
     parts = re.split(r"([0-9]+)", path.name)
     return [
         (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part.lower())
@@ -101,15 +104,15 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """List the images of a folder in natural order, without hidden files; empty where there is no such folder.
+    """List the images of a folder in natural order, without hidden files; empty if it is missing.
 
     Raises:
-        PTQ4VMError: the folder can't be read.
+        PTQ4VMError: The folder can't be read.
     """
     if not folder.is_dir():
         return []
     try:
-        # Hidden files are left out: some systems put a ._0001.png beside 0001.png that is no image.
+        # macOS writes metadata to ._0001.png beside 0001.png on some file systems.
         files = [
             file
             for file in folder.iterdir()
@@ -121,18 +124,23 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def require_supported(path: Path) -> None:
-    """Raise PTQ4VMError for a kind of image that is known and not supported."""
+    """Check that a path's suffix is not a known but unsupported image format.
+
+    Raises:
+        PTQ4VMError: It is one.
+    """
     if path.suffix.lower() in _UNSUPPORTED:
         raise PTQ4VMError(
-            f"Expected an image as {', '.join(IMAGE_SUFFIXES)}, got {path}. Convert it, to .png for one."
+            f"Expected an image as {', '.join(IMAGE_SUFFIXES)}, got {path}. Convert it, to .png "
+            "for one."
         )
 
 
 class ImageReader(FrameReader):
-    """A folder of images in natural order, or one image. All must be of the first one's size.
+    """Reader of a folder of equally sized images in natural order, or of one image.
 
     Raises:
-        PTQ4VMError: the folder holds no image, or the first can't be read.
+        PTQ4VMError: The folder holds no image, or the first can't be read.
     """
 
     def __init__(self, path: Path, rate: Fraction = DEFAULT_RATE) -> None:
@@ -152,7 +160,8 @@ class ImageReader(FrameReader):
             image = read_image(file)
             if image.shape[:2] != (self.height, self.width):
                 raise PTQ4VMError(
-                    f"Expected every image in {self.path} to be {self.width}x{self.height} like {self._files[0].name}, "
+                    f"Expected every image in {self.path} to be {self.width}x{self.height} like "
+                    f"{self._files[0].name}, "
                     f"got {image.shape[1]}x{image.shape[0]} in {file.name}"
                 )
             yield image
@@ -166,12 +175,13 @@ def _save_png(path: Path, frame: Frame) -> None:
 
 
 class ImageWriter(FrameWriter):
-    """One .png image, grey, RGB or RGBA with 8 bits; refuses a second frame."""
+    """Writer of one .png image, 8-bit grey, RGB or RGBA; rejects a second frame."""
 
     def _write(self, frame: Frame, time: Fraction | None) -> None:
         if self.num_frames:
             raise PTQ4VMError(
-                f"{self.path}: one image holds one frame, got more; name a folder or a video instead"
+                f"{self.path}: one image holds one frame, got more; name a folder or a video "
+                "instead"
             )
         _save_png(self._part, frame)
 
@@ -180,22 +190,22 @@ class ImageWriter(FrameWriter):
 
 
 _MARK = ".ptq4vm"
-"""Marks a folder whose frames have names of their own: it may be replaced."""
+"""Hidden file that marks a folder of named frames as written here and replaceable."""
 
 
 class FolderWriter(FrameWriter):
-    """A folder of PNGs, grey, RGB or RGBA with 8 bits: 0000.png, 0001.png, … or of the names given.
+    """Writer of a folder of PNGs, 8-bit grey, RGB or RGBA: 0000.png, 0001.png, … or named.
 
-    A folder that is there already is replaced, but only where nothing else than such frames would
-    be lost: numbered ones, or those of a folder that a hidden file marks as written here.
+    An existing folder is replaced only if it holds nothing but numbered frames, or frames and the
+    hidden file that marks it as written here.
 
     Args:
-        path: the folder.
+        path: Folder.
         size: (height, width) of the frames.
-        names: of the frames, without suffix; those of a source that is a folder of images.
+        names: Names of the frames without suffix, for a source that is a folder of images.
 
     Raises:
-        PTQ4VMError: the folder holds other files, or two frames have one name.
+        PTQ4VMError: The folder holds other files, or two frames have the same name.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], names: Sequence[str] = ()) -> None:
@@ -238,7 +248,7 @@ class FolderWriter(FrameWriter):
         _save_png(self._part / f"{name}.png", frame)
 
     def _finish(self) -> None:
-        # Again, since the run may have been long.
+        # Repeat the check: the folder may have changed since the first one.
         self._refuse_to_overwrite()
         if not all(re.fullmatch(r"\d{4,}", name) for name in self._names):
             (self._part / _MARK).touch()
@@ -252,7 +262,7 @@ class FolderWriter(FrameWriter):
             self.path.rename(earlier)
             self._part.rename(self.path)
         finally:
-            # After an error or a signal in between, what was there stays.
+            # Restore the earlier folder after an error or a signal between the renames.
             if earlier.exists() and not self.path.exists():
                 earlier.rename(self.path)
         shutil.rmtree(earlier, ignore_errors=True)

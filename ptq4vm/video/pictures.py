@@ -1,4 +1,4 @@
-"""Decoded video frames to upright pictures in 8-bit RGB."""
+"""Conversion of decoded video frames to upright 8-bit RGB."""
 
 from functools import lru_cache
 from typing import Any
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from ptq4vm.video.frames import Frame
 
 BT709, UNSPECIFIED = 1, 2
-"""Matrix coefficients of ISO/IEC 23091-2, whose numbers FFmpeg uses."""
+"""Matrix coefficients of ISO/IEC 23091-2, numbered as in FFmpeg."""
 PQ, HLG = 16, 18
-"""Transfer characteristics of the same standard: SMPTE ST 2084 and ARIB STD-B67."""
+"""Transfer characteristics of ISO/IEC 23091-2: SMPTE ST 2084 and ARIB STD-B67."""
 _HD_WIDTH, _SD_HEIGHT = 1280, 576
 _WHITE_NITS, _HLG_PEAK_NITS, _HLG_GAMMA = 203.0, 1000.0, 1.2
 _KNEE = 0.7
@@ -29,8 +29,8 @@ def to_rgb(frame: Any, transfer: int = UNSPECIFIED) -> Frame:
     of mpv; FFmpeg assumes BT.601 throughout. HDR is tone-mapped, see :func:`tone_map`.
 
     Args:
-        frame: as decoded.
-        transfer: transfer characteristics of the stream; :data:`PQ` and :data:`HLG` are HDR.
+        frame: Decoded frame.
+        transfer: Transfer characteristics of the stream; :data:`PQ` and :data:`HLG` are HDR.
     """
     hd = frame.width >= _HD_WIDTH or frame.height > _SD_HEIGHT
     guess = hd and frame.colorspace == UNSPECIFIED and not frame.format.is_rgb
@@ -44,7 +44,7 @@ def to_rgb(frame: Any, transfer: int = UNSPECIFIED) -> Frame:
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
-    """Read the linear part (a, b, c, d) of a frame's display matrix; None where it has none.
+    """Read the linear part (a, b, c, d) of a frame's display matrix; None if it has none.
 
     A pixel at (x, y) is shown at (a x + c y, b x + d y), up to a shift (ISO/IEC 14496-12).
     """
@@ -57,9 +57,9 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
 
 
 def turn_upright(image: Frame, matrix: tuple[int, int, int, int] | None) -> Frame:
-    """Apply the quarter turns and mirrorings of a display matrix to (H, W, C).
+    """Apply the quarter turns and reflections of a display matrix to (H, W, C).
 
-    An angle between is rounded to the nearest quarter turn.
+    Other angles are rounded to the nearest quarter turn.
     """
     if matrix is None:
         return image
@@ -73,20 +73,20 @@ def turn_upright(image: Frame, matrix: tuple[int, int, int, int] | None) -> Fram
 
 
 def swaps_sides(matrix: tuple[int, int, int, int] | None) -> bool:
-    """Whether a display matrix turns rows into columns."""
+    """Return whether a display matrix exchanges rows and columns."""
     return matrix is not None and abs(matrix[1]) > abs(matrix[0])
 
 
 def tone_map(image: NDArray[np.uint16], transfer: int) -> Frame:
     """Map BT.2020 HDR, (H, W, 3) uint16, to BT.709 SDR, uint8.
 
-    Light is measured in units of HDR reference white, 203 cd/m² (ITU-R BT.2408); HLG is shown at
-    1000 cd/m² with system gamma 1.2 (ITU-R BT.2100). Up to 0.7 of reference white light stays as
-    it is, so that what SDR can show looks as in SDR; above, it approaches 1 exponentially. The
-    result has the gamma of BT.1886.
+    Light is in units of HDR reference white, 203 cd/m² (ITU-R BT.2408); HLG is shown at 1000 cd/m²
+    with system gamma 1.2 (ITU-R BT.2100). Light up to 0.7 of reference white is unchanged, so that
+    the SDR range looks as in SDR; above, it approaches 1 exponentially. The result has the gamma of
+    BT.1886.
 
     Args:
-        image: RGB codes over the whole range of 16 bits.
+        image: RGB codes over the full 16-bit range.
         transfer: :data:`PQ` or :data:`HLG`.
     """
     light = _linear(transfer)[image]
@@ -103,7 +103,7 @@ def tone_map(image: NDArray[np.uint16], transfer: int) -> Frame:
 
 @lru_cache(maxsize=2)
 def _linear(transfer: int) -> NDArray[np.float32]:
-    """Light of each of the 65536 codes: of PQ in units of reference white, of HLG scene light in [0, 1]."""
+    """Tabulate 16-bit codes to light: PQ in units of reference white, HLG scene light in [0, 1]."""
     code = np.arange(65536) / 65535
     if transfer == PQ:  # SMPTE ST 2084
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128

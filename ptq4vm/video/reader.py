@@ -1,4 +1,4 @@
-"""Frames of a video file, each at its time, whatever is wrong with single packets."""
+"""Fault-tolerant video reader with timestamps."""
 
 import contextlib
 import heapq
@@ -16,32 +16,51 @@ from ptq4vm.video.images import MAX_PIXELS
 from ptq4vm.video.pictures import HLG, PQ, display_matrix, swaps_sides, to_rgb
 
 VIDEO_SUFFIXES = (
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv",
-    ".3gp", ".mxf", ".gif",
-)  # fmt: skip
-"""Files of a folder that count as videos. One that is named itself may end as it likes."""
-_DEMUXERS = "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,mxf,gif,nut,ivf,dv,h264,hevc,m4v,mpegvideo,mjpeg,yuv4mpegpipe"
-"""Of FFmpeg's formats those that hold a video themselves: playlists, such as HLS, open other files."""
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".wmv",
+    ".flv",
+    ".ogv",
+    ".3gp",
+    ".mxf",
+    ".gif",
+)
+"""Suffixes of a folder's files that are read as videos; a file given by path may have any suffix."""
+_DEMUXERS = (
+    "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,mxf,gif,nut,ivf,dv,h264,hevc,m4v,mpegvideo,mjpeg,"
+    "yuv4mpegpipe"
+)
+"""FFmpeg formats that contain the video; playlists (e.g. HLS), which open other files, are excluded."""
 _ENDS_WITHIN = Fraction(1, 10)
-"""Seconds by which a whole file may end before its container's duration."""
+"""Tolerance in seconds between the end of an undamaged file and its container's duration."""
 
 _DAMAGED = (av.error.InvalidDataError, av.error.ArgumentError, av.error.PatchWelcomeError)
-"""Raised by decoders for packets with nonsense in them."""
+"""Errors raised by decoders for invalid packets."""
 
 
 class VideoReader(FrameReader):
-    """The first video stream of a file, upright, deinterlaced and in SDR.
+    """Reader of a file's first video stream, upright, deinterlaced and in SDR.
 
-    Each frame that the container holds comes once, at its time. One that can't be decoded is
-    concealed: the frame before is repeated (at the beginning, the first one that can).
+    Each frame of the container is returned once, with its timestamp. A frame that can't be decoded
+    is concealed by the previous frame (at the beginning, by the first decodable one).
 
     Args:
-        path: a regular file.
-        strict: raise at a frame that can't be decoded.
-        whole: raise at the end of a file that was cut off; else it ends there, which a note says.
+        path: Regular file.
+        strict: Raise at a frame that can't be decoded.
+        whole: Raise at the end of a truncated file; otherwise stop there and add a line to
+            :attr:`notes`.
 
     Raises:
-        PTQ4VMError: the file is not a video, there is no frame in it, or frames are too large.
+        PTQ4VMError: The file is not a video, it has no frames, or frames are too large.
     """
 
     def __init__(self, path: Path, strict: bool = False, whole: bool = True) -> None:
@@ -49,7 +68,8 @@ class VideoReader(FrameReader):
         self.concealed, self.cut_off = 0, False
         if not path.is_file():
             raise PTQ4VMError(
-                f"Expected a file, got {path}, which is a pipe, a device or the like. Save it as a file."
+                f"Expected a file, got {path}, which is a pipe, a device or the like. Save it as a "
+                "file."
             )
         with self._stream() as (container, stream):
             first = next(self._decode(container, stream), None)
@@ -73,7 +93,7 @@ class VideoReader(FrameReader):
 
     @property
     def notes(self) -> list[str]:
-        """Damage met so far, and properties of the video that a user should know, a line each."""
+        """Damage met so far, and properties of the video relevant to the user, one line each."""
         found = []
         if self.concealed:
             found.append(
@@ -94,16 +114,15 @@ class VideoReader(FrameReader):
         return (frame for _, frame in self.timed())
 
     def timed(self) -> Iterator[tuple[Fraction, Frame]]:
-        """Yield (seconds from the first frame, frame).
+        """Yield (timestamp, frame); timestamps are in seconds from the first frame.
 
-        A missing time, or one that doesn't increase, becomes that of the frame before plus one
-        step of the rate.
+        Missing or non-increasing timestamps become previous + 1/rate.
         """
         for time, frame in self._timed():
             yield time, self._convert(frame)
 
     def read(self, start: int, stop: int) -> list[Frame]:
-        """Frames [start, stop), decoded from the beginning, since seeking isn't exact in all formats."""
+        """Return frames [start, stop), decoding from the start: seeking is inexact in some formats."""
         frames = []
         with contextlib.closing(self._timed()) as timed:
             for number, (_, frame) in enumerate(timed):
@@ -114,7 +133,7 @@ class VideoReader(FrameReader):
         return frames
 
     def count(self) -> int:
-        """Count the frames; without decoding them where the container gives each its time."""
+        """Count the frames, without decoding if the container has a timestamp for each."""
         with self._stream() as (container, stream):
             times = {packet.pts for packet in container.demux(stream) if _is_shown(packet)}
         if None in times:
@@ -146,15 +165,16 @@ class VideoReader(FrameReader):
             size = size[::-1]
         if size != (self.height, self.width):
             raise PTQ4VMError(
-                f"Expected {self.width}x{self.height} throughout {self.path}, got {size[1]}x{size[0]} at frame "
+                f"Expected {self.width}x{self.height} throughout {self.path}, got "
+                f"{size[1]}x{size[0]} at frame "
                 f"{number}; re-encode it at one size"
             )
 
     def _conceal(self, container: Any, stream: Any) -> Iterator[tuple[Any, int | None]]:
-        """Yield (frame, presentation time) for each time that a packet of the stream has.
+        """Yield (frame, presentation timestamp) for each timestamp of the stream's packets.
 
-        Packets come in decoding order, frames in order of presentation: a time that is still
-        waiting when a later frame comes has no frame.
+        Packets are in decoding order, frames in presentation order: a timestamp still pending when
+        a later frame arrives has no decodable frame.
         """
         waiting: list[int] = []
         seen: set[int] = set()
@@ -179,15 +199,16 @@ class VideoReader(FrameReader):
         if self.strict:
             seconds = float((pts - (stream.start_time or 0)) * stream.time_base)
             raise PTQ4VMError(
-                f"Expected every frame of {self.path} to be decoded, got a damaged one at {seconds:.2f} s. Replace the "
+                f"Expected every frame of {self.path} to be decoded, got a damaged one at "
+                f"{seconds:.2f} s. Replace the "
                 "file, or leave --strict out: damaged frames are then replaced by the one before"
             )
         self.concealed += 1
         return frame, pts
 
     def _decode(self, container: Any, stream: Any, note: Any = None) -> Iterator[Any]:
-        """Decode what can be decoded. FFmpeg takes the end of a file that was cut off for the end of the video."""
-        # Sound is looked at because it may go on behind the picture.
+        """Yield decodable frames, and check for truncation, which FFmpeg does not report."""
+        # Include sound in the end time: it may be longer than the video.
         reached, packets = Fraction(0), 0
         for packet in container.demux(stream, *container.streams.audio):
             if packet.pts is not None:
@@ -196,7 +217,7 @@ class VideoReader(FrameReader):
                 packets += packet.size > 0
                 if note is not None:
                     note(packet)
-                # The frames of a damaged packet show up missing: their times are known.
+                # `_conceal` replaces the frames of damaged packets by their timestamps.
                 with contextlib.suppress(*_DAMAGED):
                     yield from packet.decode()
         self._require_end(container, stream, reached, packets)
@@ -210,7 +231,8 @@ class VideoReader(FrameReader):
         self.cut_off = missing or reached < end - max(3 / Fraction(rate), _ENDS_WITHIN)
         if self.cut_off and self.whole:
             raise PTQ4VMError(
-                f"Expected {float(end):.1f} s in {self.path}, as its header says, got {float(reached):.1f} s: it was "
+                f"Expected {float(end):.1f} s in {self.path}, as its header says, got "
+                f"{float(reached):.1f} s: it was "
                 "cut off. Copy or download it again, or cut it to what is there with ffmpeg"
             )
 
@@ -228,15 +250,17 @@ class VideoReader(FrameReader):
                 context = stream.codec_context
                 if context.width * context.height > MAX_PIXELS:
                     raise PTQ4VMError(
-                        f"Expected frames of at most {MAX_PIXELS} pixels, got {context.width}x{context.height} in "
+                        f"Expected frames of at most {MAX_PIXELS} pixels, got "
+                        f"{context.width}x{context.height} in "
                         f"{self.path}. Scale it down"
                     )
-                # Where each frame is on its own, an error in one thread must not cost the frames of others.
+                # With frame threads, an error may drop intra-only frames of other threads.
                 stream.thread_type = "SLICE" if context.codec.intra_only else "AUTO"
                 yield container, stream
         except (av.error.FFmpegError, OSError) as error:
             raise PTQ4VMError(
-                f"Expected a video that can be decoded in {self.path}, got: {error}. Convert it to .mp4 or .mkv with "
+                f"Expected a video that can be decoded in {self.path}, got: {error}. Convert it to "
+                ".mp4 or .mkv with "
                 "ffmpeg"
             ) from error
 
@@ -251,19 +275,19 @@ class VideoReader(FrameReader):
 
 
 def _is_shown(packet: Any) -> bool:
-    """Whether a packet holds a picture to be shown."""
+    """Return whether a packet holds a picture to be shown."""
     if packet.size == 0 or packet.is_discard:
         return False
-    # VP8's alternative reference frames come in packets of their own; a bit of the header says so (RFC 6386, 9.1).
+    # VP8's show_frame bit is 0 for alternative reference frames (RFC 6386, 9.1).
     hidden = packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
     return not hidden
 
 
 def _deinterlace(frames: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int | None]]:
-    """Deinterlace the frames that are interlaced, one for one; the others pass as they are.
+    """Deinterlace interlaced frames one for one; progressive ones pass unchanged.
 
-    FFmpeg's filter holds one frame back, since it looks at the next one, too. It is set up when
-    the first interlaced frame comes.
+    FFmpeg's filter is set up at the first interlaced frame. It delays output by one frame, since it
+    also reads the next one.
     """
     graph: Any = None
     times: deque[int | None] = deque()

@@ -1,4 +1,4 @@
-"""Frames as videos, and the choice between videos and images."""
+"""Video writer, and the choice of reader and writer by path."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -24,24 +24,30 @@ from ptq4vm.video.reader import VideoReader
 
 _CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "webm", ".mov": "mov"}
 _WITH_ALPHA = (".mov", ".webm")
-_LIMITED_RANGE = 1  # as FFmpeg numbers it
+_LIMITED_RANGE = 1  # FFmpeg's AVCOL_RANGE_MPEG
 _TICKS = 120_000
-"""In a second, of a video's clock: whole steps at 24, 25, 30, 50, 60 frames per second and 1000/1001 of those."""
+"""Ticks per second of a video's clock.
+
+Frame periods at 24, 25, 30, 50, 60 frames per second, and 1000/1001 of those, are whole ticks.
+"""
 _JITTER = Fraction(1, 1000)
-"""Clocks of containers are rounded to milliseconds: a frame so near to its place at a constant rate has that place."""
+"""Seconds; timestamps this close to the constant rate are snapped to it.
+
+Some containers round timestamps to milliseconds.
+"""
 _LUMA = np.rint(16 + np.arange(256) * 219 / 255).astype(np.uint8)
-"""Grey of 0 to 255 in BT.709's limited range."""
+"""Luma codes of grey 0 to 255 in BT.709's limited range."""
 
 
 def open_frames(path: Path, strict: bool = False) -> FrameReader:
     """Open a video, a folder of images (natural order) or one image for reading.
 
     Args:
-        path: of the source.
-        strict: raise at a frame of a video that can't be decoded, instead of repeating the one before.
+        path: Path of the source.
+        strict: Raise at a video frame that can't be decoded, instead of repeating the previous one.
 
     Raises:
-        PTQ4VMError: there is nothing at ``path``, or nothing in it that can be read as frames.
+        PTQ4VMError: Nothing exists at ``path``, or it can't be read as frames.
     """
     path = Path(path)
     if not path.exists():
@@ -55,23 +61,29 @@ def open_frames(path: Path, strict: bool = False) -> FrameReader:
 
 
 def require_output(path: Path, alpha: bool = False) -> None:
-    """Raise PTQ4VMError for an output of a kind that can't be written.
+    """Check that an output's format can be written.
 
     Args:
-        path: .mp4, .mkv, .webm, .mov a video; no suffix a folder of PNGs; .png one image.
-        alpha: frames have four channels. Of videos .mov (ProRes 4444) and .webm (VP9) hold the fourth.
+        path: .mp4, .mkv, .webm or .mov for a video; no suffix for a folder of PNGs; .png for one
+            image.
+        alpha: Frames have four channels. Videos with alpha are .mov (ProRes 4444) or .webm (VP9).
+
+    Raises:
+        PTQ4VMError: The format is unknown or can't hold alpha.
     """
     suffix = path.suffix.lower()
     if path.is_dir() or not suffix or suffix == ".png":
         return
     if suffix not in _CONTAINERS:
         raise PTQ4VMError(
-            f"Expected an output ending in {', '.join(_CONTAINERS)} (video), .png (one image) or nothing (folder of "
+            f"Expected an output ending in {', '.join(_CONTAINERS)} (video), .png (one image) or "
+            "nothing (folder of "
             f"PNGs), got {path}"
         )
     if alpha and suffix not in _WITH_ALPHA:
         raise PTQ4VMError(
-            f"Expected an output that holds alpha: {', '.join(_WITH_ALPHA)}, .png or a folder, got {path}"
+            f"Expected an output that holds alpha: {', '.join(_WITH_ALPHA)}, .png or a folder, got "
+            f"{path}"
         )
 
 
@@ -84,19 +96,21 @@ def open_writer(
     pixel_aspect: Fraction = Fraction(1),
     names: Sequence[str] = (),
 ) -> FrameWriter:
-    """Open an output, chosen by its suffix: .mp4, .mkv, .webm, .mov a video; none a folder of PNGs; .png one image.
+    """Open a writer by suffix: a video, a folder of PNGs (no suffix) or one .png image.
 
     Args:
-        path: the target. It appears when the writer is closed, whole, or not at all.
+        path: Target; written atomically when the writer is closed. Videos are .mp4, .mkv, .webm or
+            .mov.
         size: (height, width) of the frames.
-        rate: frames per second of a video.
-        alpha: frames have four channels. Of videos .mov (ProRes 4444) and .webm (VP9) hold the fourth.
-        sound: a video whose sound an output that is a video gets too, as it is.
-        pixel_aspect: width of a pixel as a multiple of its height, which a video says.
-        names: of the frames in a folder, without suffix; numbers if not given.
+        rate: Frames per second of a video.
+        alpha: Frames have four channels. Videos with alpha are .mov (ProRes 4444) or .webm (VP9).
+        sound: Video whose sound is copied unchanged to an output video.
+        pixel_aspect: Width of a pixel as a multiple of its height, stored in a video.
+        names: Names of the frames in a folder, without suffix; numbers if not given.
 
     Raises:
-        PTQ4VMError: unknown suffix, one that can't hold alpha or that sound, or nothing can be written there.
+        PTQ4VMError: The suffix is unknown, the format can't hold alpha or the sound, or the target
+            can't be written.
     """
     path = Path(path)
     require_output(path, alpha)
@@ -108,12 +122,12 @@ def open_writer(
 
 
 class VideoWriter(FrameWriter):
-    """A video in 8-bit 4:2:0, H.264 (MPEG-4 Part 2 where there is no x264) in .mp4, .mkv and .mov, VP9 in .webm.
+    """Video writer: H.264 in .mp4, .mkv and .mov, VP9 in .webm, 8-bit 4:2:0 in BT.709.
 
-    With alpha it is ProRes 4444 in .mov, 10-bit 4:4:4, and VP9 in .webm. 4:2:0 needs even sides: an odd one is made
-    even by repeating the last column or row, so that no pixel is lost and none moves. Grey frames have no colour there
-    either. The colours are BT.709 and say so. Pixels keep their shape; .webm can't say it, so frames are resized there
-    to square ones.
+    Without x264, MPEG-4 Part 2 replaces H.264. With alpha, .mov uses ProRes 4444 (10-bit 4:4:4)
+    and .webm VP9. 4:2:0 needs even sides: an odd side is padded by repeating the last row or
+    column. Grey frames are encoded without chroma. The pixel aspect ratio is stored, except in
+    .webm, which does not support it: frames are resized to square pixels there.
     """
 
     def __init__(
@@ -131,7 +145,7 @@ class VideoWriter(FrameWriter):
         self._format = (
             ("yuva444p10le" if codec == "prores_ks" else "yuva420p") if alpha else "yuv420p"
         )
-        # MPEG-4 wants numerator and denominator in 16 bits; no camera needs more.
+        # MPEG-4 stores numerator and denominator in 16 bits.
         self._rate = rate.limit_denominator(1001 if rate < 60 else 100)
         self._time = Fraction(-1)
         height, width = size
@@ -140,14 +154,14 @@ class VideoWriter(FrameWriter):
         self._shown = (height, width)
         self._pad = [(0, height % 2), (0, width % 2), (0, 0)]
         try:
-            # FFmpeg opens the file with the first packet; find out before the first frame is computed.
+            # FFmpeg opens the file at the first packet; fail before a frame is computed.
             self._part.touch(exist_ok=False)
         except OSError as error:
             raise self._cannot_write(error) from error
         self._container: Any = av.open(f"file:{self._part}", "w", format=container_format)
         try:
             stream: Any = self._container.add_stream(codec, rate=self._rate, options=options)
-        except ValueError as error:  # PyAV's UnknownCodecError is one, and no FFmpegError
+        except ValueError as error:  # base of PyAV's UnknownCodecError
             self._discard()
             raise PTQ4VMError(
                 f"Can't write {self.path}: this PyAV has no {codec}; name an .mp4 instead"
@@ -156,7 +170,7 @@ class VideoWriter(FrameWriter):
         stream.pix_fmt = self._format
         context: Any = stream.codec_context
         context.sample_aspect_ratio = pixel_aspect
-        # MPEG-4 has a clock of its own, too coarse for any but its rate.
+        # MPEG-4's own clock is too coarse for timestamps off the frame rate.
         self._tick = context.time_base = 1 / self._rate if codec == "mpeg4" else Fraction(1, _TICKS)
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = _LIMITED_RANGE
@@ -170,9 +184,7 @@ class VideoWriter(FrameWriter):
     def _write(self, frame: Frame, time: Fraction | None) -> None:
         steady = self.num_frames / self._rate
         time = steady if time is None or abs(time - steady) <= _JITTER else time
-        self._time = max(
-            time, self._time + self._tick
-        )  # codecs want each frame after the one before
+        self._time = max(time, self._time + self._tick)  # codecs require increasing timestamps
         if self._shown != self.size:
             frame = cv2.resize(frame, self._shown[::-1]).astype(np.uint8, copy=False)
         if any(side % 2 for side in self._shown):
@@ -205,7 +217,7 @@ class VideoWriter(FrameWriter):
             raise self._cannot_write(error) from error
 
     def _copy_sound(self) -> None:
-        """As much as belongs to the frames so far."""
+        """Mux the sound up to the end of the last frame."""
         if self._sound is not None:
             try:
                 for packet in self._sound.until(self._time + 1 / self._rate):
@@ -216,17 +228,17 @@ class VideoWriter(FrameWriter):
     def _discard(self) -> None:
         if getattr(self, "_sound", None) is not None:
             self._sound.close()  # type: ignore[union-attr]
-        # Closing writes a trailer, which a full disk refuses once more; the file goes either way.
+        # Closing writes a trailer, which fails again on a full disk; the file is removed anyway.
         with contextlib.suppress(av.error.FFmpegError, OSError):
             self._container.close()
         super()._discard()
 
 
 class _Sound:
-    """The sound of a video as it is, packet by packet, for another container; nothing where the video has none.
+    """Sound packets of a video, copied unchanged to another container; none if it has no sound.
 
     Raises:
-        PTQ4VMError: the other container can't hold it.
+        PTQ4VMError: The container can't hold the sound.
     """
 
     def __init__(self, path: Path, target: Any) -> None:
@@ -241,21 +253,22 @@ class _Sound:
         except (ValueError, av.error.FFmpegError) as error:
             self.close()
             raise PTQ4VMError(
-                f"expected sound that it can hold, got {stream.codec_context.name} from {path}. Name an .mkv, which "
+                f"expected sound that it can hold, got {stream.codec_context.name} from {path}. "
+                "Name an .mkv, which "
                 "holds any, or leave the sound out with --sound false"
             ) from error
-        # The output's first frame is at 0.
+        # The output starts at time 0.
         self._start = Fraction((video.start_time or 0) * (video.time_base or 1))
         self._packets = self._source.demux(stream)
 
     def until(self, seconds: Fraction) -> Iterator[Any]:
-        """Those that begin before, each once."""
+        """Yield the remaining packets that begin before ``seconds``."""
         while True:
             packet = next(self._packets, None) if self._next is None else self._next
             self._next = None
             if packet is None:
                 return
-            if packet.dts is None:  # FFmpeg's end of the stream
+            if packet.dts is None:  # flush packet at the end of the stream
                 continue
             if packet.pts * packet.time_base - self._start >= seconds:
                 self._next = packet
@@ -266,7 +279,7 @@ class _Sound:
             yield packet
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the source file."""
         self._source.close()
 
 
@@ -276,7 +289,7 @@ def _choose_codec(container_format: str, alpha: bool = False) -> tuple[str, dict
     if container_format == "webm":
         return "libvpx-vp9", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
     if "libx264" in av.codecs_available:
-        # Finer than the eye at any preset; the slow ones would take longer than the network.
+        # Visually lossless at any preset; slow presets would take longer than the network.
         return "libx264", {"crf": "16", "preset": "superfast"}
     return "mpeg4", {
         "flags": "+qscale",
