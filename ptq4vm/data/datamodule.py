@@ -138,7 +138,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self.eval_chunk, self.eval_clips, self.eval_frames = eval_chunk, eval_clips, eval_frames
         self.num_workers = num_workers
         self.numbers_only = False
-        """Yield sequence indices as batches, for phases that hold the sequences in memory."""
+        """True if training batches are sequence indices, for phases that hold the sequences."""
         self.progress: Progress | None = None
         """Default progress callback of long operations; an argument takes precedence."""
         self.reached = (0, 0)
@@ -460,7 +460,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
         )
 
     def held_out_dataloader(self) -> DataLoader[MattingClip] | None:
-        """Return a loader of held-out people, (1, T, C, H, W); None if :meth:`add_references` found none."""
+        """Return a loader of held-out people, (1, T, C, H, W), after :meth:`add_references`.
+
+        None if there are none.
+        """
         return None if self._held_out is None else self._loader(self._held_out)
 
     @property

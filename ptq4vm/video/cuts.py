@@ -199,7 +199,7 @@ class CutList:
         self._frames, self._times = set(frames), deque(sorted(set(times)))
 
     def __call__(self, number: int, time: Fraction) -> bool:
-        """Return whether this frame is a cut; call it in order. The first frame of a video is not."""
+        """Return whether this frame, called in order, is a cut; frame 0 is not."""
         is_cut = number in self._frames
         self._frames.discard(number)
         while self._times and time >= self._times[0] - _TOLERANCE:

@@ -34,12 +34,12 @@ VIDEO_SUFFIXES = (
     ".mxf",
     ".gif",
 )
-"""Suffixes of a folder's files that are read as videos; a file given by path may have any suffix."""
+"""Suffixes of videos in a folder; a file given by path may have any suffix."""
 _DEMUXERS = (
     "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,mxf,gif,nut,ivf,dv,h264,hevc,m4v,mpegvideo,mjpeg,"
     "yuv4mpegpipe"
 )
-"""FFmpeg formats that contain the video; playlists (e.g. HLS), which open other files, are excluded."""
+"""FFmpeg formats in use; playlists (e.g. HLS), which open other files, are excluded."""
 _ENDS_WITHIN = Fraction(1, 10)
 """Tolerance in seconds between the end of an undamaged file and its container's duration."""
 
@@ -122,7 +122,7 @@ class VideoReader(FrameReader):
             yield time, self._convert(frame)
 
     def read(self, start: int, stop: int) -> list[Frame]:
-        """Return frames [start, stop), decoding from the start: seeking is inexact in some formats."""
+        """Return frames [start, stop), decoded from frame 0: seeking is inexact in some formats."""
         frames = []
         with contextlib.closing(self._timed()) as timed:
             for number, (_, frame) in enumerate(timed):
