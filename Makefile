@@ -1,5 +1,6 @@
 # `make demo` runs the main job on built-in data; `make test` runs the tests. Both make .venv first.
-# `make results DATA=folder` measures the tables of docs/results.md, which takes hours; `make bench` those of speed.
+# `make results DATA=folder [VIDEOS=subfolder]` measures the tables of docs/results.md, which takes hours; `make bench`
+# those of speed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +23,7 @@ lint: $(VENV)/installed-test
 results: $(VENV)/installed
 	@test -n "$(DATA)" || { echo "Expected the data's folder: make results DATA=folder"; exit 2; }
 	$(BIN)/ptq4vm weights rvm_mobilenetv3
-	$(BIN)/python benchmarks/results.py --root "$(DATA)"
+	$(BIN)/python benchmarks/results.py --root "$(DATA)" $(if $(VIDEOS),--videos "$(VIDEOS)")
 
 bench: $(VENV)/installed-test
 	$(BIN)/ptq4vm weights rvm_mobilenetv3

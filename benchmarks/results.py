@@ -16,9 +16,9 @@ import yaml
 
 from ptq4vm import cli
 from ptq4vm.atomic_io import written_whole
+from ptq4vm.recipes import find_recipe, read_recipe
 
 REPOSITORY = Path(__file__).parents[1]
-RECIPES = REPOSITORY / "lightning_configs" / "quantize"
 DOCUMENT = REPOSITORY / "docs" / "results.md"
 
 ALONE = ("w6a6", "w4a4_mixed")
@@ -78,6 +78,9 @@ def main() -> None:
     recipes = ["w8a8", "w4a8", "w4a4", *ALONE]
     parser.add_argument("--recipes", nargs="+", default=recipes, help="names of recipes")
     parser.add_argument(
+        "--videos", help="folder of the videos, below the root, if it holds several"
+    )
+    parser.add_argument(
         "--seed", type=int, default=0, help="which sequences are drawn, and their order"
     )
     parser.add_argument(
@@ -97,6 +100,7 @@ def main() -> None:
             str(args.root),
             "--data.seed",
             str(args.seed),
+            *(["--data.videos", args.videos] if args.videos else []),
         ]
         cli.main(["quantize", "--config", str(config), *settings])
         put_table(f"{recipe}-{args.seed}", (folder / "run" / "table.md").read_text())
@@ -107,7 +111,7 @@ def with_baselines(recipe: str) -> dict[str, Any]:
 
     Ours come last: without flow, then from the recipe. Both begin with the same blocks as per-layer GAC does.
     """
-    config = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+    config = read_recipe(find_recipe(recipe))
     config["data"]["held_out"] = HELD_OUT
     if recipe in ALONE:
         rows = {"rtn": BASELINES["rtn"], "biq": config["rows"]["biq"]}

@@ -6,8 +6,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
-from ptq4vm.deploy import Speed, measure_speed
-from ptq4vm.reporting import ResultRow, SteadyProgress, render_table, write_metrics
+from ptq4vm.deploy import measure_speed
+from ptq4vm.pipeline.delivery import speed_row
+from ptq4vm.reporting import SteadyProgress, render_table, write_metrics
 
 
 def run_benchmark(args: list[str]) -> None:
@@ -42,19 +43,10 @@ def run_benchmark(args: list[str]) -> None:
             config.network,
             progress=lambda done, all: progress.update(task, completed=done, total=all, description="timing"),
         )  # fmt: skip
-    rows = [_speed_row(speed, speeds[0]) for speed in speeds]
+    rows = [speed_row(speed, speeds[0]) for speed in speeds]
     render_table(rows, console)
     if config.json is not None:
         settings = {
             name: config[name] for name in ("size", "downsample_ratio", "rounds", "threads")
         }
         write_metrics(config.json, rows, {**settings, "machine": platform.machine()})
-
-
-def _speed_row(speed: Speed, first: Speed) -> ResultRow:
-    figures = {
-        "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
-        "fps to the first": speed.fps / first.fps, "peak MB": speed.memory_mb,
-    }  # fmt: skip
-    executed = f"{speed.runtime} ({speed.layers})" if speed.layers else speed.runtime
-    return ResultRow(speed.model, speed.bits, executed, {}, speed.size_mb, extra=figures)

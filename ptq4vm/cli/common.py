@@ -69,6 +69,17 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def device_line(accelerator: str | None = None) -> str:
+    """Return a line that names the device in use.
+
+    Args:
+        accelerator: Lightning's name; None and ``auto`` take what there is.
+    """
+    device = torch.device("cpu") if accelerator == "cpu" else pick_device(None)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    return f"device      {name}"
+
+
 def add_ratio_option(parser: ArgumentParser, use: str) -> None:
     """Add ``--downsample_ratio``, by default auto; ``use`` says what it applies to."""
     parser.add_argument(

@@ -62,13 +62,12 @@ def run_evaluate(args: list[str]) -> None:
     data.setup("test")
     size = data.evaluation_set[0].src.shape[-2:]
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
-    callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
+    callbacks: list[L.Callback] = [AlphaWriter(config.alpha)] if config.alpha is not None else []
     trainer = L.Trainer(
         accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks
-    )  # type: ignore[arg-type]
-    results = trainer.test(MattingModule(network, config.scoring), datamodule=data, verbose=False)[
-        0
-    ]
+    )
+    module = MattingModule(network, config.scoring)
+    results = trainer.test(module, datamodule=data, verbose=False)[0]
     metrics = {key.removeprefix("test/"): value for key, value in results.items()}
     row = _row(str(config.model), network, metrics, *size)
     render_table([row], console)

@@ -1,70 +1,101 @@
-"""`ptq4vm quantize`."""
+"""`ptq4vm quantize`: its short form and its help, without heavy imports."""
 
-from typing import Any
+import argparse
+import sys
+from pathlib import Path
 
-import lightning.pytorch as L
-from jsonargparse import ArgumentParser, Namespace
+from ptq4vm.recipes import find_recipe, list_recipes, with_bases
 
-from ptq4vm import distributed
-from ptq4vm.cli.common import TRUST, console, parse_settings
-from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.errors import PTQ4VMError
-from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.pipeline import quantize
-from ptq4vm.reporting import render_table
+GROUPS = ("data", "qconfig", "block_reconstruction", "gac", "trainer")
+DEFAULT_RECIPE = "w8a8"
+_EXAMPLE = """\
+example:
+  ptq4vm quantize rvm_mobilenetv3 --data CLIPS --recipe w8a8 --target openvino --size 720x1280
 
-_FROM_RECIPE = {
-    "network",
-    "weights",
-    "downsample_ratio",
-    "qconfig",
-    "output",
-    "checkpoint",
-    "scoring",
-}
+recipes:
+"""
+_MORE = f"""
+Every setting of a recipe can be changed on the command line, e.g. --gac_epochs 4 --data.seed 1.
+more help: --help=all, or one group: --help={"|".join(GROUPS)}
+A configuration is code: its class_path can name any installed class. Run only those you trust.
+"""
 
 
 def run_quantize(args: list[str]) -> None:
-    """Quantize a network and print its table."""
-    parser = ArgumentParser(prog="ptq4vm quantize", epilog=TRUST, description=quantize.__doc__)
-    parser.add_argument(
-        "--config", action="config", help="YAML file; may be given several times, later ones win."
-    )
-    parser.add_class_arguments(
-        VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"}
-    )
-    parser.add_class_arguments(
-        BlockReconstructionModule, "block_reconstruction", skip=_FROM_RECIPE, instantiate=False
-    )
-    parser.add_class_arguments(GACModule, "gac", skip=_FROM_RECIPE, instantiate=False)
-    parser.add_class_arguments(
-        L.Trainer, "trainer", skip={"max_epochs", "default_root_dir"}, instantiate=False
-    )
-    parser.add_function_arguments(
-        quantize, skip={"data", "block_reconstruction", "gac", "trainer", "bits"}
-    )
-    parser.add_argument(
-        "--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8, auto]"
-    )
-    config = parse_settings(parser, args)
-    result = quantize(**_options(config))
-    if distributed.rank() > 0:
+    """Run block reconstruction and global calibration, evaluate, and export if a size is given."""
+    front = _front()
+    named, rest = front.parse_known_args(args)
+    if named.help == "short":
+        front.print_help(sys.stdout)
         return
-    render_table(result.rows, console)
-    for name in ("report", "table", "pictures"):
-        console.print(f"{name:12}{getattr(result, name)}", highlight=False, soft_wrap=True)
-    for bits, path in result.checkpoints.items():
-        console.print(f"checkpoint  {path}  ({bits})", highlight=False, soft_wrap=True)
-    console.print(f"metrics     {result.metrics}", highlight=False, soft_wrap=True)
+    from ptq4vm.cli import quantize_job  # Lightning takes seconds to import
+
+    if named.help is not None:
+        quantize_job.print_settings(named.help)
+        return
+    quantize_job.run(_expand(named, rest), named.size)
 
 
-def _options(config: Namespace) -> dict[str, Any]:
-    """Keyword arguments for :func:`quantize`: groups that are options become dictionaries."""
-    options = {key: value for key, value in vars(config).items() if key != "config"}
-    for group in ("block_reconstruction", "gac", "trainer"):
-        if not isinstance(options[group], Namespace):
-            raise PTQ4VMError(
-                f"Expected settings below {group}, got {options[group]!r}. Name some, or leave it out."
-            )
-        options[group] = dict(vars(options[group]))
-    return options
+def _front() -> argparse.ArgumentParser:
+    recipes = "".join(f"  {name:18}{text}\n" for name, text in list_recipes().items())
+    front = argparse.ArgumentParser(
+        prog="ptq4vm quantize",
+        usage="ptq4vm quantize [NETWORK] --data CLIPS [--recipe NAME] [--target RUNTIME] "
+        "[--size HxW] [--output DIR] [--SETTING VALUE ...]",
+        description="Quantize a video matting network and evaluate it on clips kept out of "
+        "calibration. A killed run continues with the same command.",
+        epilog=_EXAMPLE + recipes + _MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    front.add_argument(
+        "--data",
+        metavar="CLIPS",
+        help="folder of videos or folders of frames; foregrounds with alpha (train/{fgr,pha}), "
+        "backgrounds (train) and an evaluation tree (SET/CLIP/{com,pha}) are recognised in it",
+    )
+    front.add_argument(
+        "--recipe", metavar="NAME", help=f"by default {DEFAULT_RECIPE} if --data is given"
+    )
+    front.add_argument(
+        "--config", metavar="FILE", action="append", help="settings of your own; later files win"
+    )
+    front.add_argument(
+        "--size", metavar="HxW", help="export for frames of this size, check parity, time it"
+    )
+    # Part of the settings as well; listed here for the help only.
+    for name, metavar, text in (
+        ("--target", "RUNTIME", "openvino (default of the recipes), onnxruntime or tensorrt"),
+        ("--weights", "FILE", "float weights; by default the official ones"),
+        ("--output", "DIR", "the run folder"),
+    ):
+        front.add_argument(name, metavar=metavar, help=text)
+    front.add_argument(
+        "--help",
+        "-h",
+        nargs="?",
+        const="short",
+        choices=["short", "all", *GROUPS],
+        metavar="GROUP",
+        help="this help, or that of a group of settings",
+    )
+    return front
+
+
+def _expand(named: argparse.Namespace, rest: list[str]) -> list[str]:
+    """Write the short form as settings: configurations first, so that all others overrule them."""
+    settings = []
+    if rest and not rest[0].startswith("-"):
+        settings += ["--network", rest.pop(0)]
+    files = [] if named.recipe is None else [find_recipe(named.recipe)]
+    files += [Path(file) for file in named.config or []]
+    if not files and named.data is not None:
+        files = [find_recipe(DEFAULT_RECIPE)]
+    configs = [f"--config={one}" for file in files for one in with_bases(file)]
+    if named.data is not None:
+        settings += ["--data.source", "auto", "--data.root", named.data]
+    for name in ("target", "weights", "output"):
+        if getattr(named, name) is not None:
+            settings.append(f"--{name}={getattr(named, name)}")
+    return [*configs, *settings, *rest]

@@ -25,7 +25,8 @@ class Backgrounds:
     """Background clips: stills, or frame sequences, looped back and forth if too short.
 
     Args:
-        root: Folder with `train/<clip>/<frame>`; images directly in `train` are stills.
+        root: Folder with `train/<clip>/<frame>`; images directly in `train` are stills. None uses
+            the photographs only.
         names: Shell patterns of the clips to use.
         held_out: Shell patterns of clips to exclude.
         photographs: Files of additional stills.
@@ -36,31 +37,35 @@ class Backgrounds:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | None,
         names: Sequence[str] = ("*",),
         held_out: Sequence[str] = (),
         photographs: Sequence[Path] = (),
     ) -> None:
-        self.root = root
-        train = require_folder(root / "train", "backgrounds", LAYOUT)
-        self._clips = {image.stem: [image] for image in list_frames(train)}
-        self._clips |= {
-            folder.name: frames for folder in list_folders(train) if (frames := list_frames(folder))
-        }
-        if not self._clips:
-            raise PTQ4VMError(
-                f"Expected backgrounds laid out as {LAYOUT}, got no image in {train}."
-            )
+        self.root = Path() if root is None else root
+        place = "the photographs" if root is None else self.root / "train"
+        self._clips = {} if root is None else self._list_clips(root / "train")
         self._clips |= {photograph.name: [photograph] for photograph in photographs}
         self.names = [
             name for name in self._clips if matches(name, names) and not matches(name, held_out)
         ]
         if not self.names:
             raise PTQ4VMError(
-                f"Expected backgrounds named {', '.join(names)} in {train}, but "
+                f"Expected backgrounds named {', '.join(names)} in {place}, but "
                 f"{', '.join(held_out) or 'none'}, got "
                 f"{', '.join(self._clips)}. Correct held_out."
             )
+
+    @staticmethod
+    def _list_clips(folder: Path) -> dict[str, list[Path]]:
+        require_folder(folder, "backgrounds", LAYOUT)
+        clips = {image.stem: [image] for image in list_frames(folder)}
+        clips |= {one.name: frames for one in list_folders(folder) if (frames := list_frames(one))}
+        if not clips:
+            raise PTQ4VMError(
+                f"Expected backgrounds laid out as {LAYOUT}, got no image in {folder}."
+            )
+        return clips
 
     def read(self, index: int, start: int, stop: int, size: tuple[int, int]) -> Tensor:
         """Return frames [start, stop), resized and cropped to ``size`` (H, W): (T, 3, H, W)."""

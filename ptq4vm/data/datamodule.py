@@ -1,5 +1,6 @@
 """LightningDataModule of calibration sequences for training and clip chunks for evaluation."""
 
+import glob
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from ptq4vm.data.calibration import (
 )
 from ptq4vm.data.cutouts import CutoutSource
 from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
+from ptq4vm.data.discovery import discover, held_out_clips
 from ptq4vm.data.loading import (
     EvaluationChunks,
     NoFrames,
@@ -45,7 +47,11 @@ FORMAT_VERSION = 6
 """Part of every cache key; increment when the content of the cache or its computation changes."""
 Chunks = TypeVar("Chunks", bound=EvaluationChunks | ReferencedChunks)
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
+AUTO = "auto"
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
+HELD_OUT_VIDEO_FRAMES = 60
+EVALUATION_SIDE = 512
+"""Longer side in pixels of held-out videos, the working size that RVM's authors advise."""
 
 
 class VideoMattingDataModule(pl.LightningDataModule):
@@ -61,19 +67,25 @@ class VideoMattingDataModule(pl.LightningDataModule):
         source: Source of the calibration set; several take turns. `builtin` moves a portrait over
             photographs and needs no files, `videomatte` composes `foregrounds` with `backgrounds`,
             `evaluation` uses `composites`, `video` uses `videos`, and `cutout` composes people, cut
-            out of `videos` by the float network, with `backgrounds`.
-        foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout.
-        backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still.
+            out of `videos` by the float network, with `backgrounds`. `auto` uses all layouts that
+            :func:`~ptq4vm.data.discovery.discover` finds in `root`; without an evaluation tree it
+            keeps every fifth video out of calibration and scores those.
+        foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout; by default
+            `videomatte240k_layout`.
+        backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still. By default
+            `backgrounds`.
         photographs: Add photographs shipped with scikit-image to the backgrounds.
         composites: Folder with `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder of that
             layout.
-        videos: Folder of video files or folders of frames, without alpha.
+        videos: Folder of video files or folders of frames, without alpha; by default `user_clips`.
         held_out: Patterns of clips in `foregrounds`, `backgrounds` and `videos` to exclude from
             calibration. Held-out people on held-out backgrounds are also scored, by their distance
             to the float network.
         labels: Use true alpha and foreground in calibration where the source has them.
         evaluation: Folder to evaluate on, laid out like `composites`; the built-in test clips if
             not given.
+        score_held_out: Evaluate on the held-out clips of `videos` instead, by their distance to the
+            float network.
         num_sequences: Number of calibration sequences.
         seq_length: Frames per calibration sequence.
         height: Height in pixels of calibration sequences and built-in clips.
@@ -100,15 +112,16 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: Path | None = None,
-        source: Source | list[Source] = "builtin",
-        foregrounds: str = "videomatte240k_layout",
-        backgrounds: str = "backgrounds",
+        source: Source | Literal["auto"] | list[Source] = "builtin",
+        foregrounds: str | None = None,
+        backgrounds: str | None = None,
         photographs: bool = False,
         composites: str = "evaluation",
-        videos: str = "user_clips",
+        videos: str | None = None,
         held_out: list[str] | None = None,
         labels: bool = True,
         evaluation: str | None = None,
+        score_held_out: bool = False,
         num_sequences: int = 16,
         seq_length: int = 4,
         height: int = 288,
@@ -125,13 +138,17 @@ class VideoMattingDataModule(pl.LightningDataModule):
         cache_dir: Path | None = None,
     ) -> None:
         super().__init__()
-        self.root, self.sources = (
-            Path(root or "."),
-            [source] if isinstance(source, str) else list(source),
+        self.root, self.score_held_out = Path(root or "."), score_held_out
+        self.sources: list[Source] = [source] if isinstance(source, str) else list(source)  # type: ignore[list-item]
+        self.foregrounds = foregrounds or "videomatte240k_layout"
+        self.backgrounds: str | None = backgrounds or "backgrounds"
+        self.composites, self.videos, self.evaluation = (
+            composites,
+            videos or "user_clips",
+            evaluation,
         )
-        self.foregrounds, self.backgrounds, self.photographs = foregrounds, backgrounds, photographs
-        self.composites, self.videos, self.evaluation = composites, videos, evaluation
-        self.held_out, self.labels = list(held_out or []), labels
+        self.photographs, self.labels = photographs, labels
+        self.held_out = list(held_out or [])
         self.num_sequences, self.seq_length, self.size = num_sequences, seq_length, (height, width)
         self.enlarge, self.augment, self.seed = enlarge, augment, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
@@ -151,9 +168,11 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self._calibration_set: CalibrationSet | None = None
         self._scenes: tuple[CutoutSource, list[SequencePlace], int] | None = None
         self._content: dict[str, Any] = {}
-        if not self.sources or not set(self.sources) <= set(get_args(Source)):
+        self._named = (foregrounds, backgrounds, videos)
+        known = get_args(Source)
+        if self.sources != [AUTO] and not (self.sources and set(self.sources) <= set(known)):
             raise PTQ4VMError(
-                f"Expected source to be of {', '.join(get_args(Source))}, got {source!r}."
+                f"Expected source to be {AUTO} or of {', '.join(known)}, got {source!r}."
             )
         at_least = {
             "num_sequences": 1,
@@ -177,6 +196,22 @@ class VideoMattingDataModule(pl.LightningDataModule):
                     "settings."
                 )
 
+    def _discover(self) -> None:
+        foregrounds, backgrounds, videos = self._named
+        found = discover(self.root, videos)
+        self.foregrounds = foregrounds or found.foregrounds or self.foregrounds
+        self.backgrounds = backgrounds or found.backgrounds
+        self.photographs = self.photographs or self.backgrounds is None
+        self.videos = found.videos or self.videos
+        composed: list[Source] = ["videomatte"] if foregrounds or found.foregrounds else []
+        self.sources = composed + (["cutout", "video"] if found.videos else [])
+        self.evaluation = self.evaluation or found.evaluation
+        if self.evaluation is None and found.videos:
+            self.score_held_out = True
+            names = [Path(name).stem for name in VideoSource(self.root / self.videos).names]
+            self.held_out = self.held_out or [glob.escape(name) for name in held_out_clips(names)]
+            self.eval_frames = self.eval_frames or HELD_OUT_VIDEO_FRAMES
+
     def setup(self, stage: str | None = None) -> None:
         """Check files for `stage` (all for None) and draw calibration sequences; idempotent.
 
@@ -186,6 +221,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: Files are missing or don't match, or no clip is as long as `seq_length`.
         """
+        if self.sources == [AUTO]:
+            self._discover()
         if self._evaluation_source is None:
             self._evaluation_source = self._make_evaluation_source()
         if stage in (None, "fit") and not self._calibration_sources:
@@ -280,7 +317,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         self._references = distributed.together(
             lambda: ReferencedChunks(chunks, folder).build(teacher, progress)
         )
-        if not self.held_out:
+        if not self.held_out or self.score_held_out:
             return
         scenes, places, length = self._held_out_scenes()
         scenes.use(teacher)
@@ -301,7 +338,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             source, (height, width) = self._chunks().source, self.size
             if not isinstance(source, BuiltinSource):
                 height, width = source.read(0, 0, 1).src.shape[-2:]
-            stages = Backgrounds(self.root / self.backgrounds, self.held_out)
+            stages = Backgrounds(self.root / (self.backgrounds or "backgrounds"), self.held_out)
             people = VideoSource(
                 self.root / self.videos, (height, width), self.held_out, cache=self.cache_dir
             )
@@ -323,7 +360,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         found, chunks = self._content, self._chunks()
         if "evaluation" not in found:
             found["evaluation"] = chunks.source.fingerprint(chunks.clips())
-        if self.held_out and "held_out" not in found:
+        if self.held_out and not self.score_held_out and "held_out" not in found:
             found["held_out"] = fingerprint_sequences(*self._held_out_scenes())
         if self._calibration_sources:
             self._calibration_content()
@@ -384,10 +421,18 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def _make_backgrounds(self) -> Backgrounds:
         photographs = [bundled(name) for name in PICTURES["train"]] if self.photographs else []
         return Backgrounds(
-            self.root / self.backgrounds, held_out=self.held_out, photographs=photographs
+            None if self.backgrounds is None else self.root / self.backgrounds,
+            held_out=self.held_out,
+            photographs=photographs,
         )
 
     def _make_evaluation_source(self) -> ClipSource:
+        if self.score_held_out:
+            folder = self.root / self.videos
+            size = VideoSource(folder, names=self.held_out).read(0, 0, 1).src.shape[-2:]
+            shrink = min(1.0, EVALUATION_SIDE / max(size))
+            height, width = (max(16, 16 * round(side * shrink / 16)) for side in size)
+            return VideoSource(folder, (height, width), self.held_out, cache=self.cache_dir)
         if self.evaluation is not None:
             return EvaluationSource(self.root / self.evaluation)
         # Independent of the seed, so that results of runs with different seeds are comparable.

@@ -65,8 +65,9 @@ def _links(network: MattingModel) -> dict[str, tuple[nn.BatchNorm2d, str]]:
                 f"Expected a BatchNorm behind {writer!r} to equalise it, found none. Set equalize off."
             )
     return {
-        writer: (network.get_submodule(norms[writer]), reader) for writer, reader in links.items()
-    }  # type: ignore[misc, arg-type]
+        writer: (network.get_submodule(norms[writer]), reader)  # type: ignore[misc, arg-type]
+        for writer, reader in links.items()
+    }
 
 
 def _scale(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:

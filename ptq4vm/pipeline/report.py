@@ -98,6 +98,8 @@ def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
     settings = run.settings["data"]
     height, width = settings["size"]
     options = {name: settings[name] for name in ("evaluation", "eval_clips", "eval_frames")}
+    if settings.get("score_held_out"):
+        options |= {name: settings[name] for name in ("videos", "held_out", "score_held_out")}
     return VideoMattingDataModule(
         root=Path(settings["root"]), height=height, width=width, **options
     )

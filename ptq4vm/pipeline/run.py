@@ -417,7 +417,7 @@ def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
     """What of the data decides the result; not where caches lie or how many processes read."""
     names = (
         "sources", "foregrounds", "backgrounds", "photographs", "composites", "videos", "held_out", "labels",
-        "evaluation", "num_sequences", "seq_length", "size", "enlarge", "augment", "seed", "eval_clips", "eval_frames",
+        "evaluation", "score_held_out", "num_sequences", "seq_length", "size", "enlarge", "augment", "seed", "eval_clips", "eval_frames",
     )  # fmt: skip
     return {"root": str(data.root.resolve()), **{name: getattr(data, name) for name in names}}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,6 +144,10 @@ def write_metrics(path: Path, rows: Sequence[ResultRow], meta: Mapping[str, Any]
     write_json(path, content, ensure_ascii=False, allow_nan=False)
 
 
+def _extra(row: ResultRow, name: str) -> str:
+    return format_number((row.extra or {}).get(name))
+
+
 def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
     """Headings and, row by row, what stands below them."""
     reference = _float_row(rows)
@@ -158,9 +163,8 @@ def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
         *(name for name in _EXTRA_HEADINGS if name in found),
         *(n for n in found if n not in _EXTRA_HEADINGS),
     ]
-    columns += [
-        (name, lambda row, name=name: format_number((row.extra or {}).get(name))) for name in extras
-    ]  # type: ignore[misc]
+    for name in extras:
+        columns.append((name, partial(_extra, name=name)))
     columns = [column for column in columns if any(column[1](row) != NOTHING for row in rows)]
     readable = (_EXTRA_HEADINGS.get(heading, heading.replace("_", " ")) for heading, _ in columns)
     headings = [*_NAMES, *readable]

@@ -1,0 +1,100 @@
+"""Recognition of data layouts in a user's folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptq4vm.data.files import list_folders
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.video.images import list_frames
+from ptq4vm.video.reader import VIDEO_SUFFIXES
+
+HELD_OUT_SHARE = 5
+"""One of so many videos is kept out of calibration and scored."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders of a data set by content, relative to its root; None where there is none."""
+
+    videos: str | None = None
+    """Video files and folders of frames without alpha."""
+    foregrounds: str | None = None
+    """``train/{fgr,pha}/<clip>/<frame>``."""
+    backgrounds: str | None = None
+    """``train/<clip>/<frame>`` without ``fgr`` and ``pha``."""
+    evaluation: str | None = None
+    """``<set>/<clip>/{com,pha}/<frame>``, possibly one folder deeper."""
+
+
+def discover(root: Path, videos: str | None = None) -> Layout:
+    """Find videos, foregrounds with alpha, backgrounds and an evaluation tree in a folder.
+
+    Looks at the folder itself and one level below. Nothing is required but videos or foregrounds.
+
+    Args:
+        root: The data folder.
+        videos: The folder of the videos, relative to ``root``, where there are several.
+
+    Raises:
+        PTQ4VMError: There is no such folder, it holds neither videos nor foregrounds, or more than
+            one folder has the same layout.
+    """
+    if not root.is_dir():
+        raise PTQ4VMError(f"Expected a folder of clips at {root}, got none. Correct the path.")
+    found: dict[str, list[str]] = {"videos": [], "foregrounds": [], "backgrounds": []}
+    evaluation = []
+    for folder in (root, *list_folders(root)):
+        name = folder.relative_to(root).as_posix()
+        kind = _kind(folder, is_root=folder == root)
+        if kind == "evaluation":
+            evaluation.append(name)
+        elif kind is not None:
+            found[kind].append(name)
+    if videos is not None:
+        found["videos"] = [videos]
+    layout = Layout(
+        _only(root, "videos", found["videos"]),
+        _only(root, "foregrounds", found["foregrounds"]),
+        _only(root, "backgrounds", found["backgrounds"]),
+        _only(root, "evaluation", evaluation),
+    )
+    if layout.videos is None and layout.foregrounds is None:
+        raise PTQ4VMError(
+            f"Expected videos, folders of frames or train/{{fgr,pha}}/<clip>/<frame> in {root} or "
+            "one level below, got none. Correct the path."
+        )
+    return layout
+
+
+def _kind(folder: Path, *, is_root: bool) -> str | None:
+    if (folder / "train" / "fgr").is_dir() and (folder / "train" / "pha").is_dir():
+        return "foregrounds"
+    if (folder / "train").is_dir():
+        return "backgrounds"
+    if any(folder.glob("*/*/com")) or (not is_root and any(folder.glob("*/*/*/com"))):
+        return "evaluation"
+    if any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.iterdir() if path.is_file()):
+        return "videos"
+    # The root's own subfolders are looked at one by one: some may have a layout of their own.
+    frames = [one for one in list_folders(folder) if list_frames(one)]
+    return "videos" if frames and not any((one / "train").is_dir() for one in frames) else None
+
+
+def _only(root: Path, kind: str, names: list[str]) -> str | None:
+    if len(names) > 1:
+        raise PTQ4VMError(
+            f"Expected at most one folder of {kind} in {root}, got {', '.join(names)}. Name one "
+            f"with --data.{kind}, or give one of them as the data folder."
+        )
+    return names[0] if names else None
+
+
+def held_out_clips(names: list[str]) -> list[str]:
+    """Choose the clips to keep out of calibration: every fifth, at least one of two or more.
+
+    Args:
+        names: Names of all clips without suffix, in order.
+    """
+    if len(names) < 2:
+        return []
+    return names[HELD_OUT_SHARE - 1 :: HELD_OUT_SHARE] or names[-1:]

@@ -1,0 +1,103 @@
+"""Export of a finished run for a runtime, with parity and latency in the run folder."""
+
+from pathlib import Path
+
+from ptq4vm.deploy import Speed, TargetName, export_checked, measure_speed, require_job
+from ptq4vm.deploy.runner import choose_downsample_ratio
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import load_quantized
+from ptq4vm.models import create_model
+from ptq4vm.pipeline.quantize import AUTO, QuantizeResult
+from ptq4vm.pipeline.report import report_run
+from ptq4vm.quantizers import parse_bits
+from ptq4vm.reporting import ResultRow, WorkBar, write_metrics
+from ptq4vm.terminal import plain_console
+
+SPEED = "speed.json"
+OPSET, FRAMES, ROUNDS = 17, 30, 20
+
+
+def require_deliverable(
+    bits: list[str], target: TargetName | None, output: Path, height: int, width: int
+) -> None:
+    """Check before any work that a run can be exported.
+
+    Raises:
+        PTQ4VMError: No runtime executes these bits, there is no target or its runtime is not
+            installed, or the folder can't be written.
+    """
+    if target is None:
+        raise PTQ4VMError("Expected --target with --size, got none. Choose one, e.g. openvino.")
+    for one in bits:
+        if one == AUTO or parse_bits(one)[1] < 8:
+            raise PTQ4VMError(
+                f"Expected 8-bit activations to export, got bits {one}, which no runtime executes "
+                "as integers. Leave --size out, or choose the recipe w8a8 or w4a8."
+            )
+    require_job(height, width, _graph(output, target, height, width), target, OPSET, None, FRAMES)
+
+
+def _graph(folder: Path, target: str, height: int, width: int) -> Path:
+    return folder / f"{target}_{height}x{width}.onnx"
+
+
+def deliver(
+    result: QuantizeResult, network: str, weights: str, target: TargetName, height: int, width: int
+) -> list[str]:
+    """Export the float network and every network of a run, check parity, time them, renew the report.
+
+    Args:
+        result: The finished run.
+        network: Name of the float network.
+        weights: ``official``, or a file of its weights.
+        target: The runtime.
+        height: Height of the frames in pixels.
+        width: Width of the frames in pixels.
+
+    Returns:
+        A line for each quantized graph: file, size, parity.
+
+    Raises:
+        PTQ4VMError: As :func:`ptq4vm.deploy.export_checked`.
+    """
+    console = plain_console()
+    reference = create_model(network, weights=weights)
+    ratio = choose_downsample_ratio(reference, "auto", height, width)
+    lines, graphs = [], []
+    with WorkBar(console=console) as bar:
+        for bits in ("W32A32", *result.checkpoints):
+            quantized = bits in result.checkpoints
+            one = load_quantized(result.checkpoints[bits])[0] if quantized else reference
+            one.downsample_ratio = ratio
+            path = _graph(result.folder / bits.lower(), target, height, width)
+            path.parent.mkdir(exist_ok=True)
+            exported = export_checked(
+                one, height, width, path, target, OPSET, frames=FRAMES, progress=bar
+            )
+            graphs.append(str(path))
+            if quantized:
+                lines.append(
+                    f"{path}  ({bits}, {exported.size_mb:.2f} MB, mean |Δα| "
+                    f"{exported.parity.mean:.1e} in {exported.runtime})"
+                )
+        speeds = measure_speed(
+            graphs, height, width, ratio, ROUNDS, progress=lambda n, all: bar(n, all, "timing")
+        )
+    rows = [speed_row(speed, speeds[0]) for speed in speeds]
+    settings = {"size": f"{height}x{width}", "downsample_ratio": ratio, "rounds": ROUNDS}
+    write_metrics(result.folder / SPEED, rows, settings)
+    report_run(result.folder)
+    return lines
+
+
+def speed_row(speed: Speed, first: Speed) -> ResultRow:
+    """Return a table row of latency, frames per second and memory, relative to the first."""
+    figures = {
+        "median ms": speed.median_ms,
+        "p90 ms": speed.p90_ms,
+        "fps": speed.fps,
+        "fps to the first": speed.fps / first.fps,
+        "peak MB": speed.memory_mb,
+    }
+    executed = f"{speed.runtime} ({speed.layers})" if speed.layers else speed.runtime
+    return ResultRow(speed.model, speed.bits, executed, {}, speed.size_mb, extra=figures)
