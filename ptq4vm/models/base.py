@@ -90,8 +90,7 @@ class MattingModel(nn.Module, ABC):
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise PTQ4VMError(
                 f"Expected downsample_ratio in (0, 1], got {ratio!r}. Use 1 to work at the frame's "
-                "own size, "
-                "or e.g. 0.25 for HD frames."
+                "own size, or e.g. 0.25 for HD frames."
             )
         self._downsample_ratio = float(ratio)
 

@@ -122,8 +122,7 @@ def _fetch(source: WeightSource, fresh: Path, path: Path, say: Report) -> str:
             return origin
     raise PTQ4VMError(
         f"Expected to fetch {source.file} (sha256 {source.sha256}), but no source gave "
-        f"it:{''.join(reasons)}\n"
-        f"Connect to the network, or put the file at {path} by hand."
+        f"it:{''.join(reasons)}\nConnect to the network, or put the file at {path} by hand."
     )
 
 
@@ -181,10 +180,8 @@ def _check_sum(fresh: Path, source: WeightSource, origin: str) -> None:
     if got != source.sha256:
         raise PTQ4VMError(
             f"Expected {source.file} with sha256 {source.sha256}, got {got} "
-            f"({fresh.stat().st_size} bytes) from "
-            f"{origin}. The download was deleted; it was cut short or is another file. Try again, "
-            "and mistrust "
-            "the source if it stays so."
+            f"({fresh.stat().st_size} bytes) from {origin}. The download was deleted; it was cut "
+            "short or is another file. Try again, and mistrust the source if it stays so."
         )
 
 

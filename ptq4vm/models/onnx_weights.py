@@ -66,8 +66,7 @@ def read_onnx(
     if wrong:
         raise PTQ4VMError(
             f"Expected the convolutions of this network in {path}, but {len(wrong)} differ, the "
-            "first: "
-            f"{'; '.join(wrong[:3])}.{hint} Give the weights of this network."
+            f"first: {'; '.join(wrong[:3])}.{hint} Give the weights of this network."
         )
     return state
 
@@ -89,8 +88,7 @@ def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
         if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
             raise PTQ4VMError(
                 f"Expected all weights inside {path}, got {tensor.name} in a file beside it. Write "
-                "them into one file "
-                "with `onnx.save(onnx.load(path), new_path)`."
+                "them into one file with `onnx.save(onnx.load(path), new_path)`."
             )
     convolutions = {}
     for node in graph.node:
@@ -99,8 +97,7 @@ def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
             if missing or len(node.input) < 2:
                 raise PTQ4VMError(
                     f"Expected convolutions with stored weights in {path}, got {node.name} with "
-                    f"{missing} from "
-                    "elsewhere. Give the authors' FP32 export."
+                    f"{missing} from elsewhere. Give the authors' FP32 export."
                 )
             arrays = [_to_tensor(stored[name], path) for name in node.input[1:]]
             convolutions[node.input[1]] = (
@@ -121,8 +118,7 @@ def _to_tensor(stored: TensorProto, path: Path) -> Tensor:
         )
         raise PTQ4VMError(
             f"Expected weights of 16, 32 or 64-bit floats in {path}, got {kind} in {stored.name}. "
-            "Give the authors' "
-            "FP32 export."
+            "Give the authors' FP32 export."
         )
     try:
         return torch.from_numpy(np.array(numpy_helper.to_array(stored)))

@@ -180,8 +180,7 @@ class RobustVideoMatting(MattingModel):
         if height < 1 or width < 1:
             raise PTQ4VMError(
                 f"Expected frames of at least one pixel after downsampling, got {tuple(src.shape)} "
-                "at "
-                f"downsample_ratio {self.downsample_ratio}. Raise the ratio."
+                f"at downsample_ratio {self.downsample_ratio}. Raise the ratio."
             )
         return height, width
 

@@ -115,8 +115,7 @@ def _read(path: Path, network: nn.Module) -> dict[str, Tensor]:
         return read_onnx(path, network, dict(_FIRST_CONVOLUTIONS.values()))
     raise PTQ4VMError(
         f"Expected weights as {', '.join(_TORCH_SUFFIXES)}, .safetensors or .onnx, got {path}. "
-        "Convert the file, or "
-        "correct its name."
+        "Convert the file, or correct its name."
     )
 
 
