@@ -11,7 +11,8 @@ from ptq4vm.quantizers import QuantizedLayer
 
 _LAYERS = (nn.Conv2d, nn.Linear, QuantizedLayer)
 _ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU,
+    nn.GELU,
 )  # fmt: skip
 
 
