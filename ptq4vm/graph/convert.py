@@ -95,9 +95,9 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         source: LearnedScaleFakeQuantize | None = None
         reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
         if qconfig.placement == "full":
-            # An input that is already on the grid needs no second quantizer. Outputs stay float after
-            # global pooling, where integer compute saves little, and at the last layer, whose alpha
-            # needs more than 256 levels.
+            # An input that is already on the grid needs no second quantizer. Outputs stay float
+            # after global pooling, where integer compute saves little, and at the last layer, whose
+            # alpha needs more than 256 levels.
             reads = handed_on.get(layer.source) != specs[1]
             hands_on = not layer.pooled and layer is not layers[-1]
             if not reads and layer.source is not None:

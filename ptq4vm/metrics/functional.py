@@ -268,8 +268,8 @@ def _conn_frame(preds: np.ndarray, target: np.ndarray) -> float:
         count, labels = cv2.connectedComponents(above.view(np.uint8), connectivity=4)
         if count == 1:  # only background, at this and every higher level
             break
-        # Areas by bincount, only if there are several components: connectedComponentsWithStats takes
-        # four times as long. Among equally large components, argmax picks the first in raster order.
+        # Areas by bincount, only if there are several components: connectedComponentsWithStats
+        # takes four times as long. Of equally large components, the first in raster order counts.
         connected &= (
             above if count == 2 else labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
         )
