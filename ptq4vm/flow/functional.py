@@ -31,7 +31,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     if x.ndim != 4 or not x.is_floating_point():
         raise PTQ4VMError(f"Expected floats (N, C, H, W) to warp, got {x.dtype} {tuple(x.shape)}.")
     _check_flow(flow, (x.shape[0], *x.shape[-2:]), "flow")
-    # Half precision cannot represent coordinates above 2048, or fractions of large ones.
+    # Half precision cannot represent all coordinates above 2048, or fractions of large ones.
     image = x.float() if x.dtype != torch.float64 else x
     flow = flow.to(image.dtype)
     map_x, map_y = _source_coordinates(flow).unbind(dim=1)

@@ -142,8 +142,8 @@ class _FakeQuantize(torch.autograd.Function):
             )
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
                 outside = torch.sub(g, g_a, out=code)
-                # d x_hat / d scale, times scale: the rounding error inside the range, the clamped code
-                # outside.
+                # d x_hat / d scale, times scale: the rounding error inside the range, the clamped
+                # code outside.
                 error = (a_hat - a).mul_(g).addcmul_(outside, a)
                 sums.append((_sum_like(error, scale), _sum_like(outside, zero_point)))
         if not sums:
