@@ -1,4 +1,7 @@
-"""What rooms hand to each other: NamedTuples, since Lightning refuses frozen dataclasses inside batches."""
+"""Data types shared between subpackages.
+
+They are NamedTuples because Lightning cannot move frozen dataclasses inside batches.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,74 +9,88 @@ from typing import NamedTuple
 from torch import Tensor
 
 RecurrentState = tuple[Tensor, ...]
-"""What a network carries from frame to frame; one (B, C, h, w) tensor each. A per-frame network has the empty tuple."""
+"""Recurrent state of a network, one (B, C, h, w) tensor each; empty for a per-frame network."""
 
 
 class MattingOutput(NamedTuple):
-    """What a network says of one frame (B, C, H, W), or of a sequence (B, T, C, H, W)."""
+    """Output of a network for one frame (B, C, H, W) or a sequence (B, T, C, H, W)."""
 
     fgr: Tensor
     """Foreground colour, 3 channels, RGB in [0, 1]."""
     pha: Tensor
     """Alpha, 1 channel in [0, 1]."""
     state: RecurrentState
-    """The state to feed back with the next frame."""
+    """Recurrent state to pass in with the next frame."""
 
 
 class MattingClip(NamedTuple):
-    """Successive frames of one clip, (T, C, H, W); a batch of clips is (B, T, C, H, W). Floats in [0, 1]."""
+    """Successive frames of one clip, (T, C, H, W), as floats in [0, 1].
+
+    A batch of clips is (B, T, C, H, W).
+    """
 
     src: Tensor
-    """The frames as a camera sees them, RGB."""
+    """Input frames, 3 channels, RGB."""
     pha: Tensor | None = None
-    """True alpha, 1 channel; None where nobody knows it."""
+    """Ground-truth alpha, 1 channel; None if unknown."""
     fgr: Tensor | None = None
-    """True foreground colour, RGB; None where nobody knows it."""
+    """Ground-truth foreground colour, RGB; None if unknown."""
     flow: Tensor | None = None
-    """Exact backward flow, (T-1, 2, H, W) in pixels (x, y): what is at p in frame t+1 was at p + flow[t](p) in t."""
+    """Exact backward flow, (T-1, 2, H, W) in pixels (x, y).
+
+    The point at p in frame t+1 was at p + flow[t](p) in frame t.
+    """
     name: str = ""
-    """`<set>/<clip>` of its source."""
+    """Clip name, `<set>/<clip>`."""
     start: int = 0
-    """Index within the clip of the first frame held here; 0 means: begin with a fresh recurrent state."""
+    """Index within the clip of the first frame; 0 starts from the initial recurrent state."""
     frames: tuple[str, ...] = ()
-    """The frames' file names without suffix, where they come from files of their own."""
+    """File names of the frames without suffix, if each frame has its own file."""
     float_pha: Tensor | None = None
-    """The float network's alpha, where it was asked for."""
+    """Alpha of the float network, if requested."""
 
 
 class CalibrationClip(NamedTuple):
-    """One cached calibration sequence with all that is computed for it once. Batched: (B, T, C, H, W)."""
+    """Cached calibration sequence with its precomputed targets; batched: (B, T, C, H, W)."""
 
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    """Number of the sequence in the calibration set, () or (B,) int64."""
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which is not needed
+    """Index of the sequence in the calibration set, () or (B,) int64."""
     src: Tensor
     pha: Tensor
-    """True alpha; the float network's where nobody knows it, or nobody may look."""
+    """Ground-truth alpha; the float network's alpha if unknown or withheld."""
     fgr: Tensor | None
     teacher_pha: Tensor
-    """The float network's alpha."""
+    """Alpha of the float network."""
     teacher_fgr: Tensor
     teacher_state: RecurrentState
-    """The float network's state after each frame, (T, C, h, w) each."""
+    """Recurrent state of the float network after each frame, (T, C, h, w) each."""
     flow: Tensor
-    """Backward flow between neighbouring frames, (T-1, 2, H, W), as in :class:`MattingClip`."""
+    """Backward flow between adjacent frames, (T-1, 2, H, W), as in :class:`MattingClip`."""
     visible: Tensor
-    """(T-1, 1, H, W) float, 1 where the flow passes the forward-backward check, 0 where it is occluded."""
+    """Visibility mask, (T-1, 1, H, W) float.
+
+    1 where the flow passes the forward-backward check, 0 where it is occluded.
+    """
 
 
 class Teacher(NamedTuple):
-    """The float network as the data room sees it."""
+    """Interface to the float network that produces the calibration targets."""
 
     forward: Callable[..., MattingOutput]
-    """src (B, T, 3, H, W), and a state to begin with or None -> fgr, pha (B, T, C, H, W) and every state after every
-    frame, (B, T, C, h, w) each."""
+    """Function of src (B, T, 3, H, W) and an initial state or None.
+
+    Returns fgr and pha, (B, T, C, H, W), and every state after every frame, (B, T, C, h, w) each.
+    """
     key: str
-    """Changes when the network, its weights or its downsample ratio change. Caches are keyed with it."""
+    """Cache key; it changes with the network, its weights and its downsample ratio."""
 
 
 class FlowEstimator(NamedTuple):
-    """An optical flow method as the data room sees it."""
+    """Interface to an optical flow method."""
 
     forward: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """src (T, 3, H, W) -> flow (T-1, 2, H, W), visible (T-1, 1, H, W), as in :class:`CalibrationClip`."""
+    """Function from src (T, 3, H, W) to flow (T-1, 2, H, W) and visible (T-1, 1, H, W).
+
+    The outputs are those of :class:`CalibrationClip`.
+    """
     key: str

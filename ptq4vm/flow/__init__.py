@@ -1,4 +1,4 @@
-"""Optical flow: an exact backward warp, an occlusion check, and where flows come from."""
+"""Optical flow: backward warping, occlusion masks and flow estimators."""
 
 from ptq4vm.flow.functional import forward_backward_mask, warp
 from ptq4vm.flow.providers import FlowName, create_flow

@@ -1,8 +1,8 @@
-"""Backward warping and the occlusion check, on one convention.
+"""Backward warping and occlusion masks.
 
-Flows are in pixels, (N, 2, H, W), channel 0 along x (right), channel 1 along y (down). A backward flow of a frame says
-where what is seen at p was before: at p + flow(p). Pixel centres are at whole coordinates, so a zero flow changes
-nothing and a whole-number flow moves pixels without blending them.
+Flows are in pixels, (N, 2, H, W), channel 0 along x (right), channel 1 along y (down). A frame's
+backward flow maps p to the point's previous position, p + flow(p). Pixel centres are at integer
+coordinates, so zero flow is the identity and integer flow moves pixels without blending.
 """
 
 import torch
@@ -13,32 +13,31 @@ from ptq4vm.errors import PTQ4VMError
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
-    """Backward warp: ``out(p) = x(p + flow(p))``, bilinear, exact where the flow is a whole number.
+    """Warp backward with bilinear sampling: ``out(p) = x(p + flow(p))``.
 
-    Where p + flow(p) lies outside the frame, the nearest edge pixel is read; :func:`forward_backward_mask` counts such
-    places as not visible, so nothing should be learned there.
+    Integer flows are exact. Where p + flow(p) is outside the frame, the nearest edge pixel is read;
+    :func:`forward_backward_mask` marks such pixels as not visible, so losses should ignore them.
 
     Args:
-        x: what to warp, (N, C, H, W) floats, e.g. alpha of frame t.
+        x: Image to warp, (N, C, H, W) floats, e.g. alpha of frame t.
         flow: (N, 2, H, W) in pixels (x, y), e.g. the backward flow of frame t+1.
 
     Returns:
-        (N, C, H, W) of x's dtype, e.g. alpha of frame t as frame t+1 should show it. Differentiable in x.
+        (N, C, H, W) in x's dtype, e.g. alpha of frame t aligned to frame t+1; differentiable in x.
 
     Raises:
-        PTQ4VMError: shapes do not fit, or x is not floating.
+        PTQ4VMError: Shapes do not match, or x is not floating.
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise PTQ4VMError(f"Expected floats (N, C, H, W) to warp, got {x.dtype} {tuple(x.shape)}.")
     _check_flow(flow, (x.shape[0], *x.shape[-2:]), "flow")
-    image = (
-        x.float() if x.dtype != torch.float64 else x
-    )  # half precision can't tell pixels beyond 2048, or their parts
+    # Half precision cannot represent all coordinates above 2048, or fractions of large ones.
+    image = x.float() if x.dtype != torch.float64 else x
     flow = flow.to(image.dtype)
     map_x, map_y = _source_coordinates(flow).unbind(dim=1)
     blended = remap(image, map_x, map_y, mode="bilinear", padding_mode="border", align_corners=True)
-    # remap goes through [-1, 1], which loses the last digits: a whole-number flow would blend in 1e-5 of a neighbour.
-    # Nearest-neighbour sampling of the same coordinates is exact there.
+    # remap normalises coordinates to [-1, 1]. The rounding error would blend in 1e-5 of a neighbour
+    # for an integer flow, where nearest-neighbour sampling of the same coordinates is exact.
     picked = remap(image, map_x, map_y, mode="nearest", padding_mode="border", align_corners=True)
     whole = (flow == flow.round()).all(dim=1, keepdim=True)
     return torch.where(whole, picked, blended).to(x.dtype)
@@ -47,22 +46,25 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 def forward_backward_mask(
     forward_flow: Tensor, backward_flow: Tensor, relative: float = 0.01, absolute: float = 0.5
 ) -> Tensor:
-    """Where the backward flow can be trusted: inside the frame, and the forward flow leads back.
+    """Compute the visibility mask of a backward flow by the forward-backward check.
 
-    ``|wf + wb|^2 < relative (|wf|^2 + |wb|^2) + absolute``, wf read where wb points to. Source: Sundaram, Brox and
-    Keutzer, "Dense point trajectories by GPU-accelerated large displacement optical flow", ECCV 2010, with its values.
+    A pixel is visible if its source is inside the frame and ``|wf + wb|^2 < relative (|wf|^2 +
+    |wb|^2) + absolute``, with the forward flow wf read where the backward flow wb points. Source of
+    check and default values: Sundaram, Brox and Keutzer, "Dense point trajectories by
+    GPU-accelerated large displacement optical flow", ECCV 2010.
 
     Args:
         forward_flow: (N, 2, H, W) in pixels, frame t to t+1, on the grid of frame t.
         backward_flow: (N, 2, H, W) in pixels, frame t+1 to t, on the grid of frame t+1.
-        relative: allowed squared disagreement per squared length of the flows, >= 0.
-        absolute: allowed squared disagreement in squared pixels, >= 0.
+        relative: Tolerated squared difference relative to the squared length of the flows, >= 0.
+        absolute: Tolerated squared difference in squared pixels, >= 0.
 
     Returns:
-        (N, 1, H, W) on the grid of frame t+1, of backward_flow's dtype: 1 visible in frame t, 0 occluded or outside.
+        (N, 1, H, W) on the grid of frame t+1, in backward_flow's dtype: 1 visible in frame t, 0
+        occluded or outside.
 
     Raises:
-        PTQ4VMError: shapes do not fit.
+        PTQ4VMError: Shapes do not match.
     """
     if backward_flow.ndim != 4:
         raise PTQ4VMError(f"Expected backward_flow (N, 2, H, W), got {tuple(backward_flow.shape)}.")
@@ -77,7 +79,7 @@ def forward_backward_mask(
 
 
 def _source_coordinates(flow: Tensor) -> Tensor:
-    """p + flow(p), (N, 2, H, W)."""
+    """Return p + flow(p), (N, 2, H, W)."""
     height, width = flow.shape[-2:]
     ys = (
         torch.arange(height, dtype=flow.dtype, device=flow.device).view(-1, 1).expand(height, width)
@@ -87,7 +89,7 @@ def _source_coordinates(flow: Tensor) -> Tensor:
 
 
 def _in_frame(flow: Tensor) -> Tensor:
-    """Whether p + flow(p) lies between the outermost pixel centres, (N, 1, H, W) bool."""
+    """Return whether p + flow(p) lies between the outermost pixel centres, (N, 1, H, W) bool."""
     x, y = _source_coordinates(flow).split(1, dim=1)
     height, width = flow.shape[-2:]
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
@@ -97,6 +99,6 @@ def _check_flow(flow: Tensor, size: tuple[int, ...], name: str) -> None:
     expected = (size[0], 2, *size[1:])
     if tuple(flow.shape) != expected or not flow.is_floating_point():
         raise PTQ4VMError(
-            f"Expected {name} as floats {expected}, in pixels (x, y), got {flow.dtype} {tuple(flow.shape)}. "
-            "Fold batch and time into the first dimension."
+            f"Expected {name} as floats {expected}, in pixels (x, y), got {flow.dtype} "
+            f"{tuple(flow.shape)}. Fold batch and time into the first dimension."
         )

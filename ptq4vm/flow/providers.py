@@ -1,4 +1,4 @@
-"""Where optical flow comes from when a clip does not bring its own: DIS (needs nothing) or RAFT (needs weights)."""
+"""Optical flow estimators: DIS (no weights needed) and RAFT (weights from a file)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,31 +16,38 @@ from ptq4vm.types import FlowEstimator
 
 FlowName = Literal["dis", "raft"]
 
-_VERSION = 1  # part of every key: raise it when flow or mask come out differently, so that caches are made anew
-_DIS_MIN_SIDE = 16  # DIS matches 8 x 8 patches at half resolution, and OpenCV refuses frames without room for them
+_VERSION = 1  # part of every cache key; increment when flow or mask change
+_DIS_MIN_SIDE = 16  # DIS matches 8 x 8 patches at half resolution; OpenCV rejects smaller frames
 
 FlowPair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(3, H, W) frames t and t+1 -> forward flow and backward flow, (2, H, W) each."""
+"""Function of frames t and t+1, (3, H, W) each.
+
+It returns forward and backward flow, (2, H, W) each.
+"""
 
 
 def create_flow(
     name: str, weights: str | Path | None = None, arch: RaftArch = "auto"
 ) -> FlowEstimator:
-    """Build an optical flow method.
+    """Create an optical flow estimator.
 
     Args:
-        name: ``dis``, dense inverse search from OpenCV, medium preset, on 8-bit grey frames, on the CPU (Kroeger et
-            al., ECCV 2016); or ``raft``, from torchvision (Teed and Deng, ECCV 2020), on the device of the frames.
-        weights: RAFT's weights, a .pth or .safetensors file with torchvision's names. ``dis`` takes none.
-        arch: ``large`` or ``small`` RAFT; ``auto`` tells from the weights.
+        name: ``dis``, OpenCV's dense inverse search, medium preset, on 8-bit grey frames on the CPU
+            (Kroeger et al., ECCV 2016); or ``raft``, from torchvision (Teed and Deng, ECCV 2020),
+            on the device of the frames.
+        weights: RAFT's weights, a .pth or .safetensors file with torchvision's names; None for
+            ``dis``.
+        arch: ``large`` or ``small`` RAFT; ``auto`` detects it from the weights.
 
     Returns:
-        Its ``forward`` maps frames (T, 3, H, W), RGB floats in [0, 1], to backward flow (T-1, 2, H, W) in pixels and
-        visible (T-1, 1, H, W), float32 on the device of the frames, without gradient; it raises PTQ4VMError on other
-        frames. Its ``key`` changes with method, version and weights.
+        The estimator. Its ``forward`` maps frames (T, 3, H, W), RGB floats in [0, 1], to backward
+        flow (T-1, 2, H, W) in pixels and visible (T-1, 1, H, W), float32 on the device of the
+        frames, without gradient; it raises PTQ4VMError on other frames. Its ``key`` changes with
+        method, version and weights.
 
     Raises:
-        PTQ4VMError: unknown name; weights missing, unreadable, of another network, or given to ``dis``.
+        PTQ4VMError: The name is unknown; or weights are missing, unreadable, of another network, or
+            given to ``dis``.
     """
     if name not in get_args(FlowName):
         raise PTQ4VMError(
@@ -50,7 +57,8 @@ def create_flow(
     if name == "dis":
         if weights is not None:
             raise PTQ4VMError(
-                f"Expected no weights for flow 'dis', got {weights}. Leave them out, or choose 'raft'."
+                f"Expected no weights for flow 'dis', got {weights}. Leave them out, or choose "
+                "'raft'."
             )
         return FlowEstimator(
             _estimator(_dis_pair, _DIS_MIN_SIDE), f"dis-medium-opencv{cv2.__version__}-v{_VERSION}"
@@ -60,7 +68,10 @@ def create_flow(
 
 
 def _estimator(flow_pair: FlowPair, min_side: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Run a pairwise method over a clip, one pair at a time: memory does not grow with T."""
+    """Return a clip estimator from a pairwise method.
+
+    It processes one pair at a time, so that working memory does not grow with T.
+    """
 
     def forward(src: Tensor) -> tuple[Tensor, Tensor]:
         _check_frames(src, min_side)
@@ -77,11 +88,10 @@ def _estimator(flow_pair: FlowPair, min_side: int) -> Callable[[Tensor], tuple[T
 
 
 def _dis_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    dis = cv2.DISOpticalFlow.create(
-        cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
-    )  # new for each pair: it keeps buffers by size
+    # One instance per pair, since it keeps buffers of the last frame size.
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     a, b = _grey8(first), _grey8(second)
-    # calc(x, y, ...): what is at p in x is at p + flow(p) in y, so (b, a) gives the backward flow
+    # calc(x, y, ...) maps p in x to p + flow(p) in y, so (b, a) yields the backward flow.
     there, back = dis.calc(a, b, None), dis.calc(b, a, None)  # type: ignore[call-overload]
     return _as_tensor(there).to(first.device), _as_tensor(back).to(first.device)
 
@@ -110,5 +120,6 @@ def _check_frames(src: Tensor, min_side: int) -> None:
         )
     if min(src.shape[-2:]) < min_side:
         raise PTQ4VMError(
-            f"Expected frames of at least {min_side} pixels a side, got {tuple(src.shape[-2:])}. Take larger crops."
+            f"Expected frames of at least {min_side} pixels a side, got {tuple(src.shape[-2:])}. "
+            "Take larger crops."
         )

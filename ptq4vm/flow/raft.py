@@ -1,4 +1,4 @@
-"""RAFT from torchvision with weights from a file."""
+"""RAFT from torchvision, with weights from a file."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,27 +16,31 @@ from ptq4vm.torch_files import load_plain
 
 RaftArch = Literal["auto", "large", "small"]
 
-_MIN_SIDE = 128  # RAFT pools its 1/8 features three times more
+_MIN_SIDE = 128  # RAFT pools its 1/8-resolution features three more times
 _FIRST_CONV = "feature_encoder.convnormrelu.0.weight"
 _ARCH_OF_WIDTH = {64: "large", 32: "small"}
-_REMEDY = "Give a file with torchvision's raft_large or raft_small weights, or use flow 'dis', which needs none."
+_REMEDY = (
+    "Give a file with torchvision's raft_large or raft_small weights, or use flow 'dis', which "
+    "needs none."
+)
 
 
 def load_raft(
     weights: str | Path | None, arch: RaftArch = "auto"
 ) -> tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]:
-    """Load RAFT strictly.
+    """Load RAFT with strictly matching weights.
 
     Args:
-        weights: .pth (read with weights_only) or .safetensors file, torchvision's parameter names.
-        arch: which RAFT; ``auto`` tells from the width of the first convolution.
+        weights: .pth (read with weights_only) or .safetensors file with torchvision's parameter
+            names.
+        arch: Size of RAFT; ``auto`` detects it from the width of the first convolution.
 
     Returns:
-        A function from frames (3, H, W) t and t+1 in [0, 1] to forward and backward flow (2, H, W) in pixels; and a
-        name that changes with architecture and content of the file.
+        A function from frames (3, H, W) t and t+1 in [0, 1] to forward and backward flow (2, H, W)
+        in pixels, and a key that changes with architecture and file content.
 
     Raises:
-        PTQ4VMError: no weights, not readable, or not those of ``arch``.
+        PTQ4VMError: Weights are missing, unreadable, or not those of ``arch``.
     """
     if arch not in get_args(RaftArch):
         raise PTQ4VMError(
@@ -72,7 +76,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     state = load_plain(path, "RAFT's weights", _REMEDY)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise PTQ4VMError(
-            f"Expected a plain dictionary of tensors in {path}, got {type(state).__name__}. {_REMEDY}"
+            f"Expected a plain dictionary of tensors in {path}, got {type(state).__name__}. "
+            f"{_REMEDY}"
         )
     return state
 
@@ -81,20 +86,21 @@ def _detect(state: dict[str, Tensor], path: Path) -> str:
     width = state[_FIRST_CONV].shape[0] if _FIRST_CONV in state else None
     if width not in _ARCH_OF_WIDTH:
         raise PTQ4VMError(
-            f"Expected {_FIRST_CONV} with 64 (large) or 32 (small) channels in {path}, got {width}. {_REMEDY}"
+            f"Expected {_FIRST_CONV} with 64 (large) or 32 (small) channels in {path}, got "
+            f"{width}. {_REMEDY}"
         )
     return _ARCH_OF_WIDTH[width]
 
 
 def _pairwise(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    @torch.no_grad()  # not inference_mode: a loss must be able to save the flow for its backward pass
+    @torch.no_grad()  # not inference_mode, whose tensors autograd cannot save for backward
     def flow_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         model.to(first.device)
         height, width = first.shape[-2:]
         images = F.pad(
             torch.stack((first, second)) * 2 - 1, _padding(height, width), mode="replicate"
         )
-        # both directions in one batch; the last of RAFT's refinements is its answer
+        # Both directions in one batch; RAFT's last refinement is the estimate.
         forward, backward = model(images, images.flip(0))[-1][..., :height, :width]
         return forward, backward
 
@@ -102,6 +108,9 @@ def _pairwise(model: nn.Module) -> Callable[[Tensor, Tensor], tuple[Tensor, Tens
 
 
 def _padding(height: int, width: int) -> tuple[int, int, int, int]:
-    """Right and bottom padding to multiples of 8 and at least 128: pixel (0, 0) stays where it is."""
+    """Return the padding to multiples of 8 and at least 128 pixels.
+
+    Only the right and bottom are padded, so that pixel (0, 0) keeps its position.
+    """
     right, bottom = (max(-(-side // 8) * 8, _MIN_SIDE) - side for side in (width, height))
     return 0, right, 0, bottom

@@ -1,4 +1,4 @@
-"""Float network to quantizable network: fold, convert, cut into blocks, run blocks, save."""
+"""Graph passes, block partition and checkpoints of quantized networks."""
 
 from ptq4vm.graph.capture import SequenceStore, run_block, run_blocks
 from ptq4vm.graph.checkpoint import (

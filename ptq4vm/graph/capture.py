@@ -1,4 +1,4 @@
-"""A block as a map from sequences to sequences, and the store of what flows between blocks."""
+"""Execution of blocks over sequences, and a store for their inputs and outputs."""
 
 import mmap
 import os
@@ -21,13 +21,16 @@ def run_block(
     """Run a block over sequences.
 
     Args:
-        block: the block.
-        inputs: one (B, T, ...) tensor for each name in ``block.inputs``.
-        state: (B, ...), the recurrent state before the first frame; needed by a block that has one.
+        block: The block.
+        inputs: One (B, T, ...) tensor for each name in ``block.inputs``.
+        state: Recurrent state before the first frame, (B, ...); required by a block with state.
 
     Returns:
-        One (B, T, ...) tensor for each name in ``block.outputs``, then, where there is a state, the states after each
-        frame, (B, T, ...).
+        One (B, T, ...) tensor for each name in ``block.outputs``. A block with state appends its
+        states after each frame, (B, T, ...).
+
+    Raises:
+        PTQ4VMError: The block has a state and ``state`` is None.
     """
     batch, time = inputs[0].shape[:2]
     if block.state is None:
@@ -41,7 +44,7 @@ def run_block(
         step = block.forward(*(_frames(x[:, t]) for x in inputs), state)
         state = step[-1]
         steps.append(step)
-    # Concatenated, not stacked: the frames keep their memory format.
+    # torch.cat keeps the frames' memory format; torch.stack does not.
     return tuple(
         torch.cat(values).unflatten(0, (time, batch)).transpose(0, 1)
         for values in zip(*steps, strict=True)
@@ -51,19 +54,22 @@ def run_block(
 def run_blocks(
     blocks: Sequence[Block], values: Mapping[str, Tensor], state: RecurrentState
 ) -> tuple[dict[str, Tensor], RecurrentState]:
-    """Unroll a network, or a part of it, over sequences: each block over all frames before the next one's turn.
+    """Run a network, or part of it, over sequences block by block.
 
-    Gives what :meth:`MattingModel.forward_values` gives frame by frame; blocks without a state see all frames at once,
-    which several threads, or a GPU, share better.
+    Each block processes all frames before the next block starts. The result equals that of
+    :meth:`MattingModel.forward_values` frame by frame; stateless blocks process all frames at once,
+    which makes better use of threads and GPUs.
 
     Args:
-        blocks: in order.
-        values: what they read and don't make, by name, (B, T, C, h, w); for a whole network ``src``.
-        state: the network's, as the last frame left it, or ``network.initial_state(src[:, 0])``.
+        blocks: Blocks in order.
+        values: Input values by name, (B, T, C, h, w), that these blocks read but do not compute;
+            ``src`` for a whole network.
+        state: Recurrent state of the network before the first frame, e.g.
+            ``network.initial_state(src[:, 0])``.
 
     Returns:
-        These values with all that the blocks made, (B, T, C, h, w), and the states: those that live in these blocks
-        after each frame, (B, T, C, h, w), the others as they were.
+        The input values and all block outputs, (B, T, C, h, w), and the states: those of these
+        blocks after each frame, (B, T, C, h, w), the others unchanged.
     """
     known, states = dict(values), list(state)
     for block in blocks:
@@ -76,21 +82,22 @@ def run_blocks(
 
 
 def _frames(x: Tensor) -> Tensor:
-    """In the format in which :meth:`MattingModel.forward_values` computes."""
+    """Convert to the memory format of :meth:`MattingModel.forward_values`."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 class SequenceStore:
-    """Named tensors for N sequences: in half of the GPU's memory, beyond that in mapped files.
+    """Named tensors for N sequences, in GPU memory while half of it is free, else in mapped files.
 
-    Of the files the system keeps in memory what fits and writes the rest to disk, so that any number of sequences can
-    be held. They have no names, so that the system gives their space back when the process ends, however it ends, and
-    all their space is reserved, since a disk that fills under a map ends the process.
+    The operating system caches the files in memory and writes the rest to disk, so the number of
+    sequences is not limited by memory. The files are unlinked, so their space is freed whenever the
+    process ends. Their space is reserved in advance, since a full disk under a memory map kills the
+    process.
 
     Args:
-        folder: on the disk where the files lie; made if it isn't there.
+        folder: Folder for the files; created if missing.
         num_sequences: N.
-        device: where :meth:`read` puts tensors.
+        device: Device on which :meth:`read` returns tensors.
     """
 
     def __init__(
@@ -105,7 +112,13 @@ class SequenceStore:
         return name in self._tensors
 
     def write(self, name: str, index: slice, value: Tensor) -> None:
-        """Keep (B, T, ...) as the sequences with these numbers of ``name``; all sequences of a name have one shape."""
+        """Store (B, T, ...) as sequences ``index`` of ``name``.
+
+        All sequences of a name have the same shape.
+
+        Raises:
+            PTQ4VMError: The disk is full or the folder cannot be written.
+        """
         if name not in self._tensors:
             self._tensors[name] = self._allocate(name, value[0])
         self._tensors[name][index].copy_(value)
@@ -114,36 +127,37 @@ class SequenceStore:
         size = self.num_sequences * value.numel()
         if self.device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self.device)
-            if free - size * 4 > total / 2:  # the other half is for learning
+            if free - size * 4 > total / 2:  # half is left for training
                 return torch.empty(self.num_sequences, *value.shape, device=self.device)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 _reserve(file.fileno(), size * 4)
-                # Holds the file for as long as the tensor lives.
+                # The tensor keeps the map, and thus the file, alive.
                 flat = torch.frombuffer(mmap.mmap(file.fileno(), size * 4), dtype=torch.float32)
         except OSError as error:
             raise PTQ4VMError(
-                f"Expected {size * 4 / 1e9:.3g} GB free in {self.folder} for the cached activations, got: {error}, "
-                f"with {_free(self.folder)} GB free. {remedy(error)} Or lower num_sequences or seq_length."
+                f"Expected {size * 4 / 1e9:.3g} GB free in {self.folder} for the cached "
+                f"activations, got: {error}, with {_free(self.folder)} GB free. {remedy(error)} Or "
+                "lower num_sequences or seq_length."
             ) from error
         return flat.view(self.num_sequences, *value.shape)
 
     def read(self, name: str, index: Tensor | slice) -> Tensor:
-        """(B, T, ...) of the sequences with these numbers, on the device."""
+        """Return sequences ``index`` of ``name``, (B, T, ...), on the device."""
         return self._tensors[name][index].to(self.device)
 
     def drop(self, name: str) -> None:
-        """Forget a name and give back its space."""
+        """Delete a name and free its space."""
         self._tensors.pop(name, None)
 
     def close(self) -> None:
-        """Forget all and give back its space."""
+        """Delete all names and free their space."""
         self._tensors.clear()
 
 
 def _reserve(file: int, size: int) -> None:
-    """Make an empty file so large that no write to it needs more space."""
+    """Reserve ``size`` bytes for an empty file."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return

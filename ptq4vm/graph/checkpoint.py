@@ -1,4 +1,7 @@
-"""The quantized checkpoint: safetensors with a JSON header, weights as integer codes. Nothing in it can run code."""
+"""Quantized checkpoints: safetensors with a JSON header and weights as integer codes.
+
+Loading a checkpoint runs no code from it.
+"""
 
 import dataclasses
 import json
@@ -23,9 +26,15 @@ from ptq4vm.reading import load_safetensors, parse_json, typed
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"
 _SCALES = (1e-15, 1e8)
-"""Sane scales: calibration gives 1e-8 and more, times γ; the product of two is still a normal float32."""
+"""Valid range of scales.
+
+Calibration yields at least 1e-8, times γ; the product of two scales remains a normal float32.
+"""
 _DRIFT = 0.5
-"""So far beyond its codes, as a share of them, a learned zero point can lie; it is clamped when it is used."""
+"""Maximum distance of a learned zero point from the code range, as a fraction of that range.
+
+The zero point is clamped at use.
+"""
 
 
 class _Header(TypedDict):
@@ -38,13 +47,17 @@ class _Header(TypedDict):
 def save_quantized(
     network: MattingModel, qconfig: QConfig, path: Path, made: dict[str, Any]
 ) -> None:
-    """Write a quantized network whose weights are on their grids; whole or not at all.
+    """Write a quantized network, with its weights on their grids, atomically.
 
     Args:
-        network: from :func:`quantize_network`, calibrated.
-        qconfig: what it was converted with.
-        path: the file to write.
-        made: how it was made, plain JSON, kept in the header.
+        network: Calibrated network from :func:`quantize_network`.
+        qconfig: Configuration of its conversion.
+        path: File to write.
+        made: Provenance of the checkpoint, plain JSON, stored in the header.
+
+    Raises:
+        PTQ4VMError: A layer has no activation range.
+        RuntimeError: A layer's rounding is not fixed, or its affine calibration is not absorbed.
     """
     layers = quantized_layers(network)
     require_calibrated(network)
@@ -69,7 +82,11 @@ def save_quantized(
 
 
 def require_calibrated(network: MattingModel) -> None:
-    """Raise PTQ4VMError if a layer's activation range was never found."""
+    """Check that every layer has its activation ranges.
+
+    Raises:
+        PTQ4VMError: An activation range is missing.
+    """
     layers = quantized_layers(network).items()
     missing = [
         name
@@ -78,18 +95,22 @@ def require_calibrated(network: MattingModel) -> None:
     ]
     if missing:
         raise PTQ4VMError(
-            f"Expected a calibrated network, got {len(missing)} layers without activation ranges ({missing[0]}, ...). "
-            "Let the fit of block reconstruction run to its end; after a stop go on with --ckpt_path."
+            f"Expected a calibrated network, got {len(missing)} layers without activation ranges "
+            f"({missing[0]}, ...). Let the fit of block reconstruction run to its end; after a "
+            "stop go on with --ckpt_path."
         )
 
 
 def layer_bits(layer: torch.nn.Module) -> str:
-    """``W4A8`` of a quantized layer."""
+    """Return the bits of a quantized layer, e.g. ``W4A8``."""
     return f"W{layer.weight_quantizer.spec.bits}A{layer.activation_spec.bits}"  # type: ignore[union-attr]
 
 
 def is_quantized_checkpoint(path: Path) -> bool:
-    """Whether the file is safetensors with ptq4vm's header (float weights have none)."""
+    """Return whether the file is a safetensors file with ptq4vm's header.
+
+    Float weights have no such header.
+    """
     if path.suffix.lower() != ".safetensors" or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -99,10 +120,10 @@ def is_quantized_checkpoint(path: Path) -> bool:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a quantized checkpoint, of the kinds that :func:`save_quantized` writes.
+    """Return the JSON header of a quantized checkpoint, with validated types.
 
     Raises:
-        PTQ4VMError: not a file of ours, or of another format version.
+        PTQ4VMError: The file is no ptq4vm checkpoint, or has another format version.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -112,8 +133,8 @@ def read_header(path: Path) -> dict[str, Any]:
             raise ValueError("a header that is no object")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise PTQ4VMError(
-            f"Expected a quantized checkpoint as ptq4vm writes it, got {path} ({type(error).__name__}: {error}). "
-            "Make one with `ptq4vm quantize`."
+            f"Expected a quantized checkpoint as ptq4vm writes it, got {path} "
+            f"({type(error).__name__}: {error}). Make one with `ptq4vm quantize`."
         ) from error
     version = header.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
@@ -125,11 +146,11 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
-    """A quantized network ready to run, and what it was converted with.
+    """Load a quantized network in eval mode, and the configuration of its conversion.
 
     Raises:
-        PTQ4VMError: not a file of ours, tensors that do not fit the network it names, or values that their grids
-            can't have.
+        PTQ4VMError: The file is no ptq4vm checkpoint, its tensors do not fit the network in its
+            header, or values are outside the range of their grids.
     """
     path = Path(path)
     header = read_header(path)
@@ -138,7 +159,7 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
         tensors, _ = load_safetensors(path.read_bytes())
     except PTQ4VMError:
         raise
-    # What a damaged or foreign header says may stumble anywhere on its way to becoming a network.
+    # A damaged or foreign header may cause any exception while the network is built.
     except Exception as error:
         raise PTQ4VMError(
             f"Expected a complete quantized checkpoint, got {path}: {error}. Quantize again."
@@ -152,8 +173,9 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
             if bits.get(name) != header["layers"].get(name)
         )
         raise PTQ4VMError(
-            f"Expected {bits.get(name, 'no such layer')} for {name} in {path}, as its qconfig has it, got "
-            f"{header['layers'].get(name, 'nothing')} in its table of layers. Quantize again."
+            f"Expected {bits.get(name, 'no such layer')} for {name} in {path}, as its qconfig has "
+            f"it, got {header['layers'].get(name, 'nothing')} in its table of layers. Quantize "
+            "again."
         )
     if not any(f"{name}.weight_quantizer.absorbed" in tensors for name in layers):
         _complete_absorbed(network, tensors, header.get("made"))
@@ -167,20 +189,20 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
 
 
 def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
-    """The network that a header describes, with weights that are still to be loaded."""
+    """Return the network that a header describes, before its weights are loaded."""
     qconfig = QConfig(**header["qconfig"])
-    # Weights and scales come from the file: the cheapest way to them is enough here.
+    # The file replaces weights and scales, so the cheapest range method suffices.
     quick = dataclasses.replace(qconfig, range_method="minmax", equalize=False)
     return quantize_network(
         create_described(header["network"], header["arguments"], path), quick
     ), qconfig
 
 
-# ---- what tensors can be ---------------------------------------------------------------------------------------
+# ---- validation of tensors ----
 
 
 def _check_fit(network: MattingModel, tensors: dict[str, Tensor], path: Path) -> None:
-    """See that these are the network's tensors, each within its range."""
+    """Check that names, shapes, dtypes and value ranges are those of the network."""
     expected = network.state_dict()
     wrong = sorted(set(expected) ^ set(tensors))
     if wrong:
@@ -193,8 +215,8 @@ def _check_fit(network: MattingModel, tensors: dict[str, Tensor], path: Path) ->
         got, value = tensors[name], expected[name]
         if got.shape != value.shape or got.dtype != value.dtype or not torch.isfinite(got).all():
             raise PTQ4VMError(
-                f"Expected finite values, {tuple(value.shape)} of {value.dtype}, for {name} in {path}, got "
-                f"{tuple(got.shape)} of {got.dtype}. Quantize again."
+                f"Expected finite values, {tuple(value.shape)} of {value.dtype}, for {name} in "
+                f"{path}, got {tuple(got.shape)} of {got.dtype}. Quantize again."
             )
         owner, _, key = name.rpartition(".")
         rule = _RANGES.get(key)
@@ -230,7 +252,10 @@ def _wrong_zero_point(zero_point: Tensor, spec: QuantSpec | None) -> str | None:
 
 
 def _wrong_offset(offset: Tensor, spec: QuantSpec | None) -> str | None:
-    """A zero point as a share of the codes, learned, which is rounded and clamped when it is used."""
+    """Check a learned zero point, stored as a fraction of the number of codes.
+
+    It is rounded and clamped at use.
+    """
     if spec is None:
         return None
     codes = spec.quant_max - spec.quant_min
@@ -260,10 +285,14 @@ _RANGES: dict[str, Callable[[Tensor, QuantSpec | None], str | None]] = {
     "ready": _not_ready,
     "running_var": _negative,
 }
-"""By the last part of a tensor's name, a function of it and its owner's grid: what was wanted, None where it is."""
+"""Checks by the last part of a tensor's name.
+
+Each takes the tensor and its owner's grid, and returns the expected range, or None if the tensor is
+valid.
+"""
 
 
-# ---- codes -----------------------------------------------------------------------------------------------------
+# ---- integer codes ----
 
 
 def _dequantized(
@@ -278,9 +307,9 @@ def _dequantized(
 
 
 def _complete_absorbed(network: MattingModel, tensors: dict[str, Tensor], made: Any) -> None:
-    """Fill in which γ the weight scales have absorbed, in place, where an earlier version didn't write it.
+    """Add the γ that weight scales have absorbed, missing from older checkpoints, in place.
 
-    After block reconstruction it is 1; after anything else it is not known.
+    It is 1 after block reconstruction and unknown otherwise.
     """
     for name, layer in quantized_layers(network).items():
         if made == {"phase": "block_reconstruction"}:
@@ -292,7 +321,7 @@ def _complete_absorbed(network: MattingModel, tensors: dict[str, Tensor], made: 
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
-    """Integer codes as int8, or two to a byte (low nibble first) when they have at most 4 bits."""
+    """Pack integer codes as bytes, or two per byte (low nibble first) for at most 4 bits."""
     if bits > 4:
         return codes.round().to(torch.int16).remainder(256).to(torch.uint8)
     nibbles = codes.round().to(torch.int16).remainder(16).to(torch.uint8).flatten()
@@ -301,12 +330,15 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def _unpack(packed: Tensor, spec: QuantSpec, shape: torch.Size, where: str) -> Tensor:
-    """Codes as floats of the given shape; negative ones are stored as two's complement of 4 or 8 bits."""
+    """Return the codes as floats of the given shape.
+
+    Negative codes are stored as two's complement of 4 or 8 bits.
+    """
     size = (shape.numel() + 1) // 2 if spec.bits <= 4 else shape.numel()
     if packed.dtype != torch.uint8 or packed.numel() != size:
         raise PTQ4VMError(
-            f"Expected {size} bytes with {spec.bits}-bit codes in {where}, got {packed.numel()} of {packed.dtype}. "
-            "Quantize again."
+            f"Expected {size} bytes with {spec.bits}-bit codes in {where}, got {packed.numel()} of "
+            f"{packed.dtype}. Quantize again."
         )
     if spec.bits <= 4:
         packed = torch.stack([packed & 15, packed >> 4], -1).flatten()[: shape.numel()]
@@ -316,7 +348,7 @@ def _unpack(packed: Tensor, spec: QuantSpec, shape: torch.Size, where: str) -> T
         codes = torch.where(codes >= modulus // 2, codes - modulus, codes)
     if codes.min() < spec.quant_min or codes.max() > spec.quant_max:
         raise PTQ4VMError(
-            f"Expected codes of {spec.bits} bits, from {spec.quant_min} to {spec.quant_max}, in {where}, got some from "
-            f"{codes.min():g} to {codes.max():g}. Quantize again."
+            f"Expected codes of {spec.bits} bits, from {spec.quant_min} to {spec.quant_max}, in "
+            f"{where}, got some from {codes.min():g} to {codes.max():g}. Quantize again."
         )
     return codes

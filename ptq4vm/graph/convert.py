@@ -1,4 +1,4 @@
-"""Float network to quantizable network."""
+"""Conversion of a float network into a quantizable network."""
 
 import copy
 from dataclasses import dataclass
@@ -24,14 +24,17 @@ Network = TypeVar("Network", bound=MattingModel)
 
 
 def quantize_network(network: Network, qconfig: QConfig) -> Network:
-    """A copy of a float network with BatchNorm folded and its convolutions and linear layers quantizable.
+    """Return a copy of a float network with BatchNorm folded and quantizable layers.
 
-    The first and the last *executed* layer get ``qconfig.first_last_bits``; that the refiner stays float by default
-    makes the projection that emits alpha the last one at every downsample_ratio.
+    Convolutions and linear layers are replaced. The first and last *executed* quantizable layers
+    use ``qconfig.first_last_bits``. By default the refiner stays float, so the last one is the
+    projection that emits alpha at every downsample_ratio.
 
     Raises:
-        PTQ4VMError: ``layer_bits`` or ``ignored_modules`` names what the network doesn't have; or ``equalize`` is set,
-            and its BatchNorms are the identity, as where weights come from an ONNX file.
+        PTQ4VMError: ``layer_bits`` or ``ignored_modules`` name unknown modules; an attention module
+            is to be quantized; no layer is left to quantize; layers share an activation module that
+            placement would fuse; or ``equalize`` is set and the BatchNorms are the identity, as in
+            weights from an ONNX file.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if qconfig.equalize:
@@ -41,13 +44,15 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
     for name in (*qconfig.layer_bits, *qconfig.ignored_modules):
         if name not in names and name != "refiner":
             raise PTQ4VMError(
-                f"Expected layer_bits and ignored_modules to name modules of {network.name}, got {name!r}."
+                f"Expected layer_bits and ignored_modules to name modules of {network.name}, got "
+                f"{name!r}."
             )
     for name, module in network.named_modules():
         if isinstance(module, nn.MultiheadAttention) and not qconfig.is_float(name):
             raise PTQ4VMError(
-                f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, whose projections are "
-                "no layers of their own. Write it out, or add its name to ignored_modules."
+                f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, "
+                "whose projections are no layers of their own. Write it out, or add its name to "
+                "ignored_modules."
             )
     layers = [
         layer
@@ -56,7 +61,8 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
     ]
     if not layers:
         raise PTQ4VMError(
-            f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. Shorten it."
+            f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. "
+            "Shorten it."
         )
     taken = {
         layer.name: layer.activation
@@ -65,13 +71,13 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
     }
     if len(set(taken.values())) < len(taken):
         raise PTQ4VMError(
-            f"Expected one activation module for each use in {network.name}, got one that several layers share. "
-            "Give each its own in the network's definition, or choose placement deploy."
+            f"Expected one activation module for each use in {network.name}, got one that several "
+            "layers share. Give each its own in the network's definition, or choose placement "
+            "deploy."
         )
     edges = {layers[0].name, layers[-1].name}
-    handed_on: dict[
-        str | None, QuantSpec
-    ] = {}  # grids of what reaches the next layer as it was quantized
+    # Grids of the layer outputs that reach the next layer already quantized.
+    handed_on: dict[str | None, QuantSpec] = {}
     for layer in layers:
         activation: nn.Module | None = None
         if layer.name in taken:
@@ -89,8 +95,9 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         source: LearnedScaleFakeQuantize | None = None
         reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
         if qconfig.placement == "full":
-            # What lies on a grid needs no second one. A pooled pixel is too little work to save on, and the last
-            # layer's alpha wants more than 256 values.
+            # An input that is already on the grid needs no second quantizer. Outputs stay float
+            # after global pooling, where integer compute saves little, and at the last layer, whose
+            # alpha needs more than 256 levels.
             reads = handed_on.get(layer.source) != specs[1]
             hands_on = not layer.pooled and layer is not layers[-1]
             if not reads and layer.source is not None:
@@ -102,7 +109,10 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
 
 
 def _takes(network: MattingModel, layer: TracedLayer, qconfig: QConfig) -> bool:
-    """Whether the quantized layer takes along the function behind it; integer kernels take ReLU alone."""
+    """Return whether the quantized layer fuses the activation function after it.
+
+    With placement full only ReLU is fused, as in integer kernels.
+    """
     if qconfig.placement != "full":
         return qconfig.placement == "paper"
     return layer.activation is not None and isinstance(
@@ -111,7 +121,10 @@ def _takes(network: MattingModel, layer: TracedLayer, qconfig: QConfig) -> bool:
 
 
 def float_twin_(network: Network, qconfig: QConfig) -> Network:
-    """Make of a float network, in place, the one whose weights get rounded; it computes what it did."""
+    """Equalize (if configured) and fold a float network in place; its output does not change.
+
+    The result is the float reference whose weights are then rounded.
+    """
     if qconfig.equalize:
         equalize_(network)
     fold_batch_norm_(network)
@@ -119,7 +132,7 @@ def float_twin_(network: Network, qconfig: QConfig) -> Network:
 
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
-    """Name to layer, in order of definition."""
+    """Return the quantized layers by name, in order of definition."""
     return {
         name: child for name, child in module.named_modules() if isinstance(child, QuantizedLayer)
     }
@@ -127,29 +140,35 @@ def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs at one frame size."""
+    """Size and compute of a network at one frame size."""
 
     size_mb: float
-    """Weights, biases and scales as stored, in 10^6 bytes: weights at their own bits, all else as float32."""
+    """Stored weights, biases and scales, in 10^6 bytes.
+
+    Weights count at their own bits, everything else as float32.
+    """
     bit_operations: float
-    """Σ MACs x weight bits x activation bits, in 10^9, for one frame."""
+    """Σ MACs x weight bits x activation bits of one frame, in 10^9."""
     macs: float
     """Multiply-accumulates of one frame, in 10^9."""
     weight_bits: float
-    """Mean over the MACs of the quantized layers; 32 where there are none."""
+    """Mean weight bits, weighted by MACs, of the quantized layers; 32 if there are none."""
     activation_bits: float
-    """Likewise."""
+    """Mean activation bits, weighted by MACs, of the quantized layers; 32 if there are none."""
 
 
 def bits_label(qconfig: QConfig, cost: Cost) -> str:
-    """``W4A4``, or ``W4A4 mixed (W4.2A4.5)``, with the mean over the MACs, where layers have bits of their own."""
+    """Return the bits as a label, e.g. ``W4A4``.
+
+    With per-layer bits the MAC-weighted means are added: ``W4A4 mixed (W4.2A4.5)``.
+    """
     if not qconfig.layer_bits:
         return qconfig.bits
     return f"{qconfig.bits} mixed (W{cost.weight_bits:.1f}A{cost.activation_bits:.1f})"
 
 
 def network_cost(network: MattingModel, height: int, width: int) -> Cost:
-    """Size and work of a float (32 bits) or quantized network for frames of this size."""
+    """Return size and compute of a float (32 bits) or quantized network at a frame size."""
     layers = {
         layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))
     }

@@ -1,4 +1,4 @@
-"""Networks that a file describes by name and arguments."""
+"""Construction of networks that a file describes by name and arguments."""
 
 import inspect
 from collections.abc import Mapping
@@ -10,29 +10,30 @@ from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
 
 _OURS = frozenset(inspect.signature(create_model).parameters) - {"kwargs"}
-"""Arguments of :func:`create_model` itself, which name files and callables."""
+"""Arguments of :func:`create_model` itself; these may name files and callables."""
 
 
 def create_described(name: str, arguments: Mapping[str, Any], where: Path) -> MattingModel:
-    """Make the network that a file names, with random weights.
+    """Create the network that a file describes, with random weights.
 
     Args:
-        name: the network's.
-        arguments: from the file.
-        where: the file, for the error.
+        name: Registry name from the file.
+        arguments: Arguments from the file.
+        where: Path of the file, for error messages.
 
     Raises:
-        PTQ4VMError: as :func:`require_own`, or an unknown network or argument.
+        PTQ4VMError: The network or an argument is unknown, or :func:`require_own` rejects one.
     """
     require_own(arguments, where)
     return create_model(name, **arguments)
 
 
 def require_own(arguments: Mapping[str, Any], where: Path) -> None:
-    """See that a file's arguments are for a network's own constructor, and that none could name a file.
+    """Check that arguments from a file belong to the network and contain no path.
 
     Raises:
-        PTQ4VMError: one is :func:`create_model`'s own, or names a place.
+        PTQ4VMError: An argument is one of :func:`create_model` itself, or its value is an absolute
+            path, a path with ``..``, or a URL.
     """
     for key, value in arguments.items():
         if key in _OURS:
@@ -43,5 +44,6 @@ def require_own(arguments: Mapping[str, Any], where: Path) -> None:
             Path(value).is_absolute() or ".." in Path(value).parts or "://" in value
         ):
             raise PTQ4VMError(
-                f"Expected no path among the arguments in {where}, got {key}={value!r}. Make it anew."
+                f"Expected no path among the arguments in {where}, got {key}={value!r}. Make it "
+                "anew."
             )

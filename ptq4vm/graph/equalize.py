@@ -1,4 +1,4 @@
-"""Equalisation of channels between layers, where it is exact (Nagel et al., arXiv 1906.04721)."""
+"""Cross-layer equalization (Nagel et al., arXiv 1906.04721)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +11,22 @@ _DEVIATIONS = 3.0
 _QUIETEST = 1e-3
 _LEAST_SCALE = 0.05
 _IDENTITY = 1e-3
-"""So near to 1 is every gain of a BatchNorm that has learned nothing: its eps of up to 1e-3 alone moves it."""
+"""Tolerance of the gain of an untrained BatchNorm around 1; its eps of up to 1e-3 shifts it."""
 
 
 @torch.no_grad()
 def equalize_(network: MattingModel) -> MattingModel:
-    """Level the channels that a ReLU hands on, in place; the network, BatchNorm not yet folded, computes what it did.
+    """Equalize the channel ranges between layers in place; the network's output does not change.
 
-    ReLU lets a positive scale pass, so a channel can leave one convolution smaller and be enlarged by the next one's
-    weights. How far a channel reaches is told by its BatchNorm, mean plus three deviations, and needs no data. One
-    scale for a whole tensor then wastes less on quiet channels. Where the next convolution mixes channels, levelling
-    its weights too meets in the middle; a depthwise one has a scale for each channel anyway.
+    BatchNorm must not be folded yet. ReLU commutes with a positive scale, so a channel can be
+    scaled down after one convolution and up again by the weights of the next. Channel ranges are
+    the BatchNorm's mean plus three standard deviations, so no data is needed. A per-tensor
+    activation scale then wastes fewer codes on channels of small range. If the next convolution
+    mixes channels, activation and weight ranges are balanced by the square root of their ratio; a
+    depthwise convolution has one weight scale per channel, so only activations are considered.
 
     Raises:
-        PTQ4VMError: the network names no layers to equalise, or such that no BatchNorm follows.
+        PTQ4VMError: The network defines no ReLU links, or a linked convolution has no BatchNorm.
     """
     for norm, reader in _links(network).values():
         conv: nn.Conv2d = network.get_submodule(reader)  # type: ignore[assignment]
@@ -36,23 +38,25 @@ def equalize_(network: MattingModel) -> MattingModel:
 
 
 def require_statistics(network: MattingModel) -> None:
-    """See that the BatchNorms tell how far channels reach, before a network is quantized anew.
+    """Check that the BatchNorms have the statistics that equalization needs.
 
     Raises:
-        PTQ4VMError: as :func:`equalize_`; or one is the identity, as where weights come from an ONNX file.
+        PTQ4VMError: See :func:`equalize_`; or a BatchNorm is the identity, as in weights from an
+            ONNX file.
     """
     for writer, (norm, _) in _links(network).items():
         gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
         if not norm.running_mean.any() and (gain - 1).abs().max() < _IDENTITY:  # type: ignore[union-attr, operator]
             raise PTQ4VMError(
-                f"Expected the statistics of a BatchNorm behind {writer!r} to equalise it, got the identity: the "
-                "weights were read from an ONNX file, into whose convolutions BatchNorm is folded, or were never "
-                "trained. Set equalize off, or give the weights as .pth."
+                f"Expected the statistics of a BatchNorm behind {writer!r} to equalise it, got the "
+                "identity: the weights were read from an ONNX file, into whose convolutions "
+                "BatchNorm is folded, or were never trained. Set equalize off, or give the "
+                "weights as .pth."
             )
 
 
 def _links(network: MattingModel) -> dict[str, tuple[nn.BatchNorm2d, str]]:
-    """By the convolution that writes: its BatchNorm, and the convolution that reads."""
+    """Return BatchNorm and next convolution by the name of each linked convolution."""
     links = dict(network.relu_links())
     if not links:
         raise PTQ4VMError(
@@ -62,7 +66,8 @@ def _links(network: MattingModel) -> dict[str, tuple[nn.BatchNorm2d, str]]:
     for writer in links:
         if norms.get(writer) is None:
             raise PTQ4VMError(
-                f"Expected a BatchNorm behind {writer!r} to equalise it, found none. Set equalize off."
+                f"Expected a BatchNorm behind {writer!r} to equalise it, found none. Set equalize "
+                "off."
             )
     return {
         writer: (network.get_submodule(norms[writer]), reader)  # type: ignore[misc, arg-type]
@@ -78,5 +83,5 @@ def _scale(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:
 
 
 def _share(size: Tensor) -> Tensor:
-    """Of the largest."""
+    """Return sizes relative to the largest."""
     return (size / size.max()).clamp(min=_QUIETEST)

@@ -1,4 +1,4 @@
-"""BatchNorm into the convolution before it."""
+"""BatchNorm folding."""
 
 import torch
 from torch import nn
@@ -9,13 +9,13 @@ from ptq4vm.models.base import MattingModel
 
 
 def fold_batch_norm_(network: MattingModel) -> MattingModel:
-    """Fold every BatchNorm of the network, in eval mode, into its convolution; in place, lossless.
+    """Fold every BatchNorm, in eval mode, into the preceding convolution, in place and losslessly.
 
-    Pairs are found by execution. A BatchNorm in a part that is not executed at this downsample_ratio (the refiner at
-    1.0) is folded too: the ratio is set below 1 while tracing.
+    Pairs are found by tracing. The network is also traced at downsample_ratio 0.5, so that the
+    refiner, which does not run at 1.0, is folded too.
 
     Raises:
-        PTQ4VMError: a BatchNorm does not directly follow a convolution.
+        PTQ4VMError: A BatchNorm does not directly follow a convolution.
     """
     pairs = {}
     for ratio in {network.downsample_ratio, 0.5}:
@@ -31,8 +31,9 @@ def fold_batch_norm_(network: MattingModel) -> MattingModel:
             continue
         if name not in pairs:
             raise PTQ4VMError(
-                f"Expected a convolution directly before the BatchNorm {name!r} to fold it into, found none. "
-                "Move the BatchNorm behind its convolution in the network's definition."
+                f"Expected a convolution directly before the BatchNorm {name!r} to fold it into, "
+                "found none. Move the BatchNorm behind its convolution in the network's "
+                "definition."
             )
         _fold(network.get_submodule(pairs[name]), module)  # type: ignore[arg-type]
         network.set_submodule(name, nn.Identity())
@@ -41,7 +42,7 @@ def fold_batch_norm_(network: MattingModel) -> MattingModel:
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    # In float64: the division by a small standard deviation would otherwise cost the last bits.
+    # float64, since dividing by a small standard deviation loses precision in float32.
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[union-attr]
     bias = 0.0 if conv.bias is None else conv.bias.double()
     shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale  # type: ignore[operator, union-attr]

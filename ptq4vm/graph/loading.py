@@ -1,4 +1,4 @@
-"""A network from whatever a user calls a model."""
+"""Model loading from a name, weights file, checkpoint or run folder."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from ptq4vm.models import create_model, list_models
 from ptq4vm.models.base import MattingModel
 
 FINAL_CHECKPOINT = "quantized.safetensors"
-"""Name of the finished quantized checkpoint in a run folder."""
+"""File name of the finished quantized checkpoint in a run folder."""
 
 
 def load_model(model: str | Path, network: str = "rvm_mobilenetv3") -> MattingModel:
-    """The network that ``model`` means, ready to run.
+    """Load a network in eval mode.
 
     Args:
-        model: a registered name (with official weights), a file of float weights, a quantized checkpoint, or a run
-            folder of ``ptq4vm quantize`` that holds exactly one.
-        network: which network a file of float weights belongs to.
+        model: Registered name (with official weights), float weights file, quantized checkpoint, or
+            run folder of ``ptq4vm quantize`` with exactly one finished checkpoint.
+        network: Registry name of the network if ``model`` is a float weights file.
 
     Raises:
-        PTQ4VMError: it is none of these, or a run folder with no or several checkpoints.
+        PTQ4VMError: ``model`` is none of these, or the run folder has no or several checkpoints.
     """
     if str(model) in list_models():
         return create_model(str(model), weights="official")
@@ -29,8 +29,9 @@ def load_model(model: str | Path, network: str = "rvm_mobilenetv3") -> MattingMo
         path = _checkpoint_of_run(path)
     if not path.is_file():
         raise PTQ4VMError(
-            f"Expected a model: one of {', '.join(list_models())}, a weights file, a quantized checkpoint or a run "
-            f"folder; got {str(model)!r}, which is none of them. Check the spelling and the path."
+            f"Expected a model: one of {', '.join(list_models())}, a weights file, a quantized "
+            f"checkpoint or a run folder; got {str(model)!r}, which is none of them. Check the "
+            "spelling and the path."
         )
     return (
         load_quantized(path)[0]
@@ -44,7 +45,7 @@ def _checkpoint_of_run(folder: Path) -> Path:
     if len(found) != 1:
         listing = ", ".join(str(path.parent) for path in found) or "none"
         raise PTQ4VMError(
-            f"Expected exactly one finished {FINAL_CHECKPOINT} in the run folder {folder}, found {listing}. "
-            "Name one of its folders, or finish the run with `ptq4vm quantize`."
+            f"Expected exactly one finished {FINAL_CHECKPOINT} in the run folder {folder}, found "
+            f"{listing}. Name one of its folders, or finish the run with `ptq4vm quantize`."
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Blocks of a network, checked."""
+"""Validated partition of a network into blocks."""
 
 import torch
 
@@ -9,11 +9,11 @@ from ptq4vm.models.base import Block, MattingModel
 
 
 def partition(network: MattingModel) -> tuple[Block, ...]:
-    """The network's blocks.
+    """Return the network's blocks after validation.
 
     Raises:
-        PTQ4VMError: a quantized layer lies in no block or in two, a state lives in no block or in two, a value is no
-            map, or the blocks in order do not reproduce ``forward_frame`` bit for bit.
+        PTQ4VMError: A quantized layer or a state is not in exactly one block, a value is not a (B,
+            C, h, w) map, or the blocks in order do not reproduce ``forward_frame`` bit for bit.
     """
     blocks = network.blocks()
     for name in quantized_layers(network):
@@ -35,8 +35,8 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
     flat = [f"{name} {tuple(value.shape)}" for name, value in values.items() if value.dim() != 4]
     if flat:
         raise PTQ4VMError(
-            f"Expected maps (B, C, h, w) between the blocks of {network.name}, got {flat[0]}. Turn tokens into maps "
-            "at the end of a block."
+            f"Expected maps (B, C, h, w) between the blocks of {network.name}, got {flat[0]}. Turn "
+            "tokens into maps at the end of a block."
         )
     pairs = [
         (whole.fgr, values["fgr"]),
@@ -45,16 +45,17 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
     ]
     if not all(torch.equal(a, b) for a, b in pairs):
         raise PTQ4VMError(
-            f"Expected the blocks of {network.name} in order to equal its forward_frame; they differ."
+            f"Expected the blocks of {network.name} in order to equal its forward_frame; they "
+            "differ."
         )
     return blocks
 
 
 def owns(block: Block, layer: str) -> bool:
-    """Whether the layer with this dotted name belongs to the block."""
+    """Return whether the layer with this dotted name belongs to the block."""
     return any(layer == prefix or layer.startswith(f"{prefix}.") for prefix in block.modules)
 
 
 def block_layers(network: MattingModel, block: Block) -> list[str]:
-    """Names of the quantized layers of one block."""
+    """Return the names of the quantized layers of one block."""
     return [name for name in quantized_layers(network) if owns(block, name)]

@@ -1,4 +1,4 @@
-"""What a network executes, in which order: found by running it, so that no layer is guessed from its name."""
+"""Tracing of executed layers in order, by forward hooks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,29 +11,30 @@ from ptq4vm.quantizers import QuantizedLayer
 
 _LAYERS = (nn.Conv2d, nn.Linear, QuantizedLayer)
 _ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU, nn.GELU,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU,
+    nn.GELU,
 )  # fmt: skip
 
 
 @dataclass
 class TracedLayer:
-    """A convolution or a linear layer as it was executed."""
+    """Executed convolution or linear layer."""
 
     name: str
     macs: int = 0
     """Multiply-accumulates for one frame of the traced size."""
     batch_norm: str | None = None
-    """The BatchNorm that reads its output."""
+    """Name of the BatchNorm that reads the output."""
     activation: str | None = None
-    """The activation function that reads its (normalised) output."""
+    """Name of the activation function that reads the (normalised) output."""
     source: str | None = None
-    """The layer whose output this one reads, as it is or as the activation function behind it left it."""
+    """Name of the layer whose output, directly or via its activation, is the input."""
     pooled: bool = False
-    """It works on one pixel."""
+    """True if the output is a single pixel, as after global pooling."""
 
 
 def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
-    """Run one frame, (1, 3, H, W), and list the convolutions and linear layers in order of execution."""
+    """Run one frame, (1, 3, H, W), and return its convolutions and linear layers in order."""
     layers: dict[str, TracedLayer] = {}
     produced: dict[int, tuple[TracedLayer, Tensor]] = {}
 
@@ -54,10 +55,8 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
                     layer.activation = name
             else:
                 return
-            produced[id(output)] = (
-                layer,
-                output,
-            )  # the tensor is held, so that its id stays its own
+            # Keep a reference to the tensor, so that its id is not reused.
+            produced[id(output)] = (layer, output)
 
         return hook
 
@@ -79,6 +78,6 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
 
 
 def example_frame(network: MattingModel, height: int = 64, width: int = 64) -> Tensor:
-    """A grey frame on the network's device, (1, 3, height, width), to trace it with."""
+    """Return a grey frame for tracing, (1, 3, height, width), on the network's device."""
     parameter = next(network.parameters())
     return torch.full((1, 3, height, width), 0.5, dtype=parameter.dtype, device=parameter.device)

@@ -1,4 +1,4 @@
-"""Matting metrics: pure functions per frame, and torchmetrics classes over them."""
+"""Matting metrics: per-frame functions and torchmetrics classes."""
 
 from ptq4vm.metrics.classes import (
     DTSSD,

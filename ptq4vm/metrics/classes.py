@@ -1,4 +1,8 @@
-"""torchmetrics over :mod:`ptq4vm.metrics.functional`: mean over all frames of all clips, on any number of processes."""
+"""Matting metrics as torchmetrics classes.
+
+Each is the mean over all frames of all clips and supports any number of processes. See
+:mod:`ptq4vm.metrics.functional` for the definitions.
+"""
 
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, get_args
@@ -11,11 +15,18 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.metrics import functional
 
 Scoring = Literal["float", "png8"]
-"""``float`` scores predictions as they are; ``png8`` truncates them to 8 bits first, as published figures do."""
+"""Precision of the scored predictions.
+
+``float`` scores predictions unchanged; ``png8`` first truncates them to 8 bits, like published
+results.
+"""
 
 
 class _FrameMean(Metric):
-    """Mean over frames of one of the five metrics. Subclasses name the metric and give its values per frame."""
+    """Mean over frames of one of the five metrics.
+
+    Subclasses define the metric's name and its values per frame.
+    """
 
     is_differentiable = False
     higher_is_better = False
@@ -31,9 +42,9 @@ class _FrameMean(Metric):
         self.scoring = scoring
         self.latest = torch.zeros(0)
         """Values of the frames of the last update, (T,) or (B, T)."""
-        # MetricCollection merges metrics whose states have equal names and equal first values: each has its own names.
-        # In float32 a total of many frames stops growing evenly, and not every device has float64: what each addition
-        # rounds away is kept as well (Kahan's compensated summation).
+        # MetricCollection merges metrics with equal state names and defaults, so names are unique.
+        # A float32 total loses precision over many frames, and not every device has float64.
+        # Compensated (Kahan) summation therefore tracks the rounding error of each addition.
         self._total, self._frames = f"{self.metric_name}_total", f"{self.metric_name}_frames"
         self._lost = f"{self.metric_name}_lost"
         self.add_state(self._total, default=torch.zeros(()), dist_reduce_fx="sum")
@@ -48,13 +59,14 @@ class _FrameMean(Metric):
         """Add successive frames of one clip (T, 1, H, W), or of a batch of clips (B, T, 1, H, W).
 
         Args:
-            preds: predicted alpha, floats in [0, 1].
-            target: true alpha, same shape; never quantized.
-            previous: (preds, target) of the frame before, (1, H, W) or (B, 1, H, W), when the clip is scored in
-                chunks. Only dtSSD looks at it; without it frame 0 begins a clip.
+            preds: Predicted alpha, floats in [0, 1].
+            target: Ground-truth alpha, same shape; never quantized.
+            previous: (preds, target) of the preceding frame, (1, H, W) or (B, 1, H, W), if a clip
+                is scored in chunks. Used by dtSSD only; if None, frame 0 begins a clip.
 
         Raises:
-            PTQ4VMError: other shapes, or as the function of the same name in :mod:`ptq4vm.metrics.functional`.
+            PTQ4VMError: Shapes are invalid, or the function of the same name in
+                :mod:`ptq4vm.metrics.functional` raises.
         """
         if preds.ndim not in (4, 5):
             raise PTQ4VMError(
@@ -67,16 +79,14 @@ class _FrameMean(Metric):
         self.latest = values.detach()
         added, total = self.latest.float().sum(), getattr(self, self._total)
         new = total + added
-        large, small = (
-            torch.maximum(total, added),
-            torch.minimum(total, added),
-        )  # neither is ever negative
+        # Both are non-negative, so the larger is also the larger in magnitude.
+        large, small = (torch.maximum(total, added), torch.minimum(total, added))
         setattr(self, self._lost, getattr(self, self._lost) + (small - (new - large)))
         setattr(self, self._total, new)
         setattr(self, self._frames, getattr(self, self._frames) + values.numel())
 
     def compute(self) -> Tensor:
-        """Mean over every frame seen, (); NaN when none was."""
+        """Return the mean over all frames, (); NaN if there were none."""
         return (getattr(self, self._total) + getattr(self, self._lost)) / getattr(
             self, self._frames
         )
@@ -85,11 +95,11 @@ class _FrameMean(Metric):
     def _per_frame(
         self, preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """Values of these frames, (T,) or (B, T)."""
+        """Return the values of these frames, (T,) or (B, T)."""
 
 
 class MAD(_FrameMean):
-    """Mean absolute difference x 1e3, see :func:`ptq4vm.metrics.functional.mad`."""
+    """Mean absolute difference x 1e3; see :func:`ptq4vm.metrics.functional.mad`."""
 
     metric_name = "mad"
 
@@ -100,7 +110,7 @@ class MAD(_FrameMean):
 
 
 class MSE(_FrameMean):
-    """Mean squared error x 1e3, see :func:`ptq4vm.metrics.functional.mse`."""
+    """Mean squared error x 1e3; see :func:`ptq4vm.metrics.functional.mse`."""
 
     metric_name = "mse"
 
@@ -111,7 +121,7 @@ class MSE(_FrameMean):
 
 
 class Grad(_FrameMean):
-    """Gradient error / 1000, see :func:`ptq4vm.metrics.functional.grad`."""
+    """Gradient error / 1000; see :func:`ptq4vm.metrics.functional.grad`."""
 
     metric_name = "grad"
 
@@ -126,7 +136,7 @@ class Grad(_FrameMean):
 
 
 class Conn(_FrameMean):
-    """Connectivity error / 1000, see :func:`ptq4vm.metrics.functional.conn`."""
+    """Connectivity error / 1000; see :func:`ptq4vm.metrics.functional.conn`."""
 
     metric_name = "conn"
 
@@ -137,7 +147,10 @@ class Conn(_FrameMean):
 
 
 class DTSSD(_FrameMean):
-    """Temporal incoherence x 1e2, see :func:`ptq4vm.metrics.functional.dtssd`. Frame 0 of a clip counts as 0."""
+    """Temporal incoherence x 1e2; see :func:`ptq4vm.metrics.functional.dtssd`.
+
+    Frame 0 of a clip counts as 0.
+    """
 
     metric_name = "dtssd"
 
@@ -150,20 +163,22 @@ class DTSSD(_FrameMean):
 def matting_metrics(
     scoring: Scoring = "float", prefix: str = "", conn: bool = True, normalize_grad: bool = True
 ) -> MetricCollection:
-    """All five metrics as one collection.
+    """Return all five metrics as one collection.
 
     Args:
-        scoring: ``float``, or ``png8`` to truncate predictions to 8 bits as published figures do.
-        prefix: put before every key, e.g. ``val/``.
-        conn: False leaves Conn out: it runs on the CPU, and the high-resolution evaluation has none.
-        normalize_grad: see :func:`ptq4vm.metrics.functional.grad`; False for the high-resolution evaluation.
+        scoring: ``float``, or ``png8`` to truncate predictions to 8 bits like published results.
+        prefix: Prefix of every key, e.g. ``val/``.
+        conn: If False, omit Conn, which runs on the CPU and is not part of the high-resolution
+            evaluation.
+        normalize_grad: See :func:`ptq4vm.metrics.functional.grad`; False for the high-resolution
+            evaluation.
 
     Returns:
-        A collection with the keys mad, mse, grad, conn, dtssd, which torchmetrics sorts by name;
-        ``update(preds, target, previous=None)``.
+        A collection with the keys mad, mse, grad, conn and dtssd, sorted by name by torchmetrics,
+        updated with ``update(preds, target, previous=None)``.
 
     Raises:
-        PTQ4VMError: unknown ``scoring``.
+        PTQ4VMError: ``scoring`` is unknown.
     """
     metrics: list[_FrameMean] = [
         MAD(scoring),
@@ -173,13 +188,17 @@ def matting_metrics(
     ]
     if conn:
         metrics.insert(3, Conn(scoring))
-    # no two share a state, so there are no groups to look for
+    # No two metrics share a state, so compute groups have no use.
     return MetricCollection(
         {m.metric_name: m for m in metrics}, prefix=prefix or None, compute_groups=False
     )
 
 
 def fidelity_metrics(scoring: Scoring = "float", prefix: str = "") -> MetricCollection:
-    """How far mattes are from the float network's own: ``mad_to_float`` and ``dtssd_to_float``; see matting_metrics."""
+    """Return the collection that compares mattes with those of the float network.
+
+    Its keys are ``mad_to_float`` and ``dtssd_to_float``; see :func:`matting_metrics` for the
+    arguments.
+    """
     metrics: dict[str, Any] = {"mad_to_float": MAD(scoring), "dtssd_to_float": DTSSD(scoring)}
     return MetricCollection(metrics, prefix=prefix or None, compute_groups=False)

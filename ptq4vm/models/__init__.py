@@ -1,4 +1,4 @@
-"""Matting networks, where their weights come from, and the registry that makes them by name."""
+"""Matting networks, their weights and the model registry."""
 
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.models.download import WEIGHTS, fetch_weights

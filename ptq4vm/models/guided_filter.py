@@ -1,4 +1,7 @@
-"""Guided filters that lift a small matte to the size of its frame (arXiv 2108.11515, section 3.3; arXiv 1803.05619)."""
+"""Guided filters that upsample a matte to the frame size.
+
+Sources: arXiv 2108.11515, section 3.3, and arXiv 1803.05619.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +9,15 @@ from torch.nn import functional as F
 
 
 def _with_gray(src: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) and its mean over the channels: one guide for each channel of the matte, (B, 4, H, W)."""
+    """Append the channel mean to an RGB image: (B, 3, H, W) -> (B, 4, H, W)."""
     return torch.cat([src, src.mean(1, keepdim=True)], 1)
 
 
 def _apply(slope: Tensor, offset: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
-    """The small linear model, resized to the full guide (B, 4, H, W) and applied to it: residual and raw alpha."""
+    """Resize the linear model to the guide (B, 4, H, W), apply it, and split residual and alpha.
+
+    Alpha is not clamped.
+    """
     size = guide.shape[-2:]
     slope = F.interpolate(slope, size, mode="bilinear", align_corners=False)
     offset = F.interpolate(offset, size, mode="bilinear", align_corners=False)
@@ -20,7 +26,10 @@ def _apply(slope: Tensor, offset: Tensor, guide: Tensor) -> tuple[Tensor, Tensor
 
 
 class DeepGuidedFilter(nn.Module):
-    """The learned filter: its slope is predicted from local statistics and the decoder's features."""
+    """Learned guided filter.
+
+    The slope is predicted from local statistics and the decoder's features.
+    """
 
     def __init__(self, hidden_channels: int = 16) -> None:
         super().__init__()
@@ -39,17 +48,17 @@ class DeepGuidedFilter(nn.Module):
     def forward(
         self, src: Tensor, src_small: Tensor, residual: Tensor, pha: Tensor, hidden: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Refine.
+        """Upsample residual and alpha to the frame size.
 
         Args:
             src: (B, 3, H, W), RGB in [0, 1].
-            src_small: (B, 3, h, w).
-            residual: (B, 3, h, w), foreground minus src.
+            src_small: (B, 3, h, w), the downsampled frame.
+            residual: (B, 3, h, w), foreground minus src_small.
             pha: (B, 1, h, w), alpha before the clamp.
             hidden: (B, hidden_channels, h, w), the decoder's last features.
 
         Returns:
-            residual (B, 3, H, W) and alpha before the clamp (B, 1, H, W).
+            Residual (B, 3, H, W) and alpha before the clamp (B, 1, H, W).
         """
         x, y = _with_gray(src_small), torch.cat([residual, pha], 1)
         mean_x, mean_y = self.box_filter(x), self.box_filter(y)
@@ -60,7 +69,7 @@ class DeepGuidedFilter(nn.Module):
 
 
 class FastGuidedFilter(nn.Module):
-    """The classical filter, without parameters (arXiv 1505.00996), radius 1."""
+    """Parameter-free guided filter of radius 1 (arXiv 1505.00996)."""
 
     def __init__(self, eps: float = 1e-5) -> None:
         super().__init__()
@@ -68,13 +77,16 @@ class FastGuidedFilter(nn.Module):
 
     @staticmethod
     def _box(x: Tensor) -> Tensor:
-        # Zeros beyond the border count as pixels, as they do in the learned filter's convolution.
+        # Count zero padding, like the convolution of the learned filter.
         return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=True)
 
     def forward(
         self, src: Tensor, src_small: Tensor, residual: Tensor, pha: Tensor, hidden: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Refine; arguments and results as in :meth:`DeepGuidedFilter.forward`, ``hidden`` is not used."""
+        """Upsample residual and alpha to the frame size.
+
+        Arguments and results are those of :meth:`DeepGuidedFilter.forward`; ``hidden`` is not used.
+        """
         x, y = _with_gray(src_small), torch.cat([residual, pha], 1)
         mean_x, mean_y = self._box(x), self._box(y)
         cov_xy = self._box(x * y) - mean_x * mean_y

@@ -1,4 +1,7 @@
-"""MODNet (Ke et al., arXiv 2011.11961), written from the paper; loads the authors' checkpoints."""
+"""MODNet (Ke et al., arXiv 2011.11961), written from the paper.
+
+It loads the authors' checkpoints.
+"""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -19,7 +22,7 @@ from ptq4vm.types import RecurrentState
 
 
 class _Encoder(NamedTuple):
-    """Channels of MobileNetV2's features that are read, by their stride."""
+    """Channels of the MobileNetV2 features in use, by stride."""
 
     enc2x: int = 16
     enc4x: int = 24
@@ -30,24 +33,26 @@ class _Encoder(NamedTuple):
 
 _ENCODER = _Encoder()
 _TAPS = {1: "enc2x", 3: "enc4x", 18: "enc32x"}
-"""Which layers of MobileNetV2's features are read further on."""
+"""Indices of the MobileNetV2 feature layers that the branches read."""
 _DETAIL = 32
-"""Channels of the branches at high resolution."""
+"""Channels of the high-resolution branches."""
 _STRIDE = 32
 
 
 class MODNet(MattingModel):
-    """The portrait matting network: each frame by itself, with no state and no foreground (the frame stands for it).
+    """Per-frame portrait matting network without recurrent state.
 
-    What is quantized are convolutions and the two linear layers of the gate. Half of each branch's channels are
-    normalised by the frame's own statistics, so no normalisation folds there; it stays float.
+    It predicts no foreground and returns the frame as ``fgr``. The convolutions and the two linear
+    layers of the squeeze-and-excitation block are quantized. IBNorm stays float: half of its
+    channels use the statistics of the frame itself, so it cannot be folded.
 
     Args:
-        downsample_ratio: the network works at this fraction of the frame's size, in (0, 1], rounded up to multiples of
-            32 pixels; alpha is brought back to the frame's size.
+        downsample_ratio: Scale of the network's input relative to the frame size, in (0, 1]. The
+            input size is rounded up to multiples of 32 pixels, and alpha is resized to the frame
+            size.
 
     Raises:
-        PTQ4VMError: a ratio outside (0, 1].
+        PTQ4VMError: The ratio is outside (0, 1].
     """
 
     name = "modnet"
@@ -62,7 +67,7 @@ class MODNet(MattingModel):
         never_in_place(self)
 
     def blocks(self) -> tuple[Block, ...]:
-        """Encoder layer by layer, the gate, and the branches step by step."""
+        """Return the encoder layers, the squeeze-and-excitation block and the branches' steps."""
         lr, hr, fusion = "lr_branch", "hr_branch", "f_branch"
         return (
             Block("prepare", ("src",), ("image",), self._prepare),
@@ -126,11 +131,14 @@ class MODNet(MattingModel):
         )
 
     def initial_state(self, src: Tensor) -> RecurrentState:
-        """None is carried."""
+        """Return the empty tuple."""
         return ()
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' files hold the encoder twice, and count batches."""
+        """Drop the checkpoint entries that this network lacks.
+
+        The authors' files contain the encoder twice, and batch counters.
+        """
         return {
             name: tensor
             for name, tensor in state.items()
@@ -145,7 +153,7 @@ class MODNet(MattingModel):
         return lambda *values: (getattr(self.get_submodule(branch), step)(*values),)
 
     def _prepare(self, src: Tensor) -> tuple[Tensor]:
-        # In whole numbers, which an exported graph of open size computes too.
+        # Integer arithmetic, which an exported graph with dynamic sizes can reproduce.
         share = Fraction(self.downsample_ratio).limit_denominator(10_000)
         step = _STRIDE * share.denominator
         size = [(side * share.numerator + step - 1) // step * _STRIDE for side in src.shape[-2:]]
@@ -164,7 +172,7 @@ def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-# ---- the parts, under the names that the checkpoints use ------------------------------------------------------
+# ---- modules, named as in the checkpoints ----
 
 
 class _Backbone(nn.Module):
@@ -176,7 +184,7 @@ class _Backbone(nn.Module):
         self.model.features = features = mobilenet_v2(weights=None).features
         for block in features:
             if isinstance(block, InvertedResidual):
-                # torchvision puts each convolution and what follows it into a Sequential of its own.
+                # The checkpoints have no nested Sequential around each convolution.
                 parts = [
                     list(part) if isinstance(part, nn.Sequential) else [part] for part in block.conv
                 ]
@@ -184,7 +192,7 @@ class _Backbone(nn.Module):
 
 
 class _IBNorm(nn.Module):
-    """BatchNorm for the first half of the channels, InstanceNorm for the others."""
+    """BatchNorm on the first half of the channels, InstanceNorm on the others."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -209,7 +217,7 @@ class _ConvNorm(nn.Module):
 
 
 class _Head(nn.Module):
-    """The convolution that emits one channel."""
+    """Output convolution with one channel."""
 
     def __init__(self, in_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -220,7 +228,7 @@ class _Head(nn.Module):
 
 
 class _Gate(nn.Module):
-    """Squeeze and excitation (arXiv 1709.01507)."""
+    """Squeeze-and-excitation block (arXiv 1709.01507)."""
 
     def __init__(self, channels: int, reduction: int = 4) -> None:
         super().__init__()
@@ -237,14 +245,14 @@ class _Gate(nn.Module):
 
 
 class _LowResolutionBranch(nn.Module):
-    """Semantic estimation: where the person is, at an eighth of the size."""
+    """Semantic branch at 1/8 of the input size."""
 
     def __init__(self) -> None:
         super().__init__()
         self.se_block = _Gate(_ENCODER.enc32x)
         self.conv_lr16x = _ConvNorm(_ENCODER.enc32x, _ENCODER.enc16x, 5)
         self.conv_lr8x = _ConvNorm(_ENCODER.enc16x, _ENCODER.enc8x, 5)
-        # Serves training alone; here so that the authors' checkpoints load strictly.
+        # Used in training only; kept so that the authors' checkpoints load strictly.
         self.conv_lr = _Head(_ENCODER.enc8x, 3, stride=2)
 
     def gate(self, enc32x: Tensor) -> Tensor:
@@ -258,7 +266,7 @@ class _LowResolutionBranch(nn.Module):
 
 
 class _HighResolutionBranch(nn.Module):
-    """Detail prediction: the person's outline, at half the size."""
+    """Detail branch at 1/2 of the input size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +277,7 @@ class _HighResolutionBranch(nn.Module):
         self.conv_enc4x = _ConvNorm(2 * c, 2 * c, 3)
         self.conv_hr4x = _chain(3 * c + 3, 2 * c, 2 * c, c)
         self.conv_hr2x = _chain(2 * c, 2 * c, c, c, c)
-        # As conv_lr.
+        # Used in training only, like conv_lr.
         self.conv_hr = nn.Sequential(_ConvNorm(c + 3, c, 3), _Head(c, 1))
 
     def to_skip(self, enc2x: Tensor) -> Tensor:
@@ -290,7 +298,7 @@ class _HighResolutionBranch(nn.Module):
 
 
 class _FusionBranch(nn.Module):
-    """Alpha from both."""
+    """Fusion of both branches into alpha."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,5 +319,5 @@ def _chain(*channels: int) -> nn.Sequential:
 
 @register_model("modnet")
 def modnet(downsample_ratio: float = 1.0) -> MODNet:
-    """The network; arguments as in :class:`MODNet`."""
+    """Return the network; see :class:`MODNet` for the arguments."""
     return MODNet(downsample_ratio)

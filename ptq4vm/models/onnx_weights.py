@@ -1,4 +1,7 @@
-"""Reading the authors' ONNX export of Robust Video Matting, whose batch norms are folded into its convolutions."""
+"""Reader of the authors' ONNX export of Robust Video Matting.
+
+The export has its batch norms folded into the convolutions.
+"""
 
 from pathlib import Path
 
@@ -18,18 +21,20 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 def read_onnx(
     path: Path, network: nn.Module, advice: dict[tuple[int, ...], str]
 ) -> dict[str, Tensor]:
-    """A state dict for ``network``, from an export with folded batch norms.
+    """Return a state dict for ``network`` from an ONNX export with folded batch norms.
 
-    The export names few of its tensors, so its convolutions are matched by order, which is that of the network's
-    modules, and checked by shape. Batch norms become the identity plus the convolution's bias.
+    Few tensors of the export are named, so its convolutions are matched by order, which is that of
+    the network's modules, and checked by shape. Each batch norm becomes the identity plus the
+    convolution's bias.
 
     Args:
-        path: the ``.onnx`` file.
-        network: defines which convolutions there are. A refiner without parameters leaves the file's unused.
-        advice: the first convolution's shape -> the name of the network it belongs to.
+        path: The ``.onnx`` file.
+        network: Network that defines the expected convolutions. If its refiner has no parameters,
+            those of the file are ignored.
+        advice: Network names by the shape of their first convolution, for the error message.
 
     Raises:
-        PTQ4VMError: an unreadable file, or convolutions that are not the network's.
+        PTQ4VMError: The file is unreadable, or its convolutions are not those of the network.
     """
     found = _read_convolutions(path)
     wanted = _convolutions(network)
@@ -40,7 +45,8 @@ def read_onnx(
     hint = f" The file looks like {advice[first]}." if foreign else ""
     if len(found) != len(wanted):
         raise PTQ4VMError(
-            f"Expected {len(wanted)} convolutions in {path}, got {len(found)}.{hint} Give the weights of this network."
+            f"Expected {len(wanted)} convolutions in {path}, got {len(found)}.{hint} Give the "
+            "weights of this network."
         )
     state, wrong = _untouched(network), []
     for (name, conv, norm), (stored_name, weight, bias) in zip(wanted, found, strict=True):
@@ -59,14 +65,17 @@ def read_onnx(
             state[f"{name}.bias"] = bias
     if wrong:
         raise PTQ4VMError(
-            f"Expected the convolutions of this network in {path}, but {len(wrong)} differ, the first: "
-            f"{'; '.join(wrong[:3])}.{hint} Give the weights of this network."
+            f"Expected the convolutions of this network in {path}, but {len(wrong)} differ, the "
+            f"first: {'; '.join(wrong[:3])}.{hint} Give the weights of this network."
         )
     return state
 
 
 def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
-    """Name, weight and bias of each convolution in order of execution; one used several times counts once."""
+    """Return name, weight and bias of each convolution, in order of execution.
+
+    A convolution that is used several times is listed once.
+    """
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except (DecodeError, OSError, ValueError, TypeError) as error:
@@ -75,11 +84,11 @@ def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
         ) from error
     stored = {tensor.name: tensor for tensor in graph.initializer}
     for tensor in stored.values():
-        # Not followed: the path is the file's own choice, and may lead anywhere.
+        # Not followed: an untrusted file could name any path.
         if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
             raise PTQ4VMError(
-                f"Expected all weights inside {path}, got {tensor.name} in a file beside it. Write them into one file "
-                "with `onnx.save(onnx.load(path), new_path)`."
+                f"Expected all weights inside {path}, got {tensor.name} in a file beside it. Write "
+                "them into one file with `onnx.save(onnx.load(path), new_path)`."
             )
     convolutions = {}
     for node in graph.node:
@@ -87,8 +96,8 @@ def _read_convolutions(path: Path) -> list[tuple[str, Tensor, Tensor | None]]:
             missing = [name for name in node.input[1:] if name not in stored]
             if missing or len(node.input) < 2:
                 raise PTQ4VMError(
-                    f"Expected convolutions with stored weights in {path}, got {node.name} with {missing} from "
-                    "elsewhere. Give the authors' FP32 export."
+                    f"Expected convolutions with stored weights in {path}, got {node.name} with "
+                    f"{missing} from elsewhere. Give the authors' FP32 export."
                 )
             arrays = [_to_tensor(stored[name], path) for name in node.input[1:]]
             convolutions[node.input[1]] = (
@@ -108,8 +117,8 @@ def _to_tensor(stored: TensorProto, path: Path) -> Tensor:
             else f"unknown type {stored.data_type}"
         )
         raise PTQ4VMError(
-            f"Expected weights of 16, 32 or 64-bit floats in {path}, got {kind} in {stored.name}. Give the authors' "
-            "FP32 export."
+            f"Expected weights of 16, 32 or 64-bit floats in {path}, got {kind} in {stored.name}. "
+            "Give the authors' FP32 export."
         )
     try:
         return torch.from_numpy(np.array(numpy_helper.to_array(stored)))
@@ -123,7 +132,7 @@ Norm = tuple[str, nn.BatchNorm2d]
 
 
 def _convolutions(network: nn.Module) -> list[tuple[str, nn.Conv2d, Norm | None]]:
-    """The executed convolutions in order, each with the batch norm that follows it."""
+    """Return the executed convolutions in order, each with the batch norm that follows it."""
     found: list[tuple[str, nn.Conv2d, Norm | None]] = []
     for name, module in network.named_modules():
         if name.startswith(_TRAINING_ONLY):
@@ -140,7 +149,7 @@ def _has_refiner(network: nn.Module) -> bool:
 
 
 def _untouched(network: nn.Module) -> dict[str, Tensor]:
-    """What the export leaves out: the projection that only training uses."""
+    """Return zeros for the training-only projection, which the export lacks."""
     state = network.state_dict()
     return {
         name: torch.zeros_like(tensor)

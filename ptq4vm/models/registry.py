@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Model registry."""
 
 import difflib
 import inspect
@@ -16,10 +16,12 @@ _FACTORIES: dict[str, Callable[..., MattingModel]] = {}
 
 
 def register_model(name: str) -> Callable[[Factory], Factory]:
-    """A decorator that lets :func:`create_model` find a class or function returning a :class:`MattingModel`.
+    """Return a decorator that registers a model factory for :func:`create_model`.
+
+    The decorated class or function must return a :class:`MattingModel`.
 
     Raises:
-        PTQ4VMError: the name is taken.
+        PTQ4VMError: The name is already registered.
     """
     if name in _FACTORIES:
         raise PTQ4VMError(
@@ -34,23 +36,25 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
 
 
 def list_models() -> tuple[str, ...]:
-    """The names :func:`create_model` knows, sorted."""
+    """Return the registered names, sorted."""
     return tuple(sorted(_FACTORIES))
 
 
 def create_model(
     name: str, weights: str | Path | None = None, *, report: Report | None = None, **kwargs: Any
 ) -> MattingModel:
-    """Make a network, ready to be quantized: in eval mode, with frozen parameters.
+    """Create a network in eval mode with frozen parameters, ready for quantization.
 
     Args:
-        name: one of :func:`list_models`.
-        weights: None for random ones, ``official`` for the published ones (fetched when not cached), or a file.
-        report: told of downloads, a line of text at a time.
-        kwargs: handed to the network, e.g. ``downsample_ratio``.
+        name: One of :func:`list_models`.
+        weights: None for random weights, ``official`` for the published ones (downloaded if not
+            cached), or a weights file.
+        report: Callback that receives one line of text per download message.
+        kwargs: Arguments of the network, e.g. ``downsample_ratio``.
 
     Raises:
-        PTQ4VMError: an unknown name or argument, weights that cannot be had or do not fit.
+        PTQ4VMError: The name or an argument is unknown, or the weights are unavailable or do not
+            fit.
     """
     if name not in _FACTORIES:
         close = difflib.get_close_matches(name, _FACTORIES, n=1)
@@ -67,7 +71,8 @@ def create_model(
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
         raise PTQ4VMError(
-            f"Expected arguments that {name} takes, got {', '.join(kwargs)}: {error}. Correct the argument."
+            f"Expected arguments that {name} takes, got {', '.join(kwargs)}: {error}. Correct the "
+            "argument."
         ) from error
     network = factory(**kwargs)
     if weights is not None:

@@ -1,4 +1,7 @@
-"""Robust Video Matting (Lin et al., arXiv 2108.11515), written from the paper; loads the authors' checkpoints."""
+"""Robust Video Matting (Lin et al., arXiv 2108.11515), written from the paper.
+
+It loads the authors' checkpoints.
+"""
 
 from functools import partial
 from itertools import pairwise
@@ -32,10 +35,10 @@ class _Widths(NamedTuple):
     """Channels of a variant."""
 
     features: tuple[int, int, int, int]
-    """Encoder, at strides 2, 4, 8, 16."""
+    """Encoder features at strides 2, 4, 8 and 16."""
     bottleneck: int
     decoder: tuple[int, int, int, int]
-    """decode3 to decode0."""
+    """Decoder steps decode3 to decode0."""
 
 
 _WIDTHS = {
@@ -43,25 +46,26 @@ _WIDTHS = {
     "resnet50": _Widths((64, 256, 512, 2048), 256, (128, 64, 32, 16)),
 }
 _MOBILENET_TAPS = {1: "f1", 3: "f2", 6: "f3", 16: "f4"}
-"""Which layers of MobileNetV3's features the decoder reads."""
+"""Indices of the MobileNetV3 feature layers that the decoder reads."""
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class RobustVideoMatting(MattingModel):
-    """The recurrent matting network.
+    """Recurrent video matting network.
 
     Its state is four tensors (r1, r2, r3, r4), at 1/2, 1/4, 1/8 and 1/16 of the downsampled frame.
 
     Args:
-        variant: the encoder, ``mobilenetv3`` (3.7 M parameters) or ``resnet50`` (26.9 M).
-        refiner: what lifts the matte to the frame's size; used only when ``downsample_ratio`` is below 1.
-        downsample_ratio: the network's body works at this fraction of the frame's size, in (0, 1].
+        variant: Encoder, ``mobilenetv3`` (3.7 M parameters) or ``resnet50`` (26.9 M).
+        refiner: Guided filter that upsamples the matte to the frame size; used only if
+            ``downsample_ratio`` is below 1.
+        downsample_ratio: Scale of the network's body relative to the frame size, in (0, 1].
 
     Raises:
-        PTQ4VMError: an unknown variant or refiner, or a ratio outside (0, 1].
+        PTQ4VMError: The variant or refiner is unknown, or the ratio is outside (0, 1].
     """
 
-    state_bound = 1.0  # each state is a mean of values of tanh
+    state_bound = 1.0  # each state is a convex combination of tanh outputs
 
     def __init__(
         self,
@@ -81,7 +85,8 @@ class RobustVideoMatting(MattingModel):
         self.aspp = LRASPP(widths.features[3], widths.bottleneck)
         self.decoder = Decoder(widths.features[:3], widths.bottleneck, widths.decoder)
         self.project_mat = Projection(widths.decoder[3], 4)
-        # Served the authors' training on segmentation data; kept so that their checkpoints load strictly.
+        # Used in training on segmentation data only; kept so that the authors' checkpoints load
+        # strictly.
         self.project_seg = Projection(widths.decoder[3], 1)
         self.refiner = (
             DeepGuidedFilter(widths.decoder[3])
@@ -94,7 +99,11 @@ class RobustVideoMatting(MattingModel):
         self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def blocks(self) -> tuple[Block, ...]:
-        """Encoder layer by layer, ASPP, the decoder's steps with their states, the projection, the refiner."""
+        """Return the network's blocks in order.
+
+        These are the encoder layers, LR-ASPP, the recurrent decoder steps, the projection and the
+        refiner.
+        """
         refines = self.downsample_ratio < 1
         small = "src_small" if refines else "src"
         residual, pha = (
@@ -137,7 +146,11 @@ class RobustVideoMatting(MattingModel):
         )
 
     def relu_links(self) -> tuple[tuple[str, str], ...]:
-        """Within a block from one to the next: in ResNet, and in MobileNetV3 with ReLU up to where a gate reads too."""
+        """Return pairs of convolutions within a bottleneck that BatchNorm and ReLU connect.
+
+        In MobileNetV3 these are the bottlenecks with ReLU, up to the squeeze-and-excitation gate,
+        which also reads the features.
+        """
         links: list[tuple[str, str]] = []
         for name, block in self.backbone.named_modules(prefix="backbone"):
             if isinstance(block, Bottleneck):
@@ -153,7 +166,7 @@ class RobustVideoMatting(MattingModel):
         return tuple(links)
 
     def initial_state(self, src: Tensor) -> RecurrentState:
-        """Zeros for frames like src (B, 3, H, W): r1, r2, r3, r4, each (B, c, h, w)."""
+        """Return zero states r1 to r4, (B, c, h, w) each, for frames like ``src`` (B, 3, H, W)."""
         height, width = self._small_size(src)
         channels = (*(c // 2 for c in self._widths.decoder[2::-1]), self._widths.bottleneck // 2)
         state = []
@@ -166,8 +179,8 @@ class RobustVideoMatting(MattingModel):
         height, width = (int(side * self.downsample_ratio) for side in src.shape[-2:])
         if height < 1 or width < 1:
             raise PTQ4VMError(
-                f"Expected frames of at least one pixel after downsampling, got {tuple(src.shape)} at "
-                f"downsample_ratio {self.downsample_ratio}. Raise the ratio."
+                f"Expected frames of at least one pixel after downsampling, got {tuple(src.shape)} "
+                f"at downsample_ratio {self.downsample_ratio}. Raise the ratio."
             )
         return height, width
 
@@ -175,7 +188,8 @@ class RobustVideoMatting(MattingModel):
         layer = self.backbone.get_submodule(f"features.{index}")
         if index == 0:
             return (layer(self._normalize(x)),)
-        # torchvision adds the shortcut in place, which would change a convolution's output once batch norm is folded.
+        # torchvision adds the shortcut in place. Once batch norm is folded, that would overwrite
+        # the convolution's output.
         if getattr(layer, "use_res_connect", False):
             return (layer.get_submodule("block")(x) + x,)
         return (layer(x),)
@@ -200,7 +214,7 @@ class RobustVideoMatting(MattingModel):
         return (net.relu(net.bn1(net.conv1(self._normalize(x)))),)  # type: ignore[operator]
 
     def _bottleneck(self, stage: int, index: int, x: Tensor) -> tuple[Tensor]:
-        """Torchvision's bottleneck, with the shortcut added out of place as in :meth:`_mobilenet_layer`."""
+        """Run torchvision's bottleneck, but add the shortcut out of place."""
         if stage == 1 and index == 0:
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         layer: nn.Module = self.backbone.get_submodule(f"layer{stage}.{index}")
@@ -242,7 +256,7 @@ class RobustVideoMatting(MattingModel):
         return (src - self.get_buffer("_mean")) / self.get_buffer("_std")
 
     def _downsample(self, src: Tensor) -> tuple[Tensor]:
-        # The scale is not recomputed from the rounded size, as in the authors' ONNX export.
+        # As in the authors' ONNX export, the scale is not recomputed from the rounded size.
         ratio = self.downsample_ratio
         small = F.interpolate(
             src,
@@ -269,7 +283,10 @@ def _check_choice(what: str, got: str, choices: tuple[str, ...]) -> None:
 def rvm_mobilenetv3(
     refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0
 ) -> RobustVideoMatting:
-    """The network with MobileNetV3-Large as its encoder; arguments as in :class:`RobustVideoMatting`."""
+    """Return the network with a MobileNetV3-Large encoder.
+
+    See :class:`RobustVideoMatting` for the arguments.
+    """
     return RobustVideoMatting("mobilenetv3", refiner, downsample_ratio)
 
 
@@ -277,5 +294,8 @@ def rvm_mobilenetv3(
 def rvm_resnet50(
     refiner: RefinerName = "deep_guided_filter", downsample_ratio: float = 1.0
 ) -> RobustVideoMatting:
-    """The network with ResNet-50 as its encoder; arguments as in :class:`RobustVideoMatting`."""
+    """Return the network with a ResNet-50 encoder.
+
+    See :class:`RobustVideoMatting` for the arguments.
+    """
     return RobustVideoMatting("resnet50", refiner, downsample_ratio)

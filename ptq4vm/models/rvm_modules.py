@@ -1,4 +1,7 @@
-"""The parts of Robust Video Matting (arXiv 2108.11515, section 3); parameter names are those of its checkpoints."""
+"""Modules of Robust Video Matting (arXiv 2108.11515, section 3).
+
+Parameter names are those of the authors' checkpoints.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ from torchvision.models.resnet import Bottleneck
 
 
 class MobileNetFeatures(nn.Module):
-    """MobileNetV3-Large without its classifier, last stage dilated."""
+    """MobileNetV3-Large without its classifier; the last stage is dilated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -17,26 +20,33 @@ class MobileNetFeatures(nn.Module):
 
 
 def resnet_features() -> nn.Module:
-    """ResNet-50 without its classifier, last stage dilated."""
+    """Return ResNet-50 without its classifier; the last stage is dilated."""
     backbone = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
     del backbone.fc, backbone.avgpool, backbone.maxpool
     for block in backbone.modules():
         if isinstance(block, Bottleneck):
-            # One module for each use: quantization may put one of them elsewhere.
+            # One ReLU module per use, so that quantization can move each separately.
             block.relu1, block.relu2 = nn.ReLU(), nn.ReLU()
     never_in_place(backbone)
     return backbone
 
 
 def never_in_place(module: nn.Module) -> None:
-    """Let activations allocate: with batch norm folded away they would overwrite outputs that calibration has seen."""
+    """Make all activations of a module allocate their output.
+
+    Once batch norm is folded, in-place activations would overwrite convolution outputs that
+    calibration has captured.
+    """
     for child in module.modules():
         if getattr(child, "inplace", False):
             child.inplace = False  # type: ignore[assignment]
 
 
 class LRASPP(nn.Module):
-    """Lite reduced atrous spatial pyramid pooling (arXiv 1905.02244): features gated by their global average."""
+    """Lite reduced atrous spatial pyramid pooling (arXiv 1905.02244).
+
+    Features are gated by their global average.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -52,12 +62,12 @@ class LRASPP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
+        """Map (B, in_channels, h, w) to (B, out_channels, h, w)."""
         return self.aspp1(x) * self.aspp2(x)
 
 
 class ConvGRU(nn.Module):
-    """A gated recurrent unit whose gates are 3x3 convolutions (arXiv 1511.06432)."""
+    """Gated recurrent unit with 3x3 convolutional gates (arXiv 1511.06432)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,46 +75,55 @@ class ConvGRU(nn.Module):
         self.hh = nn.Sequential(nn.Conv2d(2 * channels, channels, 3, padding=1), nn.Tanh())
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
-        """x and state (B, channels, h, w) -> the new state, which is the output too."""
+        """Return the new state, which is also the output; all are (B, channels, h, w)."""
         reset, update = self.ih(torch.cat([x, state], 1)).chunk(2, 1)
         candidate = self.hh(torch.cat([x, reset * state], 1))
         return (1 - update) * state + update * candidate
 
 
 class BottleneckBlock(nn.Module):
-    """The deepest step of the decoder: half of the channels pass through a GRU."""
+    """Deepest decoder step; half of the channels pass through a GRU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.gru = ConvGRU(channels // 2)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, channels, h, w), state (B, channels / 2, h, w) -> features like x, and the new state."""
+        """Return features shaped like x, and the new state.
+
+        Args:
+            x: (B, channels, h, w).
+            state: (B, channels / 2, h, w).
+        """
         kept, recurrent = x.chunk(2, 1)
         state = self.gru(recurrent, state)
         return torch.cat([kept, state], 1), state
 
 
 def _upsample_like(x: Tensor, like: Tensor) -> Tensor:
-    """Twice the size, cropped to the size of ``like``: odd sizes were rounded up on the way down."""
+    """Upsample by 2 and crop to the size of ``like``.
+
+    The encoder rounds odd sizes up.
+    """
     x = F.interpolate(
         x, scale_factor=2.0, mode="bilinear", align_corners=False, recompute_scale_factor=False
     )
     if x.requires_grad:
-        # It comes as a slice of a concatenation's gradient, for which interpolation's backward pass is slow on CPU.
+        # The gradient is a slice of a concatenation's gradient; its strides make the backward
+        # pass of interpolation slow on CPU.
         x.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
     return x[:, :, : like.shape[2], : like.shape[3]]
 
 
 class UpsamplingBlock(nn.Module):
-    """A recurrent step of the decoder, which doubles the resolution."""
+    """Recurrent decoder step that doubles the resolution."""
 
     def __init__(
         self, in_channels: int, skip_channels: int, out_channels: int, halvings: int
     ) -> None:
         super().__init__()
         self.halvings = halvings
-        """How often the image is halved to meet the features' size."""
+        """Number of times the image is halved to match the size of the features."""
         self.conv = nn.Sequential(
             nn.Conv2d(in_channels + skip_channels + 3, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
@@ -113,7 +132,14 @@ class UpsamplingBlock(nn.Module):
         self.gru = ConvGRU(out_channels // 2)
 
     def forward(self, x: Tensor, skip: Tensor, src: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Deeper features, the encoder's features, the image and the state -> features and the new state."""
+        """Return the upsampled features and the new state.
+
+        Args:
+            x: Features of the deeper step.
+            skip: Encoder features at this resolution.
+            src: Input image; it is halved ``halvings`` times.
+            state: Recurrent state of this step.
+        """
         for _ in range(self.halvings):
             src = F.avg_pool2d(src, 2, 2, ceil_mode=True, count_include_pad=False)
         x = self.conv(torch.cat([_upsample_like(x, src), skip, src], 1))
@@ -123,7 +149,7 @@ class UpsamplingBlock(nn.Module):
 
 
 class OutputBlock(nn.Module):
-    """The last step of the decoder, at the image's size, without recurrence."""
+    """Last decoder step, at the image size, without recurrence."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -137,12 +163,12 @@ class OutputBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, src: Tensor) -> Tensor:
-        """Features at half the size and the image (B, 3, h, w) -> (B, out_channels, h, w)."""
+        """Map features at half the size and the image (B, 3, h, w) to (B, out_channels, h, w)."""
         return self.conv(torch.cat([_upsample_like(x, src), src], 1))
 
 
 class Decoder(nn.Module):
-    """The recurrent decoder's steps, deepest first; the network's blocks run them."""
+    """Container of the recurrent decoder's steps, deepest first; the network's blocks run them."""
 
     def __init__(
         self, features: tuple[int, int, int], bottleneck: int, channels: tuple[int, int, int, int]
@@ -156,12 +182,12 @@ class Decoder(nn.Module):
 
 
 class Projection(nn.Module):
-    """A 1x1 convolution, under the name the checkpoints use."""
+    """1x1 convolution, named as in the checkpoints."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) -> (B, out_channels, h, w)."""
+        """Map (B, in_channels, h, w) to (B, out_channels, h, w)."""
         return self.conv(x)

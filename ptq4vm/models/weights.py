@@ -1,4 +1,7 @@
-"""Weights: loading them strictly, and their checksums. Where they come from is in :mod:`ptq4vm.models.download`."""
+"""Strict loading and checksums of weights.
+
+See :mod:`ptq4vm.models.download` for the sources of published weights.
+"""
 
 import hashlib
 from pathlib import Path
@@ -27,9 +30,9 @@ _SAVE_ALONE = (
     "Save the weights alone with `torch.save(model.state_dict(), path)`, or download the file anew."
 )
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
-"""Under what training programs keep the state dict, beside the optimizer's and other things."""
+"""Keys of the state dict in training checkpoints."""
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "network.")
-"""Prefixes that DataParallel, torch.compile and training programs give every name."""
+"""Name prefixes added by DataParallel, torch.compile and training frameworks."""
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -38,25 +41,25 @@ _FIRST_CONVOLUTIONS = {
     "backbone.conv1.weight": ((64, 3, 7, 7), "rvm_resnet50"),
     "backbone.model.features.0.0.weight": ((32, 3, 3, 3), "modnet"),
 }
-"""By what a file of weights is recognised."""
+"""First convolution of each network, with its shape, for the identification of weights files."""
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load a file of weights into a network, all of it or nothing.
+    """Load a weights file into a network strictly.
 
-    ``.pth``, ``.pt``, ``.ckpt`` and ``.pth.tar`` hold a state dict, by itself or in a training program's checkpoint,
-    and are read without running pickled code; ``.safetensors`` holds one by itself; ``.onnx`` is the export of RVM's
-    authors in FP32 (:func:`ptq4vm.models.onnx_weights.read_onnx`). A prefix that every name has, as a wrapper around
-    the network gives it, is taken away.
-    A network whose refiner has no parameters ignores those of the file's refiner.
+    ``.pth``, ``.pt``, ``.ckpt`` and ``.pth.tar`` contain a state dict, alone or in a training
+    checkpoint, and are read without running pickled code. ``.safetensors`` contains a state dict
+    alone. ``.onnx`` is the FP32 export of RVM's authors
+    (:func:`ptq4vm.models.onnx_weights.read_onnx`). A wrapper's prefix that all names share is
+    removed. If the network's refiner has no parameters, those of the file's refiner are ignored.
 
     Args:
-        network: changed in place; untouched when an error is raised.
-        path: the file.
+        network: Changed in place; unchanged if an error is raised.
+        path: The weights file.
 
     Raises:
-        PTQ4VMError: a missing, unreadable or foreign file, keys or shapes that are not the network's, tensors that
-            are sparse, quantized or without values, NaN or infinity.
+        PTQ4VMError: The file is missing, unreadable or foreign; keys or shapes differ from the
+            network's; or tensors are sparse, quantized, without values, or not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,7 +75,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     _check_kinds(path, state)
     _check_fit(path, state, expected)
     for name, tensor in state.items():
-        # As they will be: what is finite in 64 bits need not be in 32.
+        # In the network's dtype: a finite float64 value may overflow float32.
         infinite = ~tensor.to(expected[name].dtype).isfinite()
         if infinite.any():
             count = int(infinite.sum())
@@ -84,7 +87,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
 
 
 def weights_checksum(network: nn.Module) -> str:
-    """16 hexadecimal digits of a SHA-256 over the state dict: names, types, shapes and values."""
+    """Return 16 hexadecimal digits of a SHA-256 over the state dict.
+
+    The checksum covers names, dtypes, shapes and values.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -108,8 +114,8 @@ def _read(path: Path, network: nn.Module) -> dict[str, Tensor]:
     if suffix == ".onnx":
         return read_onnx(path, network, dict(_FIRST_CONVOLUTIONS.values()))
     raise PTQ4VMError(
-        f"Expected weights as {', '.join(_TORCH_SUFFIXES)}, .safetensors or .onnx, got {path}. Convert the file, or "
-        "correct its name."
+        f"Expected weights as {', '.join(_TORCH_SUFFIXES)}, .safetensors or .onnx, got {path}. "
+        "Convert the file, or correct its name."
     )
 
 
@@ -129,8 +135,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrap(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take away prefixes that all names of the file have, and those of the network have not."""
-    for prefix in _WRAPPERS * 2:  # one may be around the other, in either order
+    """Remove wrapper prefixes that all names of the file have and those of the network lack."""
+    for prefix in _WRAPPERS * 2:  # twice, since wrappers may be nested in either order
         if all(name.startswith(prefix) for name in state) and not any(
             name.startswith(prefix) for name in expected
         ):
@@ -158,7 +164,8 @@ def _check_fit(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     wrong = [
-        f"{name} {tuple(state[name].shape)} {state[name].dtype}, expected {tuple(tensor.shape)} {tensor.dtype}"
+        f"{name} {tuple(state[name].shape)} {state[name].dtype}, expected {tuple(tensor.shape)} "
+        f"{tensor.dtype}"
         for name, tensor in expected.items()
         if name in state and not _fits(state[name], tensor)
     ]

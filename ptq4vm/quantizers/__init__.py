@@ -1,4 +1,7 @@
-"""Numbers only: float to integer grid and back. This room knows no network and no Lightning."""
+"""Quantizers, observers and quantized layers.
+
+This subpackage is independent of networks and of Lightning.
+"""
 
 from ptq4vm.quantizers.adaround import (
     WeightQuantizer,

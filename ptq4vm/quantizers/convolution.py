@@ -1,4 +1,4 @@
-"""Convolutions with backward passes written for calibration: the same gradients, with less work on CPU."""
+"""Convolutions with faster backward passes for calibration on CPU."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ConvGeometry(NamedTuple):
-    """Where a 2D convolution's kernel goes; pairs are (vertical, horizontal)."""
+    """Geometry of a 2D convolution; pairs are (vertical, horizontal)."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -17,13 +17,15 @@ class ConvGeometry(NamedTuple):
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """``F.conv2d``; a dilated depthwise one has an input gradient 15 times faster on CPU than torch's (seen in 2.14).
+    """Compute ``F.conv2d``, with a faster input gradient for dilated depthwise kernels.
+
+    On CPU that gradient is 15 times faster than torch's (measured with torch 2.14).
 
     Args:
         x: (B, C_in, h, w).
         weight: (C_out, C_in / groups, kh, kw).
         bias: (C_out,) or None.
-        geometry: stride, padding, dilation, groups.
+        geometry: Stride, padding, dilation and groups.
     """
     if _is_dilated_depthwise(weight, geometry) and torch.is_grad_enabled():
         return _DepthwiseConv2d.apply(x, weight, bias, geometry)
@@ -38,18 +40,18 @@ def affine_conv2d(
     shift: Tensor,
     geometry: ConvGeometry,
 ) -> Tensor:
-    """γ (W ∗ x) + b + β with γ = exp(log_scale) and β = shift, for a weight and bias that do not learn.
+    """Compute γ (W ∗ x) + b + β with γ = exp(log_scale) and β = shift, for frozen W and b.
 
-    γ multiplies the weight. Its gradient is read off the output, Σ ∂L/∂y (y - b - β) for log γ, so that the
-    gradient of the weight, about a third of a convolution's work in training, is never computed.
+    γ is multiplied into the weight. The gradient of log γ is computed from the output, Σ ∂L/∂y (y -
+    b - β), which avoids the weight gradient, about a third of the cost of training a convolution.
 
     Args:
         x: (B, C_in, h, w).
         weight: (C_out, C_in / groups, kh, kw).
         bias: (C_out,).
         log_scale: (C_out,), or (1,) for all channels.
-        shift: as ``log_scale``.
-        geometry: stride, padding, dilation, groups.
+        shift: Same shape as ``log_scale``.
+        geometry: Stride, padding, dilation and groups.
     """
     return _AffineConv2d.apply(x, weight, bias, log_scale, shift, geometry)
 
@@ -120,7 +122,8 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeome
     ]
     if not _is_dilated_depthwise(weight, geometry) or min(padding) < 0:
         return _gradients(grad, x, weight, geometry, (True, False, False))[0]
-    # Correlation with the kernel turned round: torch's backward pass leaves oneDNN here, its forward pass doesn't.
+    # Correlation with the flipped kernel: the forward pass uses oneDNN, torch's backward pass does
+    # not in this case.
     return F.conv2d(
         grad, weight.flip(2, 3), None, (1, 1), padding, geometry.dilation, geometry.groups
     )
@@ -129,7 +132,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeome
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of input, weight and bias; those not wanted are None."""
+    """Return the gradients of input, weight and bias; None if not wanted."""
     stride, padding, dilation, groups = geometry
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [len(weight)], stride, padding, dilation, False, (0, 0), groups, wanted

@@ -1,4 +1,4 @@
-"""The activation quantizer, with learned scale and zero point."""
+"""Activation quantizer with learned scale and zero point."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +18,15 @@ from ptq4vm.quantizers.qconfig import QuantSpec
 
 
 class LearnedScaleFakeQuantize(nn.Module):
-    """Fake-quantizes a tensor on a grid whose scale and zero point are learned (LSQ+, arXiv 2004.09576).
+    """Fake quantizer with learned scale and zero point (LSQ+, arXiv 2004.09576).
 
-    The parameters are relative, so that one learning rate suits all tensors: the logarithm of the scale, and the zero
-    point as a fraction of the number of codes. Gradients pass the rounding of the zero point straight through.
+    The parameters are the logarithm of the scale, and the zero point as a fraction of the number of
+    codes, so that one learning rate suits all tensors. The zero point is rounded with a
+    straight-through gradient.
 
     Args:
-        spec: the grid; ``per_channel`` has one for each channel of (B, C, h, w).
-        channels: C, which only ``per_channel`` needs.
+        spec: Grid; ``per_channel`` has one grid for each channel of (B, C, h, w).
+        channels: C; needed for ``per_channel`` only.
     """
 
     ready: Tensor
@@ -36,32 +37,32 @@ class LearnedScaleFakeQuantize(nn.Module):
         shape = (channels, 1, 1) if spec.granularity == "per_channel" else (1,)
         self.log_scale = nn.Parameter(torch.zeros(shape))
         self.offset = nn.Parameter(torch.zeros(shape), requires_grad=spec.grid == "affine")
-        # Whether a range was found. In checkpoints, so that an unfinished one is known when it is loaded.
+        # True once a range is set; saved, so that loading detects unfinished checkpoints.
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
         self.enabled = True
         self.observer: Observer | None = None
         self.drop_prob = 0.0
-        """QDrop (arXiv 2203.05740): this share of the values is left float at random."""
+        """Fraction of the values randomly left float (QDrop, arXiv 2203.05740)."""
 
     @property
     def on_grid(self) -> bool:
-        """Whether all that leaves it lies on its grid."""
+        """True if all outputs lie on the grid."""
         return self.enabled and self.drop_prob == 0.0
 
     @property
     def scale(self) -> Tensor:
-        """Positive, (1,) or (C, 1, 1)."""
+        """Scale, positive, (1,) or (C, 1, 1)."""
         return self.log_scale.exp()
 
     @property
     def zero_point(self) -> Tensor:
-        """As ``scale``, an integer between the lowest and the highest code."""
+        """Zero point, same shape as ``scale``, an integer in [quant_min, quant_max]."""
         codes = self.spec.quant_max - self.spec.quant_min
         return clamp_ste(round_ste(self.offset * codes), self.spec.quant_min, self.spec.quant_max)
 
     @torch.no_grad()
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Start from these, (1,) or (C,) each."""
+        """Initialise scale and zero point, (1,) or (C,) each, and mark the quantizer as ready."""
         self.log_scale.copy_(scale.log().view_as(self.log_scale))
         self.offset.copy_(
             (zero_point / (self.spec.quant_max - self.spec.quant_min)).view_as(self.offset)
@@ -79,7 +80,7 @@ class LearnedScaleFakeQuantize(nn.Module):
         )
 
     def codes(self, x: Tensor) -> Tensor:
-        """The integers, less the zero point, that times ``scale`` are what :meth:`forward` makes of x."""
+        """Return the integer codes minus the zero point; times ``scale`` they equal the output."""
         return centred_codes(
             x, self.scale, self.zero_point, self.spec.quant_min, self.spec.quant_max
         )
@@ -89,7 +90,7 @@ class LearnedScaleFakeQuantize(nn.Module):
 
 
 def activation_quantizers(module: nn.Module) -> list[LearnedScaleFakeQuantize]:
-    """All of them inside the module, in order of definition."""
+    """Return all activation quantizers of the module, in order of definition."""
     return [child for child in module.modules() if isinstance(child, LearnedScaleFakeQuantize)]
 
 
@@ -98,11 +99,13 @@ def observing(
     quantizers: list[LearnedScaleFakeQuantize],
     choose: Callable[[Observer], tuple[Tensor, Tensor]] = Observer.calculate_qparams,
 ) -> Iterator[None]:
-    """Inside, the quantizers pass values on as they are and collect them; at the end each starts from what it saw.
+    """Context in which quantizers pass values through unchanged and observe them.
+
+    At exit, each quantizer is initialised from its observations.
 
     Args:
-        quantizers: which.
-        choose: gives scale and zero point for what was seen.
+        quantizers: Quantizers to calibrate.
+        choose: Function from an observer to scale and zero point.
     """
     for quantizer in quantizers:
         quantizer.observer, quantizer.enabled = Observer(quantizer.spec), False
@@ -118,7 +121,7 @@ def observing(
 
 @contextmanager
 def dropping(quantizers: list[LearnedScaleFakeQuantize], drop_prob: float) -> Iterator[None]:
-    """Inside, a share of the values stays float at random (QDrop)."""
+    """Context in which a random fraction ``drop_prob`` of the values stays float (QDrop)."""
     for quantizer in quantizers:
         quantizer.drop_prob = drop_prob
     try:

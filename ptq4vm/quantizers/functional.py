@@ -1,7 +1,8 @@
-"""The uniform quantizer, as pure functions.
+"""Uniform quantization as pure functions.
 
-``x_int = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, ``x_hat = scale * (x_int - zero_point)``,
-rounding half to even before the zero point is added, as ONNX's QuantizeLinear does.
+``x_int = clamp(round(x / scale) + zero_point, quant_min, quant_max)`` and ``x_hat = scale * (x_int
+- zero_point)``. Rounding is half to even, before the zero point is added, as in ONNX's
+QuantizeLinear.
 """
 
 from collections.abc import Iterable
@@ -12,16 +13,19 @@ import torch
 from torch import Tensor
 
 _PART = 2**17
-"""Values of large tensors that are gone through at a time on CPU: a few of such pieces fit into its cache."""
+"""Values per chunk of a large tensor on CPU; a few such chunks fit into the cache."""
 
 
 def round_ste(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes as if nothing had happened (straight-through estimator)."""
+    """Round half to even, with a straight-through gradient."""
     return x + (x.round() - x).detach()
 
 
 def clamp_ste(x: Tensor, low: float, high: float) -> Tensor:
-    """Clamp; the gradient passes straight through. torch's own clamp stops it at the bounds too (seen in 2.14)."""
+    """Clamp, with a straight-through gradient.
+
+    torch's own clamp also blocks the gradient of values at the bounds (seen in torch 2.14).
+    """
     return x + (x.clamp(low, high) - x).detach()
 
 
@@ -33,19 +37,22 @@ def quantize(
     quant_max: int,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Float to integer codes, in x's dtype, into ``out`` if given. ``scale`` and ``zero_point`` broadcast against x."""
+    """Return integer codes in x's dtype, written to ``out`` if given.
+
+    ``scale`` and ``zero_point`` broadcast against x.
+    """
     return torch.div(x, scale, out=out).round_().add_(zero_point).clamp_(quant_min, quant_max)
 
 
 def dequantize(x_int: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Integer codes to float."""
+    """Return the float values of integer codes."""
     return (x_int - zero_point) * scale
 
 
 def centred_codes(
     x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int
 ) -> Tensor:
-    """The integer codes less the zero point: what times ``scale`` is x on its grid."""
+    """Return the integer codes minus the zero point; times ``scale`` they equal x on its grid."""
     codes = torch.empty_like(x)
     for a, code in _parts(scale, x, codes):
         quantize(a, scale, zero_point, quant_min, quant_max, out=code).sub_(zero_point)
@@ -53,9 +60,10 @@ def centred_codes(
 
 
 def random_mask(like: Tensor, share: float) -> Tensor:
-    """Booleans shaped and laid out as ``like``, True with this probability (in steps of 1/65536).
+    """Return booleans in the shape and layout of ``like``, True with probability ``share``.
 
-    Four come from each random number of 64 bits: on CPU about ten times faster than ``bernoulli_``.
+    The probability has steps of 1/65536. Each random 64-bit number yields four values, which is
+    about ten times faster on CPU than ``bernoulli_``.
     """
     mask = torch.empty_like(like, dtype=torch.bool)
     if share >= 1.0:
@@ -79,22 +87,23 @@ def fake_quantize(
 ) -> Tensor:
     """Quantize and dequantize, differentiable in x, scale and zero_point (LSQ+, arXiv 2004.09576).
 
-    Values that land on ``quant_min`` or ``quant_max`` count as inside: they keep their gradient. torch's own clamp and
-    its learnable fake-quantize were slower by 2 to 10 times on CPU, which is why the backward pass is written here.
+    Values that round to ``quant_min`` or ``quant_max`` count as inside the range and keep their
+    gradient. The backward pass is custom because torch's own clamp and learnable fake-quantize are
+    2 to 10 times slower on CPU.
 
     Args:
-        x: any shape.
-        scale: positive, broadcasts against x.
-        zero_point: integers as floats, same shape as scale.
-        quant_min: lowest code.
-        quant_max: highest code; 0 is a code too.
-        keep: booleans shaped as x; where False, x passes as it is (QDrop).
+        x: Any shape.
+        scale: Positive; broadcasts against x.
+        zero_point: Integers as floats, same shape as scale.
+        quant_min: Lowest code.
+        quant_max: Highest code; the range must include code 0.
+        keep: Booleans shaped as x; where False, x passes through unchanged (QDrop).
     """
     return _FakeQuantize.apply(x, scale, zero_point, quant_min, quant_max, keep)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    # In place wherever possible, and without mixing booleans with floats: both count several times on CPU.
+    # In place where possible, and no mixing of booleans and floats: both are much faster on CPU.
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -112,7 +121,7 @@ class _FakeQuantize(torch.autograd.Function):
                 scale
             )
             if kept is not None:
-                # torch.where: exact at weights 0 and 1.
+                # Equals torch.where, since lerp is exact at weights 0 and 1.
                 torch.lerp(a, a_hat, kept.to(a.dtype), out=a_hat)
         ctx.save_for_backward(x, scale, zero_point, x_hat, keep)
         ctx.bounds = (quant_min, quant_max)
@@ -126,14 +135,15 @@ class _FakeQuantize(torch.autograd.Function):
         for a, a_hat, g, g_a, kept in _parts(scale, x, x_hat, grad, grad_x, keep):
             code = (a / scale).round_().add_(zero_point)
             if kept is not None:
-                code.mul_(kept.to(code.dtype))  # code 0 has its gradient pass
-            # The gradient where quant_min <= code <= quant_max, zero elsewhere.
+                code.mul_(kept.to(code.dtype))  # code 0 is in range, so the gradient passes
+            # Equals g where quant_min <= code <= quant_max, and zero elsewhere.
             torch.ops.aten.hardtanh_backward(
                 g, code, quant_min - 0.5, quant_max + 0.5, grad_input=g_a
             )
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
                 outside = torch.sub(g, g_a, out=code)
-                # d x_hat / d scale: rounding error where inside, the clamped code where outside; both times scale here.
+                # d x_hat / d scale, times scale: the rounding error inside the range, the clamped
+                # code outside.
                 error = (a_hat - a).mul_(g).addcmul_(outside, a)
                 sums.append((_sum_like(error, scale), _sum_like(outside, zero_point)))
         if not sums:
@@ -143,7 +153,10 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
-    """The tensors, on CPU cut into pieces, so that what a step leaves is still in the cache when the next reads it."""
+    """Split large tensors on CPU into chunks.
+
+    A chunk stays in the cache between successive operations.
+    """
     known = [tensor for tensor in tensors if tensor is not None]
     first, size = known[0], known[0].numel()
     dense = first.is_contiguous() or first.is_contiguous(memory_format=torch.channels_last)
@@ -155,7 +168,7 @@ def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
         or not (dense and alike)
     ):
         return [tensors]
-    # zip ends with the tensors that are there.
+    # zip stops at the end of the tensors, ignoring the infinite repeat(None).
     pieces = (
         repeat(None) if tensor is None else tensor.as_strided((size,), (1,)).split(_PART)
         for tensor in tensors
@@ -170,17 +183,20 @@ def _sum_like(x: Tensor, like: Tensor) -> Tensor:
 def choose_qparams(
     low: Tensor, high: Tensor, quant_min: int, quant_max: int, grid: str
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point that cover [low, high]; zero is always exactly representable, as padding needs.
+    """Return scale and zero point that cover [low, high] and represent zero exactly.
+
+    Zero must be exact for zero padding.
 
     Args:
-        low: lowest values to represent, any shape.
-        high: highest values, same shape.
-        quant_min: lowest code.
-        quant_max: highest code.
-        grid: ``affine`` (zero point anywhere), ``unsigned`` (from zero upwards) or ``symmetric`` (zero point 0).
+        low: Lowest values to represent, any shape.
+        high: Highest values, same shape.
+        quant_min: Lowest code.
+        quant_max: Highest code.
+        grid: ``affine`` (any zero point), ``unsigned`` (from zero upwards) or ``symmetric`` (zero
+            point 0).
 
     Returns:
-        scale and zero point, shaped as ``low``.
+        Scale and zero point, shaped as ``low``.
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if grid == "symmetric":

@@ -1,4 +1,4 @@
-"""Ranges from data: what lowest and highest value a grid should represent."""
+"""Calibration of quantization ranges from observed values."""
 
 from itertools import zip_longest
 
@@ -17,9 +17,10 @@ _LOUDEST_TO_QUIETEST = 64
 
 
 class Observer:
-    """Collects a tensor's values over many frames, in bounded memory, and chooses its grid, or that of each channel.
+    """Observer of a tensor's values over many frames, in bounded memory.
 
-    Extremes are exact; the rest of the distribution is an evenly strided sample of every call.
+    It chooses one grid, or one for each channel. Minimum and maximum are exact; the rest of the
+    distribution is an evenly strided sample of every call.
     """
 
     def __init__(self, spec: QuantSpec) -> None:
@@ -29,9 +30,9 @@ class Observer:
         self.samples: list[Tensor] = []
 
     def observe(self, x: Tensor) -> None:
-        """Take note of x, any shape; (B, C, ...) where each channel has a grid of its own."""
+        """Observe x, any shape; (B, C, ...) for per-channel grids."""
         x = x.detach()
-        # (rows, values), a row for each grid.
+        # (grids, values)
         x = (
             x.transpose(0, 1).flatten(1)
             if self.spec.granularity == "per_channel"
@@ -40,24 +41,26 @@ class Observer:
         low, high = (value.cpu() for value in x.aminmax(dim=1))
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
-        # A stride that shares no factor with the usual widths walks through all channels and places.
+        # An odd stride shares no factor with power-of-two widths, so it visits all columns.
         stride = max(1, x.shape[1] // max(_SAMPLES_A_CALL // len(x), _SAMPLES_A_ROW)) | 1
-        # A copy: a view would keep all of x in memory.
+        # Copied, since a view would keep all of x in memory.
         self.samples.append(x[:, ::stride].to("cpu", copy=True))
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, each of shape (1,) or (C,).
+        """Return scale and zero point, (1,) or (C,) each.
 
         Raises:
-            PTQ4VMError: nothing was observed, or something not finite.
+            PTQ4VMError: No value was observed, or a value is not finite.
         """
         if self.low is None or self.high is None:
             raise PTQ4VMError(
-                "Expected calibration frames to reach this quantizer, got none. Was its layer executed?"
+                "Expected calibration frames to reach this quantizer, got none. Was its layer "
+                "executed?"
             )
         if not torch.isfinite(torch.cat([self.low, self.high])).all():
             raise PTQ4VMError(
-                "Expected finite activations, got NaN or infinity. Check the weights and the frames."
+                "Expected finite activations, got NaN or infinity. Check the weights and the "
+                "frames."
             )
         values = torch.cat(self.samples, dim=1)
         values = values[
@@ -69,14 +72,15 @@ class Observer:
         scale, zero_point = choose_qparams(
             low, high, self.spec.quant_min, self.spec.quant_max, self.spec.grid
         )
-        # A channel that was quiet in calibration may speak up in other scenes.
+        # A channel of small range in calibration may exceed it in other scenes.
         return scale.clamp(min=float(scale.max()) / _LOUDEST_TO_QUIETEST), zero_point
 
 
 def merge_observers(observers: list[Observer]) -> Observer:
-    """One observer that saw what these saw, a call of each in turn.
+    """Merge observers, interleaving their calls.
 
-    So shares of every so many-th sequence merge into what one observer of all sequences in order would hold.
+    If n workers observe every n-th sequence each, the result equals one observer of all sequences
+    in order.
     """
     merged = Observer(observers[0].spec)
     seen = [one for one in observers if one.low is not None and one.high is not None]
@@ -89,12 +93,16 @@ def merge_observers(observers: list[Observer]) -> Observer:
 
 
 def find_range(values: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """The range of each row of ``values`` (N, samples) by the spec's method; low and high of shape (N,)."""
+    """Return the range of each row of ``values`` (N, samples) by the spec's method.
+
+    Returns:
+        Lowest and highest value, (N,) each.
+    """
     low, high = values.amin(1), values.amax(1)
     if spec.range_method == "minmax":
         return low, high
     if spec.range_method == "percentile":
-        # Not torch.quantile: it refuses rows of more than 16 million values.
+        # torch.quantile is limited to rows of 16 million values.
         ordered = values.sort(1).values
         cut = round(0.0005 * (values.shape[1] - 1))
         return ordered[:, cut], ordered[:, values.shape[1] - 1 - cut]
@@ -104,7 +112,7 @@ def find_range(values: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
 def _search_mse(
     values: Tensor, low: Tensor, high: Tensor, spec: QuantSpec
 ) -> tuple[Tensor, Tensor]:
-    """Shrink both ends in turn, each time keeping what gives the least squared error."""
+    """Shrink both ends alternately, keeping the range with the least squared error."""
     fractions = torch.linspace(1.0, 1 / _STEPS, _STEPS)
     both = spec.grid == "symmetric"
     for end in ("both",) if both else ("high", "low", "high", "low"):

@@ -1,4 +1,4 @@
-"""What is quantized how: small frozen types that refuse bad values when built."""
+"""Quantization configuration as frozen, self-validating dataclasses."""
 
 import re
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ Placement = Literal["deploy", "full", "paper"]
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """The grid of one tensor."""
+    """Quantization grid of one tensor."""
 
     bits: int
     grid: Grid = "affine"
@@ -30,7 +30,8 @@ class QuantSpec:
         for name, known in choices.items():
             if getattr(self, name) not in get_args(known):
                 raise PTQ4VMError(
-                    f"Expected {name} to be of {', '.join(get_args(known))}, got {getattr(self, name)!r}."
+                    f"Expected {name} to be of {', '.join(get_args(known))}, got "
+                    f"{getattr(self, name)!r}."
                 )
 
     @property
@@ -46,28 +47,38 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class QConfig:
-    """How a network is quantized.
+    """Quantization configuration of a network.
 
     Args:
         bits: ``W<weight bits>A<activation bits>``, e.g. W8A8, W4A8, W4A4.
-        placement: ``deploy`` quantizes input and weight of convolutions and linear layers, which is what OpenVINO and
-            TensorRT need; ``full`` also what leaves a layer, or the ReLU behind it, which ONNX Runtime needs
-            besides; ``paper`` quantizes weights and what leaves each layer's activation function, as the published
-            code.
-        first_last_bits: bits of weights and activations of the first and the last executed layer.
-        weight_grid: grid of weights of fewer than 8 bits. ``affine`` fits them best, and less its zero point a code is
-            still one of the 8-bit integers that runtimes multiply. Those of 8 bits are symmetric, as they want them.
-        weight_granularity: one scale for each output channel, or one for all.
-        activation_grid: grid of the activations. ``affine`` fits every tensor and is unsigned where the data is.
-        depthwise_granularity: one activation grid for the whole of what a depthwise convolution reads, or one for each
-            channel. Each channel meets weights of its own only, so its scale folds into theirs and integers still do;
-            OpenVINO takes it so, ONNX Runtime's integer kernels want one for all.
-        equalize: before quantization, level the channels that a ReLU hands on to the next convolution, which is exact.
-            How far they reach is read off BatchNorm, so weights from an ONNX file, where it is folded, are refused.
-        range_method: how ranges are found: minmax, percentile or mse.
-        ignored_modules: dotted names of submodules that stay float. The refiner works on variances of the full-size
-            frame, which 8 bits do not hold, and runs only at downsample_ratio < 1.
-        layer_bits: bits by layer name, ``{"aspp.aspp1.0": "W8A8"}``; wins over everything above.
+        placement: Positions of the activation quantizers. ``deploy`` quantizes inputs and weights
+            of convolutions and linear layers, as OpenVINO and TensorRT need. ``full`` also
+            quantizes each layer's output, or that of the ReLU after it, as ONNX Runtime needs.
+            ``paper`` quantizes weights and the output of each layer's activation function, like the
+            published code.
+        first_last_bits: Bits of weights and activations of the first and the last executed layer.
+        weight_grid: Grid of weights of fewer than 8 bits. ``affine`` fits them best, and its codes
+            minus the zero point still fit the 8-bit integers that runtimes multiply. Weights of 8
+            bits are always symmetric, as runtimes require.
+        weight_granularity: One weight scale for each output channel, or one for all.
+        activation_grid: Grid of the activations. ``affine`` fits every tensor, and becomes unsigned
+            for non-negative data.
+        depthwise_granularity: One grid for the whole input of a depthwise convolution, or one for
+            each channel. Each channel is multiplied by its own weights only, so its scale folds
+            into theirs. OpenVINO supports this; ONNX Runtime's integer kernels need one grid for
+            all channels.
+        equalize: Equalize the channels between convolutions linked by ReLU before quantization; the
+            float output does not change. Channel ranges are taken from BatchNorm, so weights from
+            an ONNX file, where it is folded, are rejected.
+        range_method: Calibration method of ranges: minmax, percentile or mse.
+        ignored_modules: Dotted names of submodules that stay float. The refiner computes variances
+            of the full-size frame, for which 8 bits are too few, and runs only at downsample_ratio
+            < 1.
+        layer_bits: Bits by layer name, ``{"aspp.aspp1.0": "W8A8"}``; they override ``bits`` and
+            ``first_last_bits``.
+
+    Raises:
+        PTQ4VMError: A value is invalid, or the combination of placement and granularity is.
     """
 
     bits: str = "W8A8"
@@ -89,8 +100,8 @@ class QConfig:
             )
         if self.placement != "deploy" and self.depthwise_granularity == "per_channel":
             raise PTQ4VMError(
-                f"Expected depthwise_granularity per_tensor with placement {self.placement}, which quantizes what "
-                "layers hand on, got per_channel. Choose placement deploy."
+                f"Expected depthwise_granularity per_tensor with placement {self.placement}, which "
+                "quantizes what layers hand on, got per_channel. Choose placement deploy."
             )
         object.__setattr__(self, "ignored_modules", tuple(self.ignored_modules))
         for bits in (
@@ -112,30 +123,45 @@ class QConfig:
     def specs(
         self, layer: str, *, edge: bool, depthwise: bool = False
     ) -> tuple[QuantSpec, QuantSpec]:
-        """Weight and activation grid of a layer; ``edge`` says that it is the first or last one executed."""
+        """Return weight and activation grid of a layer.
+
+        Args:
+            layer: Dotted name of the layer.
+            edge: True for the first and the last executed layer.
+            depthwise: True for a depthwise convolution.
+        """
         default = f"W{self.first_last_bits}A{self.first_last_bits}" if edge else self.bits
         return self._specs(self.layer_bits.get(layer, default), depthwise=depthwise)
 
     def is_float(self, layer: str) -> bool:
-        """Whether the layer lies in one of the ``ignored_modules``."""
+        """Return whether the layer is in one of the ``ignored_modules``."""
         return any(layer == name or layer.startswith(f"{name}.") for name in self.ignored_modules)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; ``QConfig(**d)`` is the way back."""
+        """Return plain JSON, from which ``QConfig(**d)`` rebuilds the configuration."""
         return asdict(self)
 
 
 def parse_bits(bits: str) -> tuple[int, int]:
-    """``W4A8`` -> (4, 8). Raises PTQ4VMError on anything else."""
+    """Parse bits: ``W4A8`` -> (4, 8).
+
+    Raises:
+        PTQ4VMError: The text has another form.
+    """
     match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", str(bits))
     if match is None:
         raise PTQ4VMError(
-            f"Expected bits as W<weights>A<activations>, got {bits!r}. Choose e.g. W8A8, W4A8 or W4A4."
+            f"Expected bits as W<weights>A<activations>, got {bits!r}. Choose e.g. W8A8, W4A8 or "
+            "W4A4."
         )
     return int(match[1]), int(match[2])
 
 
 def canonical_bits(bits: str) -> str:
-    """``w4a8`` -> ``W4A8``. Raises PTQ4VMError as :func:`parse_bits`."""
+    """Return bits in upper case: ``w4a8`` -> ``W4A8``.
+
+    Raises:
+        PTQ4VMError: See :func:`parse_bits`.
+    """
     weight_bits, activation_bits = parse_bits(bits)
     return f"W{weight_bits}A{activation_bits}"
