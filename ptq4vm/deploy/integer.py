@@ -72,7 +72,7 @@ class IntegerLayer(nn.Module):
         scale, bias = weight.scale.flatten().clone(), layer.bias.detach().clone()
         self.register_buffer("bias_scale", None)
         if layer.output_quantizer is not None and layer.input_grid is not None:
-            # Next to small weights, a bias may overflow int32 at the scale s_w * s_x: widen the scale.
+            # Next to small weights, a bias may overflow int32 at s_w * s_x: widen the scale.
             step = layer.accumulator_scale().detach()
             wider = (bias.abs() / step / 2**30).clamp(min=1.0)
             codes = (codes / _like(wider, codes, 0)).round()

@@ -55,7 +55,7 @@ class MatteReport(NamedTuple):
 
 
 def auto_downsample_ratio(height: int, width: int) -> float:
-    """Return the ratio that scales the longer side to 512 pixels, at most 1, as in RVM's inference."""
+    """Return the ratio for a longer side of 512 pixels, at most 1; recommended by RVM."""
     return min(LONG_SIDE / max(height, width), 1.0)
 
 
@@ -236,7 +236,7 @@ def to_tensor(frame: Frame, device: torch.device | str) -> Tensor:
 
 
 def to_frame(picture: Tensor) -> Frame:
-    """Convert float (1, 3 or 4, H, W) in [0, 1] to uint8 (H, W) or (H, W, 3 or 4), with rounding."""
+    """Convert float (1, 3 or 4, H, W) in [0, 1] to rounded uint8 (H, W) or (H, W, 3 or 4)."""
     levels = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.permute(1, 2, 0).squeeze(2).cpu().numpy()
 

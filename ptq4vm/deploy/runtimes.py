@@ -63,8 +63,8 @@ class ExportedNetwork(MattingModel):
 
     Args:
         path: file written by :func:`ptq4vm.deploy.export_onnx`.
-        runtime: ``onnxruntime`` or ``openvino``; None for the export target's runtime, which is ONNX
-            Runtime for TensorRT.
+        runtime: ``onnxruntime`` or ``openvino``; None for the export target's runtime, which is
+            ONNX Runtime for TensorRT.
         threads: maximum number of threads; None for all cores.
 
     Raises:
@@ -123,7 +123,7 @@ class ExportedNetwork(MattingModel):
         )
 
     def initial_state(self, src: Tensor) -> RecurrentState:
-        """Return zero states for frames like src (1, 3, H, W), int8 if the graph has int8 states."""
+        """Return zero states for frames like src (1, 3, H, W), int8 if the graph's states are."""
         self._require_size(src)
         kind = torch.float32 if self.state_scale is None else torch.int8
         if self.size is not None:
@@ -219,8 +219,7 @@ def read_description(path: Path) -> Description:
     ):
         if not fits:
             raise PTQ4VMError(
-                f"Expected {wanted} for {key} in {path}, "
-                f"got {description[key]!r}. {_REMEDY}"  # type: ignore[literal-required]
+                f"Expected {wanted} for {key} in {path}, got {description[key]!r}. {_REMEDY}"  # type: ignore[literal-required]
             )
     require_own(description["arguments"], path)
     _require_signature(model.graph, description, path)

@@ -38,7 +38,7 @@ def drop_whole_slices(model: onnx.ModelProto) -> None:
 
 
 def quantize_before_concat(model: onnx.ModelProto) -> None:
-    """Move QuantizeLinear behind Concat to its inputs, in place, with the same scale and zero point.
+    """Move QuantizeLinear from Concat's output to its inputs, in place, on the same grid.
 
     Concatenating int8 takes a quarter of the time of float32.
     """
@@ -70,7 +70,7 @@ def quantize_before_concat(model: onnx.ModelProto) -> None:
 
 
 def unshare_zero_points(model: onnx.ModelProto) -> None:
-    """Give each weight its own zero point initializer, in place: torch's exporter shares equal ones.
+    """Give each weight its own zero point initializer, in place; torch's exporter shares them.
 
     For sums without saturation, ONNX Runtime rewrites the zero point of each weight and fails on a
     shared one (seen in 1.32).
