@@ -56,7 +56,10 @@ class SteadyProgress(Progress):
 
 
 class WorkBar:
-    """Progress bar shown while work is unfinished: ``bar(done, total, description)``."""
+    """Progress bar shown while work is unfinished: ``bar(done, total, description)``.
+
+    A context manager, which removes the bar at its end.
+    """
 
     def __init__(self, **options: Any) -> None:
         self._options = options

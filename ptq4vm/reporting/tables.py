@@ -47,7 +47,10 @@ class ResultRow(NamedTuple):
     placement: str
     """Placement of the quantizers; empty for the float network."""
     metrics: Mapping[str, float]
-    """``mad`` ×10³, ``mse`` ×10³, ``grad``, ``conn``, ``dtssd`` ×10²; all optional."""
+    """Metrics by name; lower is better, and all are optional.
+
+    ``mad`` (×10³), ``mse`` (×10³), ``grad``, ``conn`` and ``dtssd`` (×10²).
+    """
     size_mb: float | None = None
     """Size of the weights in 10⁶ bytes."""
     bit_operations: float | None = None
