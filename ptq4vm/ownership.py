@@ -94,7 +94,7 @@ def _boot() -> str:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a new hidden path beside ``path``, for a file or folder that replaces it when complete.
+    """Return a new hidden path beside ``path``, for a file or folder that will replace it.
 
     The path is removed at the end of the process if it still exists. Leftovers of killed
     processes for the same ``path`` are removed now; those of running processes are kept.
