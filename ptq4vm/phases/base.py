@@ -31,7 +31,7 @@ _CURVES = ("mad", "dtssd")
 
 
 class MattingModule(L.LightningModule):
-    """Score a matting network in validation, test and prediction, over consecutive chunks of clips.
+    """Scoring of a matting network in validation, test and prediction, chunk by chunk of clips.
 
     The recurrent state is carried between the chunks of a clip. Clips with true alpha give the five
     matting metrics, clips with the float network's alpha ``mad_to_float`` and ``dtssd_to_float``.
@@ -132,7 +132,7 @@ class MattingModule(L.LightningModule):
 
 
 class FloatMattes(MattingModule):
-    """Score the float network from its precomputed mattes in the batches, without running it."""
+    """Scoring of the float network from its precomputed mattes, without running it."""
 
     def test_step(self, batch: MattingClip, batch_idx: int) -> None:  # type: ignore[override]  # noqa: D102
         if batch.src.shape[1] == 0:  # empty batch: this rank has no clip

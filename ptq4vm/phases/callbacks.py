@@ -24,7 +24,9 @@ from ptq4vm.video import open_writer
 
 
 class AlphaWriter(L.Callback):
-    """Write scored or predicted mattes as rounded 8-bit PNGs, ``<set>/<clip>/pha/<frame>.png``.
+    """Writer of scored or predicted mattes as 8-bit PNGs, ``<set>/<clip>/pha/<frame>.png``.
+
+    Alpha is rounded to the nearest of the 256 levels.
 
     Args:
         folder: output folder.
@@ -71,7 +73,7 @@ class AlphaWriter(L.Callback):
 
 
 class PromptStop(L.Callback):
-    """End a run on SIGTERM at once, by the handler installed before Lightning's.
+    """Immediate end of a run on SIGTERM, by the handler installed before Lightning's.
 
     Lightning's handler first waits for the other ranks, and hangs if they don't get the signal.
     """
@@ -88,7 +90,7 @@ class PromptStop(L.Callback):
 
 
 class WorkProgress(L.Callback):
-    """Report progress in forward passes of frames, a unit that adds up over phases.
+    """Progress in forward passes of frames, a unit that adds up over phases.
 
     A forward and backward pass of a frame counts as 3. In block reconstruction, passes are weighted
     with the block's share of the multiply-accumulates.
@@ -137,7 +139,7 @@ class WorkProgress(L.Callback):
 
 
 class AlphaStrips(L.Callback):
-    """Log mattes of the first clips as a picture and a video: source, float and quantized alpha.
+    """Log of the first clips' mattes as picture and video: source, float and quantized alpha.
 
     Pictures go to Weights & Biases and TensorBoard, videos to Weights & Biases.
 
@@ -193,7 +195,7 @@ class AlphaStrips(L.Callback):
 
 
 class CalibrationHistograms(L.Callback):
-    """Log histograms of activation ranges, γ and β after each epoch.
+    """Histograms of activation ranges, γ and β, logged after each epoch.
 
     Block reconstruction logs the epoch's block, global calibration all layers. A range is the log2
     of scale times number of steps, per tensor or per channel.
@@ -233,7 +235,7 @@ class CalibrationHistograms(L.Callback):
 
 
 class ResultLog(L.Callback):
-    """Log a finished run to Weights & Biases: table, pictures, report and quantized networks."""
+    """Log of a finished run to Weights & Biases: table, pictures, report, quantized networks."""
 
     def on_run_end(
         self,
@@ -271,7 +273,7 @@ class ResultLog(L.Callback):
 
 
 class LoggedConfig(SaveConfigCallback):
-    """Log and write the resolved configuration when the work starts, after all checks.
+    """Resolved configuration, logged and written when the work starts, after all checks.
 
     A rejected run leaves the configuration of the previous run unchanged. The configuration of a
     fit has no ``ckpt_path``: running it again starts a new fit.
