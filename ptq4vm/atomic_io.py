@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files."""
 
 import json
 import os
@@ -14,12 +14,17 @@ from ptq4vm.ownership import temporary_path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` to write to, which takes its name at the end; an exception removes it.
+    """Write a file atomically: the temporary file replaces ``path`` at the end of the context.
+
+    The temporary file is removed if an exception is raised.
+
+    Yields:
+        Path of the temporary file, in the same folder.
 
     Raises:
-        PTQ4VMError: nothing can be written there.
+        PTQ4VMError: the file can't be written.
     """
-    path = Path(os.path.realpath(path))  # unlike resolve, takes loops of links
+    path = Path(os.path.realpath(path))  # unlike resolve, accepts loops of links
     part = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,16 +33,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise PTQ4VMError(f"Can't write {path}: {error}. {remedy(error)}") from error
     finally:
-        # Suppressed for what stands in the way of the folder itself, where there is no file to remove.
+        # The folder may be missing or a file, in which case there is nothing to remove.
         if part.parent.is_dir():
             part.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:
-    """Find out, before work is done for it, that :func:`written_whole` couldn't write there.
+    """Check that :func:`written_whole` can write to the path.
 
     Raises:
-        PTQ4VMError: nothing can be written there, or a folder has the name.
+        PTQ4VMError: the file can't be written, or the path is a folder.
     """
     if path.is_dir():
         raise PTQ4VMError(f"Expected a file to write to, got the folder {path}. Name a file in it.")
@@ -50,10 +55,10 @@ def require_writable(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any, **options: Any) -> None:
-    """Write a JSON file, whole or not at all; ``options`` are those of :func:`json.dumps`.
+    """Write a JSON file atomically; ``options`` are passed to :func:`json.dumps`.
 
     Raises:
-        PTQ4VMError: nothing can be written there.
+        PTQ4VMError: the file can't be written.
     """
     content = json.dumps(value, indent=2, **options)
     with written_whole(path) as part:

@@ -1,11 +1,11 @@
-"""Where what was fetched or computed once is kept."""
+"""Location of the cache."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$PTQ4VM_CACHE``, else ``$XDG_CACHE_HOME/ptq4vm``, else ``~/.cache/ptq4vm``."""
+    """Return ``$PTQ4VM_CACHE``, else ``$XDG_CACHE_HOME/ptq4vm``, else ``~/.cache/ptq4vm``."""
     if chosen := os.environ.get("PTQ4VM_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")

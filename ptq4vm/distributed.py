@@ -1,4 +1,4 @@
-"""Work shared by the processes of a run, over torch.distributed; without a process group there is one process."""
+"""Collective operations on torch.distributed; without a process group there is one process."""
 
 import os
 import signal
@@ -16,17 +16,17 @@ Result = TypeVar("Result")
 Items = TypeVar("Items", bound=Sequence[Any])
 
 _BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""Parts of the messages of broken connections whose type is plain RuntimeError."""
+"""Markers of broken connections in messages of plain RuntimeErrors."""
 
 _PATIENCE = 2.0
-"""Seconds for a process whose connections are closed to end."""
+"""Seconds to wait for a process to end after its connections are closed."""
 
 _known: list[str] = []
-"""All processes of this run, by rank, as :func:`ptq4vm.ownership.this_process` names them."""
+"""Names of all processes of this run by rank, from :func:`ptq4vm.ownership.this_process`."""
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return (
         distributed.get_world_size()
         if distributed.is_available() and distributed.is_initialized()
@@ -35,17 +35,17 @@ def count() -> int:
 
 
 def rank() -> int:
-    """Which of them this one is."""
+    """Return the rank of this process."""
     return distributed.get_rank() if count() > 1 else 0
 
 
 def share(items: Items) -> Items:
-    """This process's share: every so many-th item, so that shares differ in length by at most one."""
+    """Return this process's share, a strided slice; shares differ in length by at most one."""
     return items[rank() :: count()]  # type: ignore[return-value]
 
 
 def gather(value: Result) -> list[Result]:
-    """The values of all processes, in order of rank; every process must call it."""
+    """Gather the values of all processes, in order of rank; a collective call."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -54,11 +54,11 @@ def gather(value: Result) -> list[Result]:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """Work in every process, which fails in all of them if it fails in one: none is left waiting for another.
+    """Run work in every process; if it fails in one, raise in all, so that none waits forever.
 
     Raises:
         PTQ4VMError: another process failed.
-        Exception: what this one's work raised.
+        Exception: the error of this process's work.
     """
     result, mistake = None, None
     try:
@@ -75,28 +75,28 @@ def together(work: Callable[[], Result]) -> Result:
 
 
 def once(work: Callable[..., Any], *arguments: Any) -> None:
-    """Work in the first process alone, while the others wait; fails as :func:`together`."""
+    """Run work in rank 0 while the others wait; errors as for :func:`together`."""
     together(lambda: work(*arguments) if rank() == 0 else None)
 
 
 def first_alone(work: Callable[[], Result]) -> Result:
-    """Work in the first process, then in the others, which find the files that it made; fails as :func:`together`."""
+    """Run work in rank 0 and then in the others, which can use its files; see :func:`together`."""
     result = together(lambda: work() if rank() == 0 else None)
     others = together(lambda: work() if rank() > 0 else None)
     return others if rank() > 0 else result  # type: ignore[return-value]
 
 
 def introduce() -> None:
-    """Let every process know the others, so that one that is lost can be named; every process must call it."""
+    """Exchange process names, so that a lost process can be named later; a collective call."""
     _known[:] = gather(this_process())
 
 
 def lost(error: BaseException) -> str | None:
-    """Which other process is gone, in words; None where the error is of another kind than a broken connection."""
+    """Describe the lost process behind a broken connection; None for errors of other kinds."""
     broken = isinstance(error, distributed.DistError) or any(mark in str(error) for mark in _BROKEN)
     if not isinstance(error, RuntimeError) or not broken:
         return None
-    # A process lets its connections go a moment before it ends.
+    # Connections close shortly before the process ends.
     end = time.monotonic() + _PATIENCE
     while not (gone := _gone()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -107,18 +107,21 @@ def lost(error: BaseException) -> str | None:
 
 
 def leads() -> bool:
-    """Whether this is the first process, also before the others are known and after they are gone."""
+    """Return whether this is rank 0, also while there is no process group.
+
+    Reads LOCAL_RANK and NODE_RANK.
+    """
     return int(os.environ.get("LOCAL_RANK", 0)) == int(os.environ.get("NODE_RANK", 0)) == 0
 
 
 def is_first_left() -> bool:
-    """Whether all processes before this one have ended."""
+    """Return whether all processes of lower rank have ended."""
     before = _known.index(this_process()) if this_process() in _known else 0
     return len([number for number in _gone() if number < before]) == before
 
 
 def end_others() -> None:
-    """From the first process, have the others on this machine end as by SIGTERM."""
+    """Send SIGTERM from rank 0 to the other running processes on this machine."""
     for process in _known if leads() else ():
         if process != this_process() and is_running(process):
             with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The one exception for everything a user can put right."""
+"""The exception for user errors, and helpers for its messages."""
 
 import errno
 from collections.abc import Mapping
@@ -6,16 +6,16 @@ from typing import Any
 
 
 class PTQ4VMError(Exception):
-    """Bad input: the message says what was expected, what was got, where, and what to do.
+    """User error, with the expected and the actual input, its location and a remedy in the message.
 
-    The command line prints it without a traceback.
+    The command line prints the message without a traceback.
     """
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say which settings have changed, for an error; empty when none has.
+    """Describe changed settings for an error message; empty if there are none.
 
-    A missing one counts as None. Nested ones are compared one by one, under dotted names.
+    Missing settings count as None. Nested settings are compared one by one, under dotted names.
     """
     before, now = _flat(before), _flat(now)
     changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
@@ -48,9 +48,8 @@ _REMEDIES = {
     ),
     "Free space there, or choose a larger disk.": ("ENOSPC",),
     "Free space of your quota there, or choose another disk.": ("EDQUOT",),
-    "Raise the limit for the size of a file (ulimit -f), or choose a file system for larger files.": (
-        "EFBIG",
-    ),
+    "Raise the limit for the size of a file (ulimit -f), "
+    "or choose a file system for larger files.": ("EFBIG",),
     "Raise the limit for open files (ulimit -n), or use fewer workers.": ("EMFILE", "ENFILE"),
     "Free memory, or ask for less: smaller frames, shorter sequences, fewer workers.": (
         "ENOMEM",
@@ -65,11 +64,11 @@ _REMEDIES = {
     ),
     "End the program that uses it, or choose another place.": ("EBUSY", "ETXTBSY"),
 }
-"""Remedies and the names of errors they are for; a system need not have all of them."""
+"""Remedies and the errno names that they apply to; not every system defines all of them."""
 
 
 def remedy(error: Exception) -> str:
-    """Say what a user can do about an error of the system, or of FFmpeg, in a sentence."""
+    """Return a one-sentence remedy for an error of the operating system or of FFmpeg."""
     name = errno.errorcode.get(getattr(error, "errno", None) or 0)
     return next(
         (text for text, names in _REMEDIES.items() if name in names),

@@ -1,4 +1,4 @@
-"""Which process a file or folder belongs to, and whether that process still runs."""
+"""Ownership of files and folders by processes: process names, temporary files and locks."""
 
 import atexit
 import fcntl
@@ -20,33 +20,36 @@ from uuid import uuid4
 from ptq4vm.errors import PTQ4VMError, remedy
 
 _ABANDONED_AFTER = 24 * 3600.0
-"""Seconds without a write after which another machine's temporary file counts as abandoned."""
+"""Seconds after the last write at which another machine's temporary file counts as abandoned."""
 
 _PROCESS = re.compile(r"(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)")
-"""A name of :func:`this_process`."""
+"""Format of a name from :func:`this_process`."""
 
 _made: set[Path] = set()
-"""Temporary paths of this process."""
+"""Temporary paths created by this process."""
 
 _locked: set[int] = set()
-"""Descriptors of the locks that this process holds."""
+"""File descriptors of the locks held by this process."""
 
 
-# ---- processes ------------------------------------------------------------------------------------
+# ---- processes ---------------------------------------------------------------------------------
 
 
 def this_process() -> str:
-    """Name this process as no other is named: machine, process id and start, separated by ``-``."""
+    """Return a unique name of this process: ``<machine>-<process id>-<start time>``."""
     return f"{_machine()}-{os.getpid()}-{_started(os.getpid()) or 0}"
 
 
 def process_id(process: str) -> int:
-    """The process id in a name that :func:`this_process` gave."""
+    """Return the process id in a name from :func:`this_process`."""
     return int(process.split("-")[1])
 
 
 def is_running(process: str) -> bool | None:
-    """Whether a process runs, by the name that :func:`this_process` gave it; None on another machine."""
+    """Return whether the named process still runs; None if it is on another machine.
+
+    The name is one from :func:`this_process`.
+    """
     machine, pid, start = process.split("-")
     if machine != _machine():
         return None
@@ -54,16 +57,16 @@ def is_running(process: str) -> bool | None:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # runs as another user
         pass
-    # Where the system doesn't say when a process began, its id alone decides.
+    # If the system doesn't report start times, the process id alone decides.
     return _started(int(pid)) in (None, int(start)) or start == "0"
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in clock ticks since the machine did; -1 if it has ended, None if unknown."""
+    """Return a process's start in clock ticks since boot; -1 if it has ended, None if unknown."""
     try:
-        # Behind the command's name, which may hold anything.
+        # Fields after the command's name, which may contain spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
@@ -72,7 +75,7 @@ def _started(pid: int) -> int | None:
 
 @functools.cache
 def _machine() -> str:
-    """Eight hexadecimal digits for the space in which process ids mean something: a host or a container."""
+    """Return 8 hexadecimal digits that identify the process id namespace: a host or a container."""
     space = socket.gethostname()
     with suppress(OSError):
         space += str(Path("/proc/self/ns/pid").readlink())
@@ -81,23 +84,23 @@ def _machine() -> str:
 
 @functools.cache
 def _boot() -> str:
-    """Which start of which kernel this is; empty where the system doesn't say."""
+    """Return the kernel's boot id; empty if unavailable."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
-# ---- temporary files ------------------------------------------------------------------------------
+# ---- temporary files ---------------------------------------------------------------------------
 
 
 def temporary_path(path: Path) -> Path:
-    """A new hidden name beside ``path`` for a file or folder that takes its place when it is whole.
+    """Return a new hidden path beside ``path``, for a file or folder that will replace it.
 
-    What is still there under this name when the process ends is removed. What a killed process left for the same
-    ``path`` is removed now; never that of a process that runs.
+    The path is removed at the end of the process if it still exists. Leftovers of killed
+    processes for the same ``path`` are removed now; those of running processes are kept.
     """
     _remove_abandoned(path)
-    # The suffix stays last: writers choose their format by it. Shortened, as names have at most 255 bytes.
+    # Writers choose the format by the suffix. The stem is cut: names have at most 255 bytes.
     part = path.with_name(f".{path.stem[:50]}.{this_process()}.{uuid4().hex[:8]}.part{path.suffix}")
     _made.add(part)
     return part
@@ -106,7 +109,7 @@ def temporary_path(path: Path) -> Path:
 def _remove_abandoned(path: Path) -> None:
     owner = rf"(?P<owner>{_PROCESS.pattern})\.[0-9a-f]{{8}}\.part"
     pattern = re.compile(rf"\.{re.escape(path.stem[:50])}\.{owner}{re.escape(path.suffix)}")
-    with suppress(OSError):  # of the folder, which may not be there; writing to it says so
+    with suppress(OSError):  # the folder may not exist; writing to it will report that
         for entry in os.scandir(path.parent):
             match = pattern.fullmatch(entry.name)
             if match is not None and _is_abandoned(Path(entry.path), match["owner"]):
@@ -134,22 +137,23 @@ def _remove_made() -> None:
         _remove(path)
 
 
-# ---- locks ----------------------------------------------------------------------------------------
+# ---- locks -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def owned(place: Path, folder: bool = False) -> Iterator[None]:
-    """Inside, no other process gets to own the same place.
+    """Own a file or folder exclusively among processes, inside the context.
 
-    A lock of the system on a hidden file decides, which ends with the process, however that ends.
-    Where the file system has none, or other machines don't see it, the owner's name in it decides.
+    An flock on a hidden file decides; the system releases it when the process ends in any way. If
+    the file system has no flock, or doesn't share it between machines, the owner's name in the
+    file decides.
 
     Args:
-        place: a file that is to be written, or a folder.
-        folder: whether it is a folder, which is made and holds the lock.
+        place: file to be written, or folder.
+        folder: True if ``place`` is a folder, which is created and contains the lock file.
 
     Raises:
-        PTQ4VMError: another process owns it, or nothing can be written there.
+        PTQ4VMError: another process owns it, or the lock file can't be written.
     """
     path = place / ".lock" if folder else place.with_name(f".{place.name}.lock")
     try:
@@ -187,11 +191,11 @@ def _acquire(path: Path, place: Path) -> int:
         finally:
             if lock not in _locked:
                 os.close(lock)
-        # Its owner released and removed it meanwhile: once more.
+        # The previous owner has removed the file in the meantime: try again.
 
 
 def _release(lock: int, path: Path) -> None:
-    if lock not in _locked:  # a fork's
+    if lock not in _locked:  # in a forked child
         return
     _locked.discard(lock)
     with suppress(OSError):
@@ -201,7 +205,7 @@ def _release(lock: int, path: Path) -> None:
 
 
 def _flock(lock: int) -> bool | None:
-    """Whether the system gives this process the lock; None where the file system has none."""
+    """Return whether the flock was acquired; None if the file system doesn't support flock."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -215,30 +219,34 @@ def _read_owner(lock: int) -> dict[str, Any]:
     try:
         owner = json.loads(os.pread(lock, 4096, 0))
     except (ValueError, RecursionError):
-        return {}  # not written yet, or cut off with the machine's power
+        return {}  # not written yet, or truncated by a power failure
     known = isinstance(owner, dict) and _PROCESS.fullmatch(str(owner.get("process")))
     return owner if known else {}
 
 
 def _has_ended(owner: dict[str, Any], free: bool) -> bool:
     if not owner or (free and _boot() and owner.get("boot") == _boot()):
-        return True  # this kernel knows all its locks, also those of other containers
+        return True  # same kernel: flock is reliable, also across containers
     return is_running(owner["process"]) is False
 
 
 def _refusal(place: Path, lock: Path, owner: dict[str, Any]) -> str:
     if not owner:
-        return f"Expected {place} to be free, got one that another process works on. Wait for it, or choose another."
+        return (
+            f"Expected {place} to be free, got one that another process works on. "
+            "Wait for it, or choose another."
+        )
     pid, here = process_id(owner["process"]), is_running(owner["process"]) is not None
     remedies = f"Wait for it, end it (kill {pid}), or choose another output."
     return (
-        f"Expected {place} to be free, got one that process {pid} on {owner.get('host')} has worked on since "
-        f"{owner.get('since')}. {remedies if here else f'If it has ended, remove {lock}; else choose another output.'}"
+        f"Expected {place} to be free, got one that process {pid} on {owner.get('host')} "
+        f"has worked on since {owner.get('since')}. "
+        f"{remedies if here else f'If it has ended, remove {lock}; else choose another output.'}"
     )
 
 
 def _forget() -> None:
-    """In a fork: what the parent made and locked is not the child's."""
+    """Drop the parent's temporary paths and locks in a forked child."""
     _made.clear()
     for lock in _locked:
         os.close(lock)

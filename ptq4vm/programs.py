@@ -1,4 +1,4 @@
-"""Programs that this one starts. Nothing that lies in the current directory is run, or imported, by them."""
+"""Subprocesses that never run or import files from the current directory."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def python_program(*arguments: str) -> list[str]:
-    """Return the command of this interpreter with arguments, isolated.
+    """Return the command of this interpreter in isolated mode (``-I``).
 
-    Neither the current directory nor PYTHONPATH, nor the user's own site folder, gives it modules.
+    Modules are not imported from the current directory, PYTHONPATH or the user's site folder.
     """
     return [sys.executable, "-I", *arguments]
 
@@ -22,18 +22,18 @@ def run_program(
     """Run a program to its end, without a shell and without input.
 
     Args:
-        command: the program and its arguments. A bare name is looked up in the absolute entries of PATH alone: an
-            empty or relative one would mean the current directory.
-        folder: the directory to run in, one that nobody else puts files into.
-        seconds: how long it may take; None for any time.
+        command: program and arguments. A bare name is searched only in the absolute entries of
+            PATH, since empty and relative entries refer to the current directory.
+        folder: working directory; should not be writable by others.
+        seconds: timeout; None for no limit.
 
     Returns:
-        Its exit status, and what it wrote.
+        Exit status and output.
 
     Raises:
-        FileNotFoundError: there is no such program.
-        OSError: it can't be started.
-        subprocess.TimeoutExpired: it took longer, and was ended.
+        FileNotFoundError: the program doesn't exist.
+        OSError: the program can't be started.
+        subprocess.TimeoutExpired: the timeout expired, and the program was killed.
     """
     entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
     path = os.pathsep.join(entry for entry in entries if Path(entry).is_absolute())
@@ -42,6 +42,7 @@ def run_program(
         raise FileNotFoundError(f"no program {command[0]} in the absolute folders of PATH")
     return subprocess.run(
         [found, *command[1:]],
-        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=seconds,
+        cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        timeout=seconds,
         check=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files from outside: JSON and tensors become typed values here, or a :class:`PTQ4VMError`."""
+"""Validated reading of JSON and safetensors files: typed values or a :class:`PTQ4VMError`."""
 
 import json
 import math
@@ -25,9 +25,9 @@ from torch import Tensor
 from ptq4vm.errors import PTQ4VMError
 
 _DEEPEST = 32
-"""Levels of nesting; what is written here has at most six."""
+"""Maximum nesting of JSON; files of ptq4vm have at most six levels."""
 _LARGEST = 1e100
-"""No measured number has more than this magnitude, unless it is infinite; charts can then compute with it."""
+"""Maximum magnitude of finite numbers, so that charts can compute with them."""
 _NAMES = {
     str: "text",
     int: "an integer",
@@ -43,10 +43,10 @@ class _Mismatch(NamedTuple):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON that can be worked with: shallow, integers of at most 64 bits, texts that can be printed.
+    """Parse JSON with at most 32 levels, integers below 2^64 in magnitude and printable text.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text isn't such JSON.
     """
     try:
         content = json.loads(text)
@@ -76,16 +76,19 @@ def _inside(value: Any) -> Iterable[Any]:
 def read_json(
     path: Path, kind: Any = dict, expected: str = "a JSON object", remedy: str = "Remove the file."
 ) -> Any:
-    """A JSON file whose content is of a kind.
+    """Read a JSON file and check the type of its content.
 
     Args:
-        path: the file.
-        kind: as in :func:`typed`.
-        expected: the file's content in words, for the error.
-        remedy: what to do about another.
+        path: file to read.
+        kind: expected type, as for :func:`typed`.
+        expected: description of the content, for the error message.
+        remedy: remedy for other content, for the error message.
+
+    Returns:
+        The content as parsed.
 
     Raises:
-        PTQ4VMError: no such file, no JSON, or another kind.
+        PTQ4VMError: the file doesn't exist, isn't JSON or has another type.
     """
     try:
         if not path.is_file():
@@ -99,19 +102,20 @@ def read_json(
 
 
 def typed(value: Any, kind: Any, expected: str, where: Path | str, remedy: str) -> Any:
-    """The value itself, seen to be of a kind.
+    """Check the type of a value and return it unchanged.
 
     Args:
         value: parsed JSON.
-        kind: a type: ``str``, ``int``, ``float`` (integers too, at most 1e100), ``bool``, ``dict``, ``Any``,
-            ``list[...]``, ``tuple[...]`` (a list in JSON), ``dict[str, ...]``, ``Literal``, a union, a ``TypedDict``
-            (which may have further keys) or a dataclass (which may not).
-        expected: the whole in words, for the error.
-        where: the file, likewise.
-        remedy: what to do about another kind.
+        kind: ``str``, ``int``, ``float`` (also integers; magnitude at most 1e100, infinity or NaN),
+            ``bool``, ``dict``, ``Any``, ``list[...]``, ``tuple[...]`` (a list in JSON),
+            ``dict[str, ...]``, ``Literal``, a union, a ``TypedDict`` (further keys are allowed) or
+            a dataclass (further keys are an error).
+        expected: description of the whole value, for the error message.
+        where: file of the value, for the error message.
+        remedy: remedy for another type, for the error message.
 
     Raises:
-        PTQ4VMError: it isn't; the message names the key.
+        PTQ4VMError: the value has another type; the message names the key.
     """
     mismatch = _mismatch(value, kind, "")
     if mismatch is not None:
@@ -121,7 +125,7 @@ def typed(value: Any, kind: Any, expected: str, where: Path | str, remedy: str) 
 
 
 def _mismatch(value: Any, kind: Any, key: str) -> _Mismatch | None:
-    """Where the value first differs from the kind."""
+    """Return the first mismatch of value and type, or None."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return None
@@ -200,10 +204,10 @@ def _below(key: str, name: str | int) -> str:
 
 
 def parse_number(text: str) -> float:
-    """A number that a log holds as text, maybe infinite or NaN.
+    """Parse a number from a log; infinity and NaN are allowed.
 
     Raises:
-        ValueError: it is something else, or beyond what was ever measured.
+        ValueError: the text isn't a number, or its magnitude is finite and above 1e100.
     """
     value = float(text)
     if math.isfinite(value) and abs(value) > _LARGEST:
@@ -212,12 +216,13 @@ def parse_number(text: str) -> float:
 
 
 def load_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file's bytes.
+    """Load tensors and metadata from the bytes of a safetensors file.
 
-    The file is not mapped into memory: one that is cut short meanwhile would kill the process.
+    Files aren't memory-mapped: truncation during reading would crash the process.
 
     Raises:
-        ValueError: the bytes are something else, or have a type of tensors that this installation doesn't know.
+        ValueError: the bytes aren't safetensors, or a tensor's dtype isn't supported by the
+            installed safetensors and torch.
     """
     try:
         tensors = load(data)

@@ -1,4 +1,4 @@
-"""Files that ``torch.save`` wrote: read without running code, at a cost that the file's size bounds."""
+"""Safe reading of ``torch.save`` files, without code execution and with bounded memory."""
 
 import mmap
 import pickle
@@ -16,32 +16,34 @@ from ptq4vm.errors import PTQ4VMError
 _ZIP = b"PK\x03\x04"
 _FOREIGN_CLASS = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
 _ALLOCATOR = b"bytearray\n"
-"""How a pickle names the one type it may hold that takes any amount of memory for a number of a few bytes."""
+"""Pickle reference to bytearray, the one allowed type that allocates any size from a few bytes."""
 
 _DAMAGE = (
-    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-    AssertionError, MemoryError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError,
+    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, MemoryError, struct.error, zipfile.BadZipFile,
+    pickle.UnpicklingError,
 )  # fmt: skip
-"""In which ways the unpickler stumbles over bytes that are no checkpoint."""
+"""Exceptions of the unpickler on invalid files."""
 
 
 def load_plain(path: Path, expected: str, remedy: str, map_location: Any = "cpu") -> Any:
-    """Read what ``torch.save`` wrote, as long as it is tensors and plain values: no pickled code is run.
+    """Load tensors and plain values from a ``torch.save`` file, without running pickled code.
 
     Args:
-        path: the file.
-        expected: what it should be, for the error.
-        remedy: what to do if it isn't.
-        map_location: where tensors go.
+        path: file to read.
+        expected: description of the content, for the error message.
+        remedy: remedy for other content, for the error message.
+        map_location: device of the tensors, as for :func:`torch.load`.
 
     Raises:
-        PTQ4VMError: it is damaged, holds more than that, or would take more memory than its size.
+        PTQ4VMError: the file is damaged, has other content, or would need more memory than its
+            size.
     """
     try:
         obstacle = _obstacle(path)
         if obstacle is None:
             with warnings.catch_warnings():
-                # About kinds of tensors and of pickles that are refused in words, here or by who asks.
+                # Kinds of tensors and pickles that torch warns of are rejected with an error.
                 warnings.simplefilter("ignore")
                 return torch.load(path, map_location=map_location, weights_only=True)
         cause = None
@@ -51,7 +53,10 @@ def load_plain(path: Path, expected: str, remedy: str, map_location: Any = "cpu"
 
 
 def _obstacle(path: Path) -> str | None:
-    """Why the file must not be read: it isn't tensors, or takes more memory than its size; None if it may be."""
+    """Return why the file must not be loaded, or None if it may be.
+
+    Rejects TorchScript and files whose content may need more memory than the file's size.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(_ZIP)) == _ZIP:
@@ -59,7 +64,7 @@ def _obstacle(path: Path) -> str | None:
                 entries = archive.infolist()
             if any(Path(entry.filename).name == "constants.pkl" for entry in entries):
                 return "is a TorchScript program"
-            # Tensors are stored as they are; an entry that is compressed, or shared, grows when it is read.
+            # torch.save stores tensors uncompressed; compressed or shared entries grow on reading.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 return "is compressed, as torch.save does not write it"
             if sum(entry.file_size for entry in entries) > size:
@@ -72,7 +77,7 @@ def _obstacle(path: Path) -> str | None:
 
 
 def _explain(error: Exception) -> str:
-    """Say in a few words why the file wasn't read; torch's own message has several lines, and terminal colours."""
+    """Describe the error in a few words; torch's own message has several lines and colour codes."""
     found = _FOREIGN_CLASS.search(str(error))
     if found is not None:
         return f"carries more than tensors: a pickled {found[1]}"

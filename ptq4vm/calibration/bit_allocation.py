@@ -1,4 +1,4 @@
-"""Which layers to give more bits than the others, within a budget of bit operations."""
+"""Mixed-precision bit allocation within a budget of bit operations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,18 +18,26 @@ def choose_bits(
     candidates: Sequence[str] = CANDIDATE_BITS,
     budget: float = 0.10,
 ) -> dict[str, str]:
-    """The layers to give more than the base bits, so that the sum of all layers' errors becomes least.
+    """Choose the layers with more than the base bits that minimize the sum of the layers' errors.
 
-    An integer program: each layer takes the base or one of the candidates. Its error is that of
-    :func:`combined_errors`, as measured at those bits. At most ``budget`` of all bit operations, Σ MACs x weight bits x
-    activation bits over the quantized layers, may be spent in layers above the base; the layers that are fixed are
-    not chosen but count. That errors of single layers add up is an assumption.
+    Solves an integer program: each layer takes the base bits or one of the candidates, with the
+    error of :func:`combined_errors` measured at these bits. Layers above the base may take at
+    most ``budget`` of all bit operations, Σ MACs × weight bits × activation bits over the
+    quantized layers. Layers with fixed bits are not chosen but count towards the budget. The
+    objective assumes that the errors of single layers add up.
+
+    Args:
+        sensitivity: measured layers.
+        base: bits of the layers that are not raised.
+        candidates: bits to choose from, above the base.
+        budget: maximum share of bit operations in layers above the base, in [0, 1].
 
     Returns:
-        Layer name to bits, without the layers that stay at the base and the fixed ones.
+        Bits by layer name, without layers at the base bits and without fixed layers.
 
     Raises:
-        PTQ4VMError: bad bits or budget, fixed layers that exceed the budget, or bits at which nothing was measured.
+        PTQ4VMError: invalid bits or budget, fixed layers that exceed the budget, or bits without
+            measurements.
     """
     base, candidates = canonical_bits(base), [canonical_bits(one) for one in candidates]
     for one in candidates:
@@ -48,7 +56,7 @@ def choose_bits(
     costs = np.array(
         [[layer.macs * _product(one) for one in options] for layer in free], dtype=float
     )
-    # Spent above the base <= budget x spent at all, with everything on one side.
+    # (spent above the base) - budget * (spent in total) <= 0
     load = costs * (np.array([False] + [True] * len(candidates)) - budget)
     fixed_load = sum(
         layer.macs * _product(layer.fixed) * ((_product(layer.fixed) > _product(base)) - budget)
@@ -65,7 +73,7 @@ def choose_bits(
             LinearConstraint(one_each, 1, 1),
             LinearConstraint(load.ravel()[None] * scale, -np.inf, -fixed_load * scale),
         ],
-        # Presolving saves nothing here, and HiGHS of some releases prints to the terminal after it.
+        # Presolve is no faster here, and some HiGHS releases print to the terminal after it.
         options={"mip_rel_gap": 0.0, "presolve": False},
     )
     if solution.x is None:
@@ -75,10 +83,10 @@ def choose_bits(
 
 
 def require_budget(sensitivity: Sensitivity, base: str, budget: float) -> None:
-    """See that the fixed layers leave something of the budget; needs nothing measured.
+    """Check that the fixed layers don't exceed the budget; requires no measurements.
 
     Raises:
-        PTQ4VMError: they don't, or the budget isn't in [0, 1].
+        PTQ4VMError: they do, or the budget isn't in [0, 1].
     """
     if not 0.0 <= budget <= 1.0:
         raise PTQ4VMError(
@@ -92,13 +100,14 @@ def require_budget(sensitivity: Sensitivity, base: str, budget: float) -> None:
             if _product(layer.fixed or base) > _product(base)
         )
         raise PTQ4VMError(
-            f"Expected a budget of at least {share:.4f}, which the layers of fixed bits already take ({names}), got "
-            f"{budget}. Raise the budget, or lower first_last_bits or layer_bits."
+            f"Expected a budget of at least {share:.4f}, which the layers of fixed bits already "
+            f"take ({names}), got {budget}. Raise the budget, or lower first_last_bits or "
+            "layer_bits."
         )
 
 
 def share_above(sensitivity: Sensitivity, base: str, bits: Mapping[str, str]) -> float:
-    """The share of all bit operations that is spent in layers above the base, with these bits chosen."""
+    """Return the share of all bit operations in layers above the base, for the chosen bits."""
     costs = [
         (layer.macs, _product(layer.fixed or bits.get(layer.name, base)))
         for layer in sensitivity.layers

@@ -1,4 +1,4 @@
-"""Losses and schedules of both phases, as pure functions."""
+"""Losses and schedules of block reconstruction and global calibration, as pure functions."""
 
 import math
 from collections.abc import Mapping
@@ -13,24 +13,29 @@ _LEAST_VARIANCE = 1e-6
 
 
 def reconstruction_loss(outputs: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> Tensor:
-    """Squared error summed over channels, averaged over the rest (as in BRECQ), and summed over all outputs.
+    """Compute the squared error, summed over channels and outputs, averaged over the rest.
 
-    Outputs are (B, T, C, h, w); a block's recurrent state counts as one of them.
+    The normalization is BRECQ's.
+
+    Args:
+        outputs: block outputs, each (B, T, C, h, w), including the recurrent state.
+        targets: the float network's outputs, of the same shapes.
     """
     losses = [(y - t).square().sum(2).mean() for y, t in zip(outputs, targets, strict=True)]
     return torch.stack(losses).sum()
 
 
 def alpha_loss(pha: Tensor, target: Tensor, l1_weight: float, mse_weight: float) -> Tensor:
-    """Weighted sum of mean absolute and mean squared error of alpha."""
+    """Compute the weighted sum of mean absolute and mean squared error of alpha."""
     error = pha - target
     return l1_weight * error.abs().mean() + mse_weight * error.square().mean()
 
 
 def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-    """Squared error of feature maps as a share of their variance in each frame, averaged over all of them.
+    """Compute the squared error of feature maps relative to each frame's variance, averaged.
 
-    Feature maps are what a network's blocks hand on, (B, T, C, h, w), with more channels than a picture or a matte has.
+    Feature maps are the block outputs (B, T, C, h, w) with more than 4 channels; pictures and
+    mattes are left out.
     """
     errors = [
         _energy(values[name] - target)
@@ -42,25 +47,26 @@ def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) ->
 
 
 def _energy(x: Tensor) -> Tensor:
-    """Mean square of each frame, (B, T), without the squares ever lying in memory."""
+    """Compute the mean square of each frame, (B, T), without storing the squares."""
     return torch.linalg.vector_norm(x, dim=(2, 3, 4)).square() / x[0, 0].numel()
 
 
 def temporal_loss(pha: Tensor, previous: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
-    """Optical flow assistance: ‖α̂_t - warp(α̂_{t-1})‖₁, averaged over what the flow says is visible in both frames.
+    """Compute the temporal loss ‖α̂_t - warp(α̂_{t-1})‖₁, averaged over the visible pixels.
 
-    Each clip counts the same, so that the gradient does not depend on how clips are shared out to processes.
+    The average is per clip and then over clips, so that the gradient doesn't depend on how clips
+    are distributed over ranks.
 
     Args:
         pha: alpha of frame t, (B, 1, H, W).
-        previous: alpha of frame t-1.
-        flow: backward flow, (B, 2, H, W) in pixels.
-        visible: (B, 1, H, W), 0 where occluded.
+        previous: alpha of frame t-1, (B, 1, H, W).
+        flow: backward optical flow in pixels, (B, 2, H, W).
+        visible: (B, 1, H, W), 0 for pixels occluded in one of the frames.
     """
     error = (pha - warp(previous, flow)).abs() * visible
     return (error.sum((1, 2, 3)) / visible.sum((1, 2, 3)).clamp(min=1.0)).mean()
 
 
 def cosine(progress: float) -> float:
-    """From 1 to 0 as progress goes from 0 to 1."""
+    """Return the cosine schedule, falling from 1 to 0 as progress goes from 0 to 1."""
     return 0.5 * (1.0 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))

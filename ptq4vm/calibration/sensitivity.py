@@ -1,4 +1,4 @@
-"""Which layers quantization hurts most, measured one by one."""
+"""Sensitivity of single layers to quantization."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,51 +37,51 @@ from ptq4vm.reading import read_json
 
 BASE_BITS = "W4A4"
 SEQUENCES = 4
-"""So many calibration sequences are measured on, if no other number is given."""
+"""Default number of calibration sequences to measure on."""
 
 
 class LayerError(NamedTuple):
-    """How far the mattes move from the float network's, mean over frames."""
+    """Difference of the mattes to the float network's, mean over frames."""
 
     mad: float
-    """Mean absolute difference x 1e3."""
+    """Mean absolute difference ×10³."""
     dtssd: float
-    """Root mean square difference of the steps from frame to frame x 1e2; the first frame of a sequence counts as 0."""
+    """RMS difference of frame-to-frame steps ×10²; 0 for the first frame of a sequence."""
 
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """A quantizable layer, and what quantizing it alone does."""
+    """Quantizable layer and the errors of quantizing it alone."""
 
     name: str
     macs: int
     """Multiply-accumulates for one calibration frame."""
     weights: int
     fixed: str | None = None
-    """Bits that are not to choose: of the first and the last executed layer, and of the configuration's layer_bits."""
+    """Bits fixed by the configuration (first and last layer, ``layer_bits``); None if free."""
     errors: dict[str, LayerError] = field(default_factory=dict)
-    """By bits, e.g. ``W4A4``."""
+    """Errors by bits, e.g. ``W4A4``."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The layers in order of execution."""
+    """Sensitivities of the layers, in order of execution."""
 
     layers: tuple[LayerSensitivity, ...]
 
     def ranked(self, bits: str) -> list[LayerSensitivity]:
-        """The layers, most sensitive first, by :func:`combined_errors`."""
+        """Return the layers, most sensitive first, by :func:`combined_errors`."""
         bits = canonical_bits(bits)
         errors = combined_errors(self.layers, [bits], bits)[:, 0]
         return [self.layers[index] for index in np.argsort(-errors, kind="stable")]
 
     def shares(self) -> dict[str, float]:
-        """Each layer's share of the MACs of all of them."""
+        """Return each layer's share of the MACs of all quantizable layers."""
         total = sum(layer.macs for layer in self.layers)
         return {layer.name: layer.macs / total for layer in self.layers}
 
 
-# ---- measuring ------------------------------------------------------------------------------------------------
+# ---- measuring ---------------------------------------------------------------------------------
 
 
 def measure_sensitivity(
@@ -93,23 +93,29 @@ def measure_sensitivity(
     path: Path | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Quantize every layer alone, the others float, and measure how far the mattes move from the float network's.
+    """Quantize each layer alone and measure the difference of the mattes to the float network's.
 
-    Ranges are found once for each of ``bits``, on what the float network gives each layer, and weights are rounded to
-    nearest. The evaluation clips are never looked at. What reaches the current block is kept in memory, so that only
-    what follows it is computed again; for RVM that is at most about 20 floats for each pixel of the frames measured on.
+    Activation ranges are calibrated once for each of ``bits`` on the float network's activations,
+    and weights are rounded to nearest. Evaluation clips are not used. Inputs of the current block
+    are kept in memory, so that only this and the following blocks run; for RVM at most about 20
+    floats per pixel of the frames measured on.
 
     Args:
-        network: the float network, on the device to measure on.
-        data: its calibration set is attached.
-        bits: what each layer is quantized to, one after the other; first and last layer too.
-        qconfig: everything else about quantization; its ``first_last_bits`` and ``layer_bits`` only tell what is fixed.
-        sequences: measure on so many of the calibration sequences; None takes all.
-        path: JSON that is written whole after each layer; what it holds is not measured again.
-        progress: told of each layer before it is measured.
+        network: float network, on the device to measure on.
+        data: datamodule with an attached calibration set.
+        bits: bits to measure each layer at, including first and last layer.
+        qconfig: other quantization settings; its ``first_last_bits`` and ``layer_bits`` only set
+            :attr:`LayerSensitivity.fixed`.
+        sequences: number of calibration sequences to measure on; None for all.
+        path: JSON file, written atomically after each layer; errors in it are not measured again.
+        progress: callback, called with (done, total, layer and bits) before each measurement.
+
+    Returns:
+        The layers with their errors, in order of execution.
 
     Raises:
-        PTQ4VMError: bad bits or number of sequences; ``path`` holds something else or can't be written.
+        PTQ4VMError: invalid bits or number of sequences; ``path`` has other content or settings, or
+            can't be written.
     """
     if sequences is not None and sequences < 1:
         raise PTQ4VMError(
@@ -141,7 +147,7 @@ def measure_sensitivity(
 
 
 def list_layers(network: MattingModel, qconfig: QConfig, height: int, width: int) -> Sensitivity:
-    """The layers that are quantized, in order of execution, with nothing measured; MACs are for frames of this size."""
+    """List the quantizable layers in order of execution, without errors; MACs are for this size."""
     traced = [
         t
         for t in trace(network, example_frame(network, height, width))
@@ -160,7 +166,7 @@ def list_layers(network: MattingModel, qconfig: QConfig, height: int, width: int
 
 
 class _Walk:
-    """Goes through the network block by block and keeps what the float network hands to the current one."""
+    """Block-by-block traversal that caches the float network's inputs of the current block."""
 
     def __init__(
         self,
@@ -173,7 +179,7 @@ class _Walk:
         device = next(network.parameters()).device
         clips = [data.calibration_set[index] for index in range(count)]
         self.targets = [clip.teacher_pha.to(device) for clip in clips]
-        # One sequence is (1, T, C, h, w).
+        # Shape (1, T, C, h, w) per sequence.
         self.values = [{"src": clip.src[None].to(device)} for clip in clips]
         layers = list_layers(network, qconfig, *data.size).layers
         self.networks: dict[str, MattingModel] = {}
@@ -199,13 +205,13 @@ class _Walk:
         return len(next(iter(self.blocks.values())))
 
     def layers(self, position: int) -> list[str]:
-        """Names of the quantizable layers of a block."""
+        """Return the names of the quantizable layers of a block."""
         bits, network = next(iter(self.networks.items()))
         return block_layers(network, self.blocks[bits][position])
 
     @torch.inference_mode()
     def error(self, position: int, name: str, bits: str) -> LayerError:
-        """Of one layer of the current block."""
+        """Return the error of quantizing one layer of the current block."""
         network, frames = self.networks[bits], []
         others = [layer for other, layer in quantized_layers(network).items() if other != name]
         with disable_quantization(others):
@@ -216,7 +222,7 @@ class _Walk:
 
     @torch.inference_mode()
     def advance(self, position: int) -> None:
-        """Leave a block behind, and what none after it reads."""
+        """Compute a block's outputs and drop the values that no later block reads."""
         bits, network = next(iter(self.networks.items()))
         block, later = self.blocks[bits][position], self.blocks[bits][position + 1 :]
         needed = {"src", *(name for other in later for name in other.inputs)}
@@ -231,7 +237,7 @@ class _Walk:
 def _run(
     network: MattingModel, blocks: Sequence[Block], values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What these blocks make of the values before them, from a fresh state."""
+    """Run the blocks on these values, from an initial recurrent state."""
     return run_blocks(blocks, values, network.initial_state(values["src"][:, 0]))[0]
 
 
@@ -243,7 +249,7 @@ def _measure(
     path: Path | None,
     progress: Progress | None,
 ) -> None:
-    """Fill in what is missing."""
+    """Measure the missing errors and save them after each layer."""
     layers, total = {layer.name: layer for layer in found.layers}, len(todo)
     for position in range(len(walk)):
         for name in walk.layers(position):
@@ -261,15 +267,16 @@ def _measure(
         progress(total, total, "every layer measured")
 
 
-# ---- ranking -------------------------------------------------------------------------------------------------
+# ---- ranking -----------------------------------------------------------------------------------
 
 
 def combined_errors(
     layers: Sequence[LayerSensitivity], options: Sequence[str], base: str
 ) -> np.ndarray:
-    """MAD and dtSSD in one number, (layers, options): each as a share of its sum over these layers at the base bits.
+    """Combine MAD and dtSSD into one error per layer and option, (layers, options).
 
-    So both count the same, whatever their units.
+    Each is divided by its sum over these layers at the base bits, so that both have equal weight
+    regardless of units; the two are added.
 
     Raises:
         PTQ4VMError: a layer was not measured at one of the bits.
@@ -278,24 +285,25 @@ def combined_errors(
         missing = [layer.name for layer in layers if one not in layer.errors]
         if missing:
             raise PTQ4VMError(
-                f"Expected every layer measured at {one}, got {len(missing)} without ({missing[0]}, ...). Measure "
-                f"sensitivity at {one} too."
+                f"Expected every layer measured at {one}, got {len(missing)} without "
+                f"({missing[0]}, ...). Measure sensitivity at {one} too."
             )
     errors = np.array([[layer.errors[one] for one in options] for layer in layers], dtype=float)
     sums = np.array([layer.errors[base] for layer in layers], dtype=float).sum(0)
     return (errors / np.where(sums > 0, sums, np.inf)).sum(-1)
 
 
-# ---- the file -------------------------------------------------------------------------------------------------
+# ---- the file ----------------------------------------------------------------------------------
 
 
 def write_sensitivity(path: Path, found: Sensitivity, settings: Mapping[str, Any]) -> None:
-    """``{"settings": …, "layers": [{"name", "macs_share", "macs", "weights", "fixed", "errors"}, …]}``, whole.
+    """Write the sensitivity file as JSON, atomically.
 
-    ``errors`` holds ``{"mad": …, "dtssd": …}`` by bits.
+    The content is ``{"settings": …, "layers": [{"name", "macs_share", "macs", "weights", "fixed",
+    "errors"}, …]}``, where ``errors`` has ``{"mad": …, "dtssd": …}`` by bits.
 
     Raises:
-        PTQ4VMError: nothing can be written there.
+        PTQ4VMError: the file can't be written.
     """
     shares = found.shares()
     layers = [
@@ -328,7 +336,7 @@ class _File(TypedDict):
 
 
 def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> None:
-    """Take over what was measured before, if it was measured so."""
+    """Read errors measured before into ``found``; raise if the settings differ."""
     if not path.is_file():
         return
     content: _File = read_json(path, _File, "a sensitivity file", "Remove it.")
@@ -343,8 +351,8 @@ def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> No
     changed = differences(before, json.loads(json.dumps(settings)))
     if changed:
         raise PTQ4VMError(
-            f"Expected {path} to be new or measured with these settings, got another ({changed}). Choose another "
-            "folder, or remove the file."
+            f"Expected {path} to be new or measured with these settings, got another ({changed}). "
+            "Choose another folder, or remove the file."
         )
     for layer in found.layers:
         layer.errors.update(errors.get(layer.name, {}))

@@ -1,4 +1,4 @@
-"""Deployment without a training framework: video matting, export to other runtimes, parity and speed."""
+"""Deployment: video matting, export to ONNX runtimes, parity checks and speed measurements."""
 
 from ptq4vm.deploy.benchmark import Speed, measure_speed, open_network
 from ptq4vm.deploy.export import Exported, export_checked, require_job

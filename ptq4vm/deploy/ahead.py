@@ -1,4 +1,4 @@
-"""Steps of a pipeline side by side."""
+"""Prefetching of an iterable in a background thread."""
 
 import queue
 import threading
@@ -8,18 +8,19 @@ from typing import TypeVar
 Item = TypeVar("Item")
 _END = object()
 _PATIENCE = 0.1
-"""Seconds after which a thread looks whether anybody still wants what it holds."""
+"""Polling interval in seconds at which a blocked producer thread checks for a stop request."""
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """The same items, made in a thread of their own while the one before is worked on.
+    """Prefetch the items of an iterable in a background thread.
 
     Args:
-        items: an iterable; it is run, and closed, in that thread.
-        depth: how many may wait. Memory holds so many, one being made and one being used.
+        items: iterable; iterated, and closed if it is a generator, in the background thread.
+        depth: queue capacity. At most ``depth`` + 2 items are in memory: the queued ones, the one
+            being produced and the one being consumed.
 
     Yields:
-        Each item in order. What the iterable raises is raised here, after the items before it.
+        The items, in order. An exception of the iterable is re-raised after the items before it.
     """
     waiting: queue.Queue[object] = queue.Queue(depth)
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""How fast networks are, and what they need, side by side."""
+"""Speed and memory benchmark of networks, each in a subprocess."""
 
 import json
 import multiprocessing
@@ -28,28 +28,28 @@ from ptq4vm.video import require_size
 
 @dataclass(frozen=True)
 class Speed:
-    """One network's figures."""
+    """Benchmark results of one network."""
 
     model: str
     bits: str
     runtime: str
-    """torch, onnxruntime or openvino."""
+    """``torch``, ``onnxruntime`` or ``openvino``."""
     layers: str
-    """How many convolutions and linear layers it executes in which arithmetic, as far as the runtime tells."""
+    """Convolutions and linear layers by arithmetic, e.g. ``77 int8``; empty for torch."""
     size_mb: float
-    """Of the file, in 10^6 bytes; of a network in torch, its weights at their own bits."""
+    """File size in 10^6 bytes; for torch, size of the weights at their bit widths."""
     median_ms: float
-    """For a frame."""
+    """Median time per frame, in milliseconds."""
     p90_ms: float
-    """Nine of ten frames take no longer."""
+    """90th percentile of the time per frame, in milliseconds."""
     fps: float
-    """Frames per second, from the median."""
+    """Frames per second, 1000 / ``median_ms``."""
     memory_mb: float
-    """Peak of the resident memory, in 10^6 bytes, above that of the process before it loaded the network."""
+    """Peak resident memory in 10^6 bytes, less the process's peak before loading the network."""
 
 
 class _Plan(NamedTuple):
-    """All that a process of its own must know."""
+    """Parameters of one benchmark process."""
 
     model: str
     network: str
@@ -60,7 +60,7 @@ class _Plan(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """What it says once the network is loaded."""
+    """Description of the loaded network, the first message of a benchmark process."""
 
     bits: str
     runtime: str
@@ -74,16 +74,16 @@ def open_network(
     runtime: str | None = None,
     threads: int | None = None,
 ) -> MattingModel:
-    """A float or quantized network, or an exported graph in its runtime.
+    """Load a float network, a quantized network or an exported graph.
 
     Args:
-        model: a network's name, a weights file, a quantized checkpoint, a run folder or an exported graph.
-        network: what a file of float weights is of.
-        runtime: of an exported graph: onnxruntime or openvino; None for the one it is for.
-        threads: of an exported graph; None for all cores.
+        model: network name, weights file, quantized checkpoint, run folder or exported graph.
+        network: network name of a file of float weights.
+        runtime: for exported graphs, ``onnxruntime`` or ``openvino``; None for the export target's.
+        threads: number of threads for exported graphs; None for all cores.
 
     Raises:
-        PTQ4VMError: nothing of that kind, or a runtime that isn't installed.
+        PTQ4VMError: the model can't be loaded, or the runtime isn't installed.
     """
     if is_exported(Path(model)):
         return ExportedNetwork(Path(model), runtime, threads)
@@ -104,23 +104,29 @@ def measure_speed(
     network: str = "rvm_mobilenetv3",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Speed]:
-    """Time networks in alternation, each in a process of its own, so that ratios hold also on a machine that is noisy.
+    """Measure speed and memory of networks in alternation, each in its own process.
 
-    In every round each network in turn computes two frames, with its state fed back, and the second is timed: threads
-    that have slept between need the first to wake.
+    The networks take turns in every round, so that speed ratios hold on a noisy machine too. In its
+    turn a network computes two frames, with its recurrent state carried over, and only the second
+    is timed: the first wakes the threads that slept in the meantime.
 
     Args:
-        models: each as :func:`open_network` takes it; ``graph.onnx@openvino`` names the runtime.
-        height: of the frames, in pixels.
-        width: of the frames, in pixels.
-        downsample_ratio: of networks in torch; a graph has its own, which must be this one if it is a number.
-        rounds: how often each is timed.
-        threads: of each; None for all cores.
-        network: what a file of float weights is of.
-        progress: told the rounds done, and their number.
+        models: models as for :func:`open_network`; ``graph.onnx@openvino`` selects the runtime.
+        height: frame height in pixels.
+        width: frame width in pixels.
+        downsample_ratio: ratio for networks in torch. The ratio of an exported graph is fixed; a
+            number given here must equal it.
+        rounds: number of timed frames per network.
+        threads: number of threads per network; None for all cores.
+        network: network name of files of float weights.
+        progress: callback, called with (rounds done, total rounds) after each round.
+
+    Returns:
+        One :class:`Speed` per model, in the order of ``models``.
 
     Raises:
-        PTQ4VMError: a model can't be loaded, doesn't take such frames, or its process ended.
+        PTQ4VMError: a model can't be loaded or doesn't support the frame size, a value is out of
+            range, or a benchmark process ended early.
     """
     if rounds < 1 or (threads is not None and threads < 1):
         raise PTQ4VMError(
@@ -132,7 +138,7 @@ def measure_speed(
         plans = [
             _Plan(model, network, height, width, downsample_ratio, threads) for model in models
         ]
-        # One loads after the other: together they might not fit.
+        # Workers load one after the other: concurrent loading might exceed the memory.
         workers = [stack.enter_context(_worker(plan)) for plan in plans]
         times: list[list[float]] = [[] for _ in workers]
         for done in range(1, rounds + 1):
@@ -153,15 +159,15 @@ def _speed(model: str, facts: _Facts, seconds: list[float], memory: float) -> Sp
 
 
 class _Worker:
-    """The other end of a process that holds one network."""
+    """Client of a benchmark process."""
 
     def __init__(self, plan: _Plan, connection: "Connection[object, object]") -> None:
         self.plan, self._connection = plan, connection
         self.facts: _Facts = self._answer()  # type: ignore[assignment]
 
     def ask(self, what: str) -> float:
-        """Have it do something, and wait for the answer."""
-        with suppress(BrokenPipeError):  # of a process that ended, which the missing answer tells
+        """Send ``frame`` or ``memory`` and return the answer in seconds or 10^6 bytes."""
+        with suppress(BrokenPipeError):  # the process ended; _answer reports it
             self._connection.send(what)
         return float(self._answer())  # type: ignore[arg-type]
 
@@ -170,8 +176,8 @@ class _Worker:
             answer = self._connection.recv()
         except (EOFError, ConnectionResetError) as error:
             raise PTQ4VMError(
-                f"Expected an answer from the process that runs {self.plan.model}, but it ended; memory may have run "
-                "out. Try fewer models or smaller frames."
+                f"Expected an answer from the process that runs {self.plan.model}, but it ended; "
+                "memory may have run out. Try fewer models or smaller frames."
             ) from error
         if isinstance(answer, PTQ4VMError):
             raise answer
@@ -189,8 +195,8 @@ serve(int(sys.argv[2]), json.loads(sys.argv[3]))
 @contextmanager
 def _worker(plan: _Plan) -> Iterator[_Worker]:
     ours, theirs = multiprocessing.Pipe()
-    # Not multiprocessing's own start: its new interpreter looks for modules in the current directory first. This one
-    # imports from where the one at hand does, and from nowhere else.
+    # multiprocessing's own spawn would put the current directory first in the module search path;
+    # this interpreter gets exactly the parent's sys.path.
     path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
     command = python_program("-c", _SERVE, path, str(theirs.fileno()), json.dumps(plan))
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -207,11 +213,11 @@ def _worker(plan: _Plan) -> Iterator[_Worker]:
 
 
 def serve(descriptor: int, plan: list[Any]) -> None:
-    """Hold a network, in a process of its own, and answer what the one that measures asks.
+    """Run a benchmark process: load a network and answer requests until the pipe is closed.
 
     Args:
-        descriptor: of this end of the pipe to it.
-        plan: what to load, and how.
+        descriptor: file descriptor of the worker's end of the pipe.
+        plan: fields of a :class:`_Plan`, as parsed from JSON.
     """
     with Connection(descriptor) as connection:
         try:
@@ -219,11 +225,11 @@ def serve(descriptor: int, plan: list[Any]) -> None:
         except PTQ4VMError as error:
             connection.send(error)
         except (EOFError, BrokenPipeError, KeyboardInterrupt):
-            pass  # nobody asks any more
+            pass  # the parent closed the pipe
 
 
 def _measure(plan: _Plan, connection: "Connection[object, object]") -> None:
-    """Facts first, then the seconds of a frame or the memory, until the other end is closed."""
+    """Send a :class:`_Facts`, then seconds per frame or peak memory per request, until EOF."""
     with torch.inference_mode():
         torch.set_num_threads(plan.threads)
         before = _peak_memory()
@@ -262,10 +268,10 @@ def _describe(network: MattingModel, plan: _Plan) -> _Facts:
 
 
 def _peak_memory() -> float:
-    """Of this process, in 10^6 bytes."""
+    """Return the peak resident memory of this process in 10^6 bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # What getrusage tells on Linux, a process inherits from the one that started it.
+        # On Linux, ru_maxrss is inherited from the parent process; VmHWM isn't.
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(peak.split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,4 +1,4 @@
-"""The job after quantization: a network exported for a runtime, and shown to compute there what was calibrated."""
+"""Export of a network to a runtime, with a parity check against PyTorch."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain, cycle, islice
@@ -22,18 +22,18 @@ from ptq4vm.models.base import MattingModel
 from ptq4vm.video import Frame, open_frames
 
 MIN_FRAMES = 30
-"""A recurrent network drifts, if it does, after its state has settled."""
+"""Minimum number of frames of the parity check: drift shows only after the state has settled."""
 
 
 class Exported(NamedTuple):
-    """What :func:`export_checked` leaves behind."""
+    """Result of :func:`export_checked`."""
 
     path: Path
     size_mb: float
     storage: str
-    """How weights are stored, and how they execute."""
+    """Bits of the stored weights and the arithmetic of the layers, as text."""
     runtime: str
-    """The runtime that parity was measured in."""
+    """Runtime in which parity was measured."""
     parity: Parity
 
 
@@ -53,27 +53,34 @@ def export_checked(
     tolerance: float = 5e-4,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Exported:
-    """Export a network, play a clip through it in its runtime, and keep the file only if the mattes are the same.
+    """Export a network and check its mattes in the runtime against PyTorch over a clip.
+
+    The file is kept only if the mean absolute difference of alpha is within ``tolerance``.
 
     Args:
-        network: float or quantized.
-        height: of the frames, in pixels.
-        width: of the frames, in pixels.
-        path: the ONNX file.
-        target: onnxruntime, openvino or tensorrt; the last is checked in ONNX Runtime.
-        opset: version of ONNX's operators.
-        dynamic_size: leave height and width open.
+        network: float or quantized network.
+        height: frame height in pixels.
+        width: frame width in pixels.
+        path: ONNX file to write.
+        target: ``onnxruntime``, ``openvino`` or ``tensorrt``, which is checked in ONNX Runtime.
+        opset: ONNX opset version.
+        dynamic_size: export with dynamic height and width.
         pack: store weights of up to 4 bits as INT4 or UINT4.
-        simulate: write also what the target does not execute as integers.
-        state_bits: 32, or 8: states are int8 outside the graph, which costs a little accuracy.
-        clip: a video, or a folder of images, to play; by default a built-in one. Frames are resized to the export's
-            size, and a clip that is too short is played to and fro.
-        frames: how many are played, at least 30.
-        tolerance: the largest mean |Δα| between PyTorch and the runtime that is let through.
-        progress: told the frames played, their number, and what is done.
+        simulate: also export layers that the target doesn't execute as integers.
+        state_bits: 32, or 8 for int8 recurrent states outside the graph, at a small loss of
+            accuracy.
+        clip: video or folder of images for the parity check; a built-in clip by default. Frames are
+            resized to the export size; a clip that is too short is repeated back and forth.
+        frames: number of frames to compare, at least 30.
+        tolerance: maximum mean |Δα| between PyTorch and the runtime.
+        progress: callback, called with (frames done, total frames, description).
+
+    Returns:
+        The written file's properties and the parity.
 
     Raises:
-        PTQ4VMError: as :func:`ptq4vm.deploy.export_onnx`; the runtime isn't installed; or the mattes differ.
+        PTQ4VMError: as for :func:`ptq4vm.deploy.export_onnx`; the runtime isn't installed; or the
+            mattes differ by more than ``tolerance``.
     """
     require_job(height, width, path, target, opset, clip, frames)
     require_exportable(network, height, width, target, opset, simulate, state_bits)
@@ -95,9 +102,10 @@ def export_checked(
             parity = measure_parity(network, exported, src, report, exported.state_scale)
         if not parity.mean <= tolerance:
             raise PTQ4VMError(
-                f"Expected mattes from {exported.runtime} that differ from PyTorch's by {tolerance:g} in the mean, got "
-                f"{parity.mean:.2g} over {parity.frames} frames (at most {parity.highest:.2g}). Nothing was written. "
-                "Where the network wavers by itself, its roundings tip over; on a CPU without VNNI, OpenVINO's sums of "
+                f"Expected mattes from {exported.runtime} that differ from PyTorch's by "
+                f"{tolerance:g} in the mean, got {parity.mean:.2g} over {parity.frames} frames "
+                f"(at most {parity.highest:.2g}). Nothing was written. Where the network wavers "
+                "by itself, its roundings tip over; on a CPU without VNNI, OpenVINO's sums of "
                 "8-bit weights may saturate. Try another --clip or CPU, or raise --tolerance."
             )
         storage = _storage(part, exported)
@@ -114,10 +122,10 @@ def require_job(
     clip: Path | None,
     frames: int,
 ) -> None:
-    """Find mistakes in the arguments of :func:`export_checked`, which has the same, before a network is loaded.
+    """Check the arguments of :func:`export_checked` that don't depend on the network.
 
     Raises:
-        PTQ4VMError: as :func:`export_checked`, but for what the network decides.
+        PTQ4VMError: as for :func:`export_checked`, except for errors that depend on the network.
     """
     require_options(height, width, target, opset)
     if frames < MIN_FRAMES:
@@ -133,9 +141,9 @@ def require_job(
 def _frames(
     network: MattingModel, clip: Path | None, height: int, width: int, count: int
 ) -> Tensor:
-    """(count, 3, height, width), RGB in [0, 1]."""
+    """Return the clip of the parity check, (count, 3, height, width), RGB in [0, 1]."""
     if clip is None:
-        # Any moving picture will do; whom the network finds in it doesn't matter.
+        # Any moving picture is sufficient, so the cut-out alpha of this network is good enough.
         source = BuiltinSource(
             "test",
             (height, width),
@@ -164,12 +172,12 @@ def _resized(frame: Frame, height: int, width: int) -> Tensor:
 
 
 def _storage(path: Path, exported: ExportedNetwork) -> str:
-    """What the graph stores its weights as, and what its runtime said that it executes."""
+    """Describe the bits of the stored weights and the arithmetic reported by the runtime."""
     stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
     bits = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT8: 8}
     widths = sorted({bits[kind] for kind in stored & bits.keys()}) or [32]
     counts = exported.layers
     return (
-        f"weights stored at {' and '.join(map(str, widths))} bits; {exported.runtime} executes {counts['int8']} of "
-        f"{sum(counts.values())} layers as int8, the others in float32"
+        f"weights stored at {' and '.join(map(str, widths))} bits; {exported.runtime} executes "
+        f"{counts['int8']} of {sum(counts.values())} layers as int8, the others in float32"
     )

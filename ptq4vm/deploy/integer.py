@@ -1,4 +1,4 @@
-"""A quantized layer as ONNX says it: integers, their scales, and the float operation between them."""
+"""Quantized layers in ONNX's QDQ format: QuantizeLinear, DequantizeLinear and float operators."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from ptq4vm.quantizers.convolution import ConvGeometry, conv2d
 
 
 class IntegerGrid(nn.Module):
-    """What is left of an activation quantizer: QuantizeLinear and DequantizeLinear.
+    """Activation quantizer as QuantizeLinear and DequantizeLinear.
 
-    Grids of fewer than 8 bits are simulated: ONNX clips to the grid's ends and then rounds on its 8-bit codes, which
-    gives the same values.
+    Grids of fewer than 8 bits are simulated: the input is clipped to the grid's range and rounded
+    on the 8-bit codes, which gives the same values.
     """
 
     scale: Tensor
@@ -22,7 +22,7 @@ class IntegerGrid(nn.Module):
     def __init__(self, quantizer: LearnedScaleFakeQuantize) -> None:
         super().__init__()
         self.spec = quantizer.spec
-        # One value and not an array of one: that is how ONNX tells a grid for the tensor from one for each channel.
+        # ONNX: scalar parameters are per tensor, 1-D parameters are per channel.
         shape = (-1,) if quantizer.scale.numel() > 1 else ()
         self.register_buffer("scale", quantizer.scale.detach().reshape(shape).clone())
         self.register_buffer(
@@ -30,7 +30,7 @@ class IntegerGrid(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...), on its grid."""
+        """Round x (B, C, ...) to the grid."""
         if self.spec.bits < 8:
             zero, scale = _like(self.zero_point, x, 1), _like(self.scale, x, 1)
             low, high = (
@@ -41,19 +41,20 @@ class IntegerGrid(nn.Module):
 
 
 class IntegerLayer(nn.Module):
-    """What is left of a calibrated :class:`QuantizedLayer`: integer codes, scales and a bias.
+    """Calibrated :class:`QuantizedLayer` as integer weight codes, scales and a bias.
 
-    torch computes with it what the layer computed; torch's exporter writes QuantizeLinear and DequantizeLinear around
-    what is quantized of its input and output, DequantizeLinear behind the stored codes, and Conv, or MatMul and Add.
+    In torch it computes the same as the layer. torch's exporter writes QuantizeLinear and
+    DequantizeLinear for quantized inputs and outputs, DequantizeLinear for the stored weight codes,
+    and Conv, or MatMul and Add.
     """
 
     codes: Tensor
-    """Shaped as the weight; a linear layer's transposed, as MatMul reads it."""
+    """int8 weight codes in the weight's shape; transposed for linear layers, as MatMul expects."""
     weight_scale: Tensor
     weight_zero_point: Tensor
     bias: Tensor
     bias_scale: Tensor | None
-    """What a unit of an integer bias is worth, for each channel; None where the bias is float."""
+    """Scale of the integer bias per channel; None if the bias is float."""
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
@@ -66,12 +67,12 @@ class IntegerLayer(nn.Module):
             raise RuntimeError(
                 "codes of 8 bits less a zero point are no integers of 8 bits any more"
             )
-        # Runtimes want no zero point in weights.
+        # Runtimes expect weights with zero point 0.
         codes = weight.codes(layer.weight) - weight.zero_point
         scale, bias = weight.scale.flatten().clone(), layer.bias.detach().clone()
         self.register_buffer("bias_scale", None)
         if layer.output_quantizer is not None and layer.input_grid is not None:
-            # In channels whose weights are next to nothing beside the bias, it would not fit into 32 bits.
+            # Next to small weights, a bias may overflow int32 at s_w * s_x: widen the scale.
             step = layer.accumulator_scale().detach()
             wider = (bias.abs() / step / 2**30).clamp(min=1.0)
             codes = (codes / _like(wider, codes, 0)).round()
@@ -105,7 +106,7 @@ def _code_type(spec: QuantSpec) -> torch.dtype:
 
 
 def _like(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
-    """Shaped to meet x: one value, or one for each entry along the axis."""
+    """Reshape to broadcast against x: a scalar stays, one value per index goes along ``axis``."""
     return (
         parameter.float()
         if parameter.dim() == 0
@@ -114,7 +115,7 @@ def _like(parameter: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 class _QuantizeDequantize(torch.autograd.Function):
-    """(B, C, h, w) through 8-bit codes with scale and zero point () or (C,)."""
+    """Quantization of (B, C, h, w) to 8-bit codes and back; scale and zero point are () or (C,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:  # type: ignore[override]
@@ -130,9 +131,9 @@ class _QuantizeDequantize(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """A convolution, or a product of matrices where there is no geometry.
+    """Convolution, or matrix product if there is no geometry.
 
-    Its weight, and bias where it has a scale, are stored as codes.
+    The weight is stored as codes; so is the bias if it has a scale.
     """
 
     @staticmethod
@@ -189,5 +190,5 @@ class _Product(torch.autograd.Function):
 
 
 def _sized(output: Any, x: Any, sizes: list[int] | None) -> Any:
-    """The exporter asks for sizes further on, and knows no shape rule for what is written by hand."""
+    """Set the output's shape: the exporter has no shape inference for custom symbolics."""
     return output if sizes is None else output.setType(x.type().with_sizes(sizes))

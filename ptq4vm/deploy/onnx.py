@@ -1,4 +1,4 @@
-"""A network as ONNX: one frame and the state before it in, the matte and the state after it out."""
+"""ONNX export of a network as a graph over one frame and its recurrent state."""
 
 import copy
 import json
@@ -29,9 +29,9 @@ from ptq4vm.quantizers import QConfig
 from ptq4vm.video import require_size
 
 OPSETS = range(13, 21)
-"""From the first that knows quantization per channel to the last that torch's exporter writes."""
+"""From the first opset with per-channel quantization to the last that torch's exporter writes."""
 METADATA = "ptq4vm"
-"""Key of the JSON that says what an exported graph is."""
+"""Metadata key of the JSON description of an exported graph."""
 FORMAT_VERSION = 1
 
 
@@ -47,33 +47,40 @@ def export_onnx(
     simulate: bool = False,
     state_bits: int = 32,
 ) -> Path:
-    """Write a network, float or quantized, as an ONNX graph over one frame, the downsample ratio baked in.
+    """Export a float or quantized network as an ONNX graph over one frame.
 
-    Inputs are ``src`` (1, 3, height, width), RGB in [0, 1], and the states ``r1i``, ``r2i``, ... as
-    :meth:`MattingModel.initial_state` shapes them; outputs are ``fgr`` (1, 3, height, width), ``pha``
-    (1, 1, height, width) and the new states ``r1o``, ``r2o``, ... A per-frame network has no states. BatchNorm is
-    folded; a quantized network's layers have QuantizeLinear and DequantizeLinear around their input and integer
-    weights behind DequantizeLinear, and nothing is left of γ, β and learned rounding.
+    Inputs are ``src`` (1, 3, height, width), RGB in [0, 1], and the recurrent states ``r1i``,
+    ``r2i``, ... with the shapes of :meth:`MattingModel.initial_state`. Outputs are ``fgr``
+    (1, 3, height, width), ``pha`` (1, 1, height, width) and the new states ``r1o``, ``r2o``, ...
+    A per-frame network has no states. The downsample ratio is constant and BatchNorm is folded.
+    Layers of a quantized network are exported in QDQ format: QuantizeLinear and DequantizeLinear
+    around the activations and DequantizeLinear behind the integer weights; γ, β and learned
+    rounding are folded into the codes.
 
     Args:
-        network: in evaluation mode; it is left alone.
-        height: of the frames, in pixels.
-        width: of the frames, in pixels.
-        path: the file to write, whole or not at all; folders above it are made.
-        target: the runtime whose rules a quantized network must meet: onnxruntime, openvino or tensorrt.
-        opset: version of ONNX's operators, 13 to 20; without effect on ``pack``.
-        dynamic_size: leave height and width open; ``height`` and ``width`` are then those of the example. Batch is 1.
-        pack: store weights of up to 4 bits as INT4 or UINT4, two to a byte, which takes opset 21; else one.
-        simulate: write also what the target does not execute as integers; it computes the same in wider arithmetic.
-        state_bits: 32, or 8: the states are then int8 outside the graph, a quarter of the traffic, on one grid that
-            the file tells; rounded from frame to frame, they change the mattes a little.
+        network: network in evaluation mode; it isn't modified.
+        height: frame height in pixels.
+        width: frame width in pixels.
+        path: file to write, atomically; parent folders are created.
+        target: runtime that must execute the quantized network: ``onnxruntime``, ``openvino`` or
+            ``tensorrt``.
+        opset: ONNX opset version, 13 to 20; ignored with ``pack``.
+        dynamic_size: export with dynamic height and width; ``height`` and ``width`` are then those
+            of the traced example. The batch size is always 1.
+        pack: store weights of up to 4 bits as INT4 or UINT4, two per byte, which requires opset 21;
+            otherwise one per byte.
+        simulate: also export layers that the target doesn't execute as integers; their result is
+            the same, in wider arithmetic.
+        state_bits: 32, or 8 for int8 states outside the graph: a quarter of the memory traffic, one
+            scale for all states, which is stored in the file. Rounding the states in every frame
+            changes the mattes slightly.
 
     Returns:
         ``path``.
 
     Raises:
-        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, the opset or the size can't be
-            served, ONNX has no form for something the network does, or nothing can be written there.
+        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, the opset or the
+            size isn't supported, ONNX can't express an operation, or the file can't be written.
     """
     require_exportable(network, height, width, target, opset, simulate, state_bits)
     state_scale = _state_scale(network, state_bits)
@@ -107,7 +114,8 @@ def export_onnx(
             onnx.checker.check_model(str(part), full_check=True)
     except _NOT_EXPRESSIBLE as error:
         raise PTQ4VMError(
-            f"Expected a network that ONNX opset {opset} can express, got: {error}. Try another opset."
+            f"Expected a network that ONNX opset {opset} can express, got: {error}. "
+            "Try another opset."
         ) from error
     return Path(path)
 
@@ -121,10 +129,11 @@ def require_exportable(
     simulate: bool = False,
     state_bits: int = 32,
 ) -> None:
-    """Find what :func:`export_onnx`, which has these arguments, would refuse, without any work.
+    """Check the arguments of :func:`export_onnx`, without exporting.
 
     Raises:
-        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, or opset or size can't be served.
+        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, or the opset or
+            the size isn't supported.
     """
     require_options(height, width, target, opset)
     require_calibrated(network)
@@ -134,7 +143,11 @@ def require_exportable(
 
 
 def require_options(height: int, width: int, target: str, opset: int) -> None:
-    """The part of :func:`require_exportable` that needs no network."""
+    """Check the arguments of :func:`require_exportable` that don't depend on the network.
+
+    Raises:
+        PTQ4VMError: the target is unknown, or the opset or the size isn't supported.
+    """
     find_target(target)
     if opset not in OPSETS:
         raise PTQ4VMError(
@@ -144,7 +157,7 @@ def require_options(height: int, width: int, target: str, opset: int) -> None:
 
 
 def ask_for_exact_sums(path: Path) -> None:
-    """Have ONNX Runtime, where it runs this exported graph, leave out kernels whose sums may saturate."""
+    """Exclude ONNX Runtime kernels with saturating sums for this exported graph."""
     model = onnx.load(path)
     for entry in model.metadata_props:
         if entry.key == METADATA:
@@ -153,20 +166,20 @@ def ask_for_exact_sums(path: Path) -> None:
 
 
 def state_names(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names in the graph of ``count`` states, before the frame and after it: (r1i, ...), (r1o, ...)."""
+    """Return the graph's names of ``count`` input and output states: (r1i, ...), (r1o, ...)."""
     return tuple(f"r{i}i" for i in range(1, count + 1)), tuple(
         f"r{i}o" for i in range(1, count + 1)
     )
 
 
 def _state_scale(network: MattingModel, bits: int) -> float | None:
-    """What a code of an 8-bit state is worth."""
+    """Return the scale of 8-bit states, or None for 32 bits."""
     if bits == 32:
         return None
     if bits != 8 or network.state_bound is None:
         raise PTQ4VMError(
-            f"Expected states of 32 bits, or 8 where the network knows their state_bound, got {bits} for "
-            f"{network.name}. Leave state_bits out."
+            f"Expected states of 32 bits, or 8 where the network knows their state_bound, "
+            f"got {bits} for {network.name}. Leave state_bits out."
         )
     return network.state_bound / STATE_CODES
 
@@ -181,7 +194,7 @@ _NOT_EXPRESSIBLE = (
 def _describe(
     network: MattingModel, height: int, width: int, target: str, dynamic_size: bool
 ) -> dict[str, Any]:
-    """What a reader of the file must know; plain JSON."""
+    """Return the description stored in the file, as plain JSON values."""
     cost = network_cost(network, height, width)
     qconfig: QConfig | None = getattr(network, "qconfig", None)
     return {
@@ -204,7 +217,7 @@ def _trace_to(
     inputs, outputs = ("src", *inputs), ("fgr", "pha", *outputs)
     axes = {name: {2: f"{name}_height", 3: f"{name}_width"} for name in inputs + outputs}
     with torch.no_grad(), warnings.catch_warnings():
-        # The exporter calls itself outdated, and warns of every size that it bakes in, as it is to.
+        # The legacy exporter warns that it is deprecated, and of every size made constant.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             frame_network,
@@ -214,15 +227,15 @@ def _trace_to(
             output_names=outputs,
             opset_version=opset,
             dynamic_axes=axes if open_size else None,
-            dynamo=False,  # the newer exporter wants a package more, and writes paths of source files
+            dynamo=False,  # dynamo needs another package and writes paths of source files
         )
 
 
 def _name_sizes(model: onnx.ModelProto, example: tuple[Tensor, ...], open_size: bool) -> None:
-    """Write the true shapes of what a graph takes and gives, in place; the exporter leaves names of its own in them.
+    """Set the shapes of the graph's inputs and outputs, in place of the exporter's names.
 
-    Open sizes are ``height`` and ``width``, those of state k ``rk_height`` and ``rk_width``; batch and channels are
-    numbers.
+    Dynamic sizes are named ``height`` and ``width``, those of state k ``rk_height`` and
+    ``rk_width``; batch and channels are constants.
     """
     befores, afters = state_names(len(example) - 1)
     shapes = {"src": ("", example[0].shape), "fgr": ("", example[0].shape)}
@@ -241,7 +254,7 @@ def _name_sizes(model: onnx.ModelProto, example: tuple[Tensor, ...], open_size: 
 
 
 class _Frame(nn.Module):
-    """One frame of a network with tensors alone for arguments and results, as an exporter takes them."""
+    """Single-frame wrapper of a network with only tensors as arguments and results, for export."""
 
     def __init__(self, network: MattingModel) -> None:
         super().__init__()

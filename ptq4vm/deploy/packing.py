@@ -1,4 +1,4 @@
-"""Weights of four bits, two to a byte: ONNX has INT4 from opset 21."""
+"""Packing of 4-bit weights, two per byte: ONNX has INT4 from opset 21."""
 
 import numpy as np
 import onnx
@@ -9,10 +9,11 @@ _INT4_IR_VERSION = 10
 
 
 def pack_four_bits(model: onnx.ModelProto) -> None:
-    """Store, in place, the weights behind DequantizeLinear in 4 bits where each channel's codes fit; move to opset 21.
+    """Store weights as INT4 or UINT4, in place, where their codes fit, and set opset 21.
 
-    As INT4, or where a channel takes codes beyond that, as UINT4 with a zero point for each channel. Between opset 20,
-    which the model must have, and 21 operators have only gained types.
+    Weights behind DequantizeLinear become INT4 if all codes are in [-8, 7], and UINT4 if a
+    zero point per channel moves them to [0, 15]; others stay int8. The model must have opset 20:
+    for the operators in use, opset 21 only adds types.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""Whether two networks compute the same over a clip."""
+"""Parity of two networks over a clip."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from ptq4vm.quantizers import fake_quantize
 
 
 class Parity(NamedTuple):
-    """How far two networks' alphas are apart over a clip, each with its own state fed back."""
+    """Difference of two networks' alphas over a clip, each with its own recurrent state."""
 
     frames: int
     mean: float
     """Mean |Δα|."""
     highest: float
-    """Largest |Δα|."""
+    """Maximum |Δα|."""
     share: float
-    """Share of pixels that differ by more than one step of 8 bits, 1/255."""
+    """Share of pixels that differ by more than 1/255, one step of 8 bits."""
 
 
 @torch.inference_mode()
@@ -30,14 +30,18 @@ def measure_parity(
     progress: Callable[[int], None] | None = None,
     state_scale: float | None = None,
 ) -> Parity:
-    """Play one clip, (T, 3, H, W), through both.
+    """Compare the alphas of two networks over a clip.
 
     Args:
-        first: a network.
-        second: the other.
-        src: RGB in [0, 1].
-        progress: told the frames done after each.
-        state_scale: the first one's states are rounded to int8 codes of this worth, as the second's graph does.
+        first: reference network.
+        second: network to compare, typically the exported graph.
+        src: clip (T, 3, H, W), RGB in [0, 1].
+        progress: callback, called with the number of frames done after each frame.
+        state_scale: scale of int8 states; the states of ``first`` are rounded to it, as the graph
+            of ``second`` does. None for float states.
+
+    Returns:
+        Mean and maximum |Δα|, and the share of pixels that differ visibly.
     """
     first_state, second_state = first.initial_state(src[:1]), second.initial_state(src[:1])
     total, highest, beyond = 0.0, 0.0, 0

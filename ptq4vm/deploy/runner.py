@@ -1,4 +1,4 @@
-"""Runs a matting network over frames as they come, and over whole videos."""
+"""Video matting: frame by frame, and from file to file."""
 
 import os
 import warnings
@@ -27,13 +27,13 @@ from ptq4vm.video.reader import VideoReader
 from ptq4vm.video.videos import open_frames, open_writer, require_output
 
 LONG_SIDE = 512
-"""Pixels of a frame's longer side that the network's body works at by itself."""
+"""Length in pixels of the frame's longer side at the automatic downsample ratio."""
 Ratio = float | Literal["auto"]
-"""A downsample ratio in (0, 1], or the one of :func:`auto_downsample_ratio`."""
+"""Downsample ratio in (0, 1], or ``auto`` for :func:`auto_downsample_ratio`."""
 
 
 class MatteFrame(NamedTuple):
-    """One frame and its matte, on the network's device. Inference tensors: clone them to train on them."""
+    """Frame and matte on the network's device, as inference tensors: clone them for training."""
 
     src: Tensor
     """(3, H, W) RGB in [0, 1]."""
@@ -42,28 +42,28 @@ class MatteFrame(NamedTuple):
     pha: Tensor
     """(1, H, W) alpha in [0, 1]."""
     cut: bool = False
-    """Whether a new shot begins here: the network's state was restarted."""
+    """True if a new shot begins at this frame, where the recurrent state was reset."""
 
 
 class MatteReport(NamedTuple):
     """Result of :func:`matte_video`."""
 
     frames: int
-    """How many were matted."""
+    """Number of frames."""
     cuts: tuple[int, ...]
-    """Numbers of the frames, from 0, at which the state was restarted."""
+    """Indices of the frames, from 0, at which the recurrent state was reset."""
 
 
 def auto_downsample_ratio(height: int, width: int) -> float:
-    """The ratio at which the frame's longer side has 512 pixels, at most 1; RVM's authors recommend it."""
+    """Return the ratio for a longer side of 512 pixels, at most 1; recommended by RVM."""
     return min(LONG_SIDE / max(height, width), 1.0)
 
 
 def choose_downsample_ratio(model: MattingModel, ratio: Ratio, height: int, width: int) -> float:
-    """Resolve ``auto``: what an exported graph has, else :func:`auto_downsample_ratio`.
+    """Resolve ``auto`` to an exported graph's ratio, else :func:`auto_downsample_ratio`.
 
     Raises:
-        PTQ4VMError: a number outside (0, 1].
+        PTQ4VMError: the ratio is outside (0, 1].
     """
     if ratio == "auto":
         return (
@@ -84,20 +84,23 @@ def matte(
     device: torch.device | str | None = None,
     cuts: Cuts = "auto",
 ) -> Generator[MatteFrame, None, None]:
-    """Matte frames one by one, carrying the network's state; nothing else is kept.
+    """Matte frames one by one, carrying the recurrent state; memory use doesn't grow.
 
     Args:
-        model: works at its own ``downsample_ratio``, and in evaluation mode until the generator ends.
-        frames: (H, W, 3) uint8 RGB, all of one size; the next is taken when the next matte is asked for.
-        device: the network is moved there; None leaves it where it is.
-        cuts: where the state is restarted: ``auto`` where :class:`~ptq4vm.video.CutDetector` finds a cut, ``off``
-            nowhere, or the numbers of the frames, from 0, or a test of each frame in order.
+        model: network; runs at its own ``downsample_ratio`` and is in evaluation mode until the
+            generator ends.
+        frames: (H, W, 3) uint8 RGB frames of one size, read one per matte.
+        device: device to move the network to; None leaves it where it is.
+        cuts: frames at which the state is reset: ``auto`` for cuts found by
+            :class:`~ptq4vm.video.CutDetector`, ``off`` for none, frame indices from 0, or a
+            predicate called with each frame in order.
 
     Yields:
-        A :class:`MatteFrame` for each frame.
+        A :class:`MatteFrame` per frame.
 
     Raises:
-        PTQ4VMError: a frame of another size or type, or a network that answers with wrong shapes or with NaN.
+        PTQ4VMError: a frame differs in size or isn't uint8 RGB, or the network's output has a wrong
+            shape, NaN or infinity.
     """
     if device is None:
         tensor = next(chain(model.parameters(), model.buffers()), None)
@@ -117,10 +120,11 @@ def matte(
                 or frame.shape != size
             ):
                 raise PTQ4VMError(
-                    f"Expected (H, W, 3) uint8 frames of one size, got {frame.shape} {frame.dtype} at frame {number}"
+                    "Expected (H, W, 3) uint8 frames of one size, "
+                    f"got {frame.shape} {frame.dtype} at frame {number}"
                     + (f" after {size}" if number else "")
                 )
-            # Around the computation only: left open across a yield, the mode would leak into the caller.
+            # Not across the yield: inference mode would leak into the caller.
             with torch.inference_mode():
                 src = to_tensor(frame, device)[None]
                 cut = is_cut(frame)
@@ -146,33 +150,36 @@ def matte_video(
     strict: bool = False,
     notify: Callable[[str], None] = warnings.warn,
 ) -> MatteReport:
-    """Matte a video, or a folder of images, from file to file: one matte for each frame of the source.
+    """Matte a video or a folder of images, from file to file, one matte per source frame.
 
     Args:
-        model: runs where its parameters are.
-        source: a video, a folder of images or one image.
-        alpha: where alpha goes: .mp4, .mkv, .webm, .mov a video; no suffix a folder of PNGs; .png one image. None:
-            nowhere.
-        composite: where fgr·pha + bgr·(1 - pha) goes, likewise.
-        background: ``#rrggbb``, a colour's name, or the path of an image or a video; see :func:`open_background`.
-        foreground: where the foreground's colour goes, likewise.
-        downsample_ratio: the network's body works at this fraction of the frame's size, in (0, 1];
-            auto: :func:`auto_downsample_ratio`, or what an exported graph has. The network's own is put back at the
-            end.
-        progress: called after each frame with the frames done and their whole number where it is known.
-        cutout: where the foreground goes with alpha as its fourth channel: .mov (ProRes 4444) or .webm (VP9) a video;
-            no suffix a folder of PNGs; .png one image.
-        sound: whether a video's sound is copied, as it is, to composite and cutout where they are videos.
-        cuts: where the state is restarted: ``auto``, ``off``, or a file that :meth:`ptq4vm.video.CutList.read` takes.
-            Those of a file that lie behind the end are warned of.
-        strict: raise where a frame of the source can't be decoded, instead of repeating the one before.
-        notify: called at the end with each line of the source's ``notes``: damaged frames, HDR, interlacing.
+        model: network; runs on its parameters' device.
+        source: video, folder of images or single image.
+        alpha: output for alpha: .mp4, .mkv, .webm or .mov for a video, no suffix for a folder of
+            PNGs, .png for a single image; None for no output.
+        composite: output for fgr·pha + bgr·(1 - pha), in the same formats.
+        background: ``#rrggbb``, colour name, or path of an image or a video; see
+            :func:`open_background`.
+        foreground: output for the foreground colour, in the same formats.
+        downsample_ratio: scale of the frames for the network's body, in (0, 1]; ``auto`` for
+            :func:`auto_downsample_ratio` or the ratio of an exported graph. The network's own
+            ratio is restored at the end.
+        progress: callback, called with (frames done, total frames or None) after each frame.
+        cutout: output for the foreground with alpha as fourth channel: .mov (ProRes 4444) or .webm
+            (VP9) for a video, no suffix for a folder of PNGs, .png for a single image.
+        sound: copy the source's sound, without re-encoding, to composite and cutout videos.
+        cuts: frames at which the state is reset: ``auto``, ``off``, or a file as for
+            :meth:`ptq4vm.video.CutList.read`. Listed cuts behind the end give a warning.
+        strict: raise on a frame that can't be decoded, instead of repeating the previous frame.
+        notify: callback, called at the end with each line of the source's ``notes``: damaged
+            frames, HDR, interlacing.
 
     Returns:
-        How many frames were matted, and where the state was restarted.
+        Number of frames, and the frames at which the state was reset.
 
     Raises:
-        PTQ4VMError: no output was asked for, or something can't be read or written. No output is left behind then.
+        PTQ4VMError: no output is given, or a file can't be read or written. Outputs are then
+            removed.
     """
     targets = {"alpha": alpha, "composite": composite, "foreground": foreground, "cutout": cutout}
     outputs = check_paths(source, targets, background)
@@ -199,7 +206,7 @@ def matte_video(
             for name, path in outputs.items()
         }
         stack.enter_context(_working_at(model, ratio))
-        # Frames are read and matted in threads of their own, while this one writes what came before.
+        # Reading and matting run in background threads, writing in this one.
         times: deque[Fraction] = deque()
         marks: deque[bool] = deque()
         test: Cuts = cuts if listed is None else lambda frame: marks.popleft()  # type: ignore[assignment]
@@ -223,19 +230,19 @@ def matte_video(
 
 
 def to_tensor(frame: Frame, device: torch.device | str) -> Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float in [0, 1]."""
-    # Moved as bytes, since those are a quarter.
+    """Convert (H, W, 3) uint8 to (3, H, W) float in [0, 1]."""
+    # Transferred as uint8, a quarter of the size of float32.
     return torch.from_numpy(np.stack(cv2.split(frame))).to(device).float().div_(255)
 
 
 def to_frame(picture: Tensor) -> Frame:
-    """(4 or 3, H, W) or (1, H, W) float in [0, 1] -> (H, W, 4 or 3) or (H, W) uint8, rounded to the nearest."""
+    """Convert float (1, 3 or 4, H, W) in [0, 1] to rounded uint8 (H, W) or (H, W, 3 or 4)."""
     levels = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.permute(1, 2, 0).squeeze(2).cpu().numpy()
 
 
 def composite_over(fgr: Tensor, pha: Tensor, bgr: Tensor) -> Tensor:
-    """Put (…, 3, H, W) ``fgr`` with (…, 1, H, W) ``pha`` over (…, 3, H, W) ``bgr``."""
+    """Composite ``fgr`` (…, 3, H, W) over ``bgr`` (…, 3, H, W) with alpha ``pha`` (…, 1, H, W)."""
     return fgr * pha + bgr * (1 - pha)
 
 
@@ -263,18 +270,19 @@ def _picture(name: str, frame: MatteFrame, backgrounds: Iterator[Frame]) -> Fram
 def check_paths(
     source: Path, targets: Mapping[str, Path | None], background: str | Path = "green"
 ) -> dict[str, Path]:
-    """Find mistakes in the paths of a job before any work is done for it.
+    """Check the input and output paths of a job.
 
     Args:
-        source: as of :func:`matte_video`.
-        targets: ``alpha``, ``composite``, ``foreground`` and ``cutout``; None where one isn't wanted.
-        background: as of :func:`matte_video`.
+        source: as for :func:`matte_video`.
+        targets: path or None for each of ``alpha``, ``composite``, ``foreground`` and ``cutout``.
+        background: as for :func:`matte_video`.
 
     Returns:
-        The outputs that are wanted.
+        The outputs that are not None.
 
     Raises:
-        PTQ4VMError: there is none, one can't be written, two are the same, or an input can't be read.
+        PTQ4VMError: there is no output, an output can't be written, two outputs are the same, an
+            output is an input, or an input can't be read.
     """
     outputs = {name: Path(path) for name, path in targets.items() if path is not None}
     if not outputs:
@@ -286,7 +294,7 @@ def check_paths(
     taken = {os.path.realpath(path): f"the input {path}" for path in inputs}
     for name, path in outputs.items():
         require_output(path, alpha=name == "cutout")
-        # An output replaces what has its name, and that may be what is being read.
+        # Writing replaces an existing file, which may be an input.
         place = os.path.realpath(path)
         if place in taken:
             raise PTQ4VMError(
@@ -301,9 +309,10 @@ def _check_output(output: MattingOutput, src: Tensor, number: int) -> None:
     for name, tensor, channels in (("fgr", output.fgr, 3), ("pha", output.pha, 1)):
         if tensor.shape != (batch, channels, height, width):
             raise PTQ4VMError(
-                f"Expected {name} of {(batch, channels, height, width)} from the network, got {tuple(tensor.shape)}"
+                f"Expected {name} of {(batch, channels, height, width)} from the network, "
+                f"got {tuple(tensor.shape)}"
             )
-        if not tensor.sum().isfinite():  # one pass; what is not finite stays so in a sum
+        if not tensor.sum().isfinite():  # one pass: NaN and infinity propagate through the sum
             raise PTQ4VMError(
                 f"Expected finite {name} from the network, got NaN or infinity at frame {number}"
             )
@@ -311,7 +320,7 @@ def _check_output(output: MattingOutput, src: Tensor, number: int) -> None:
 
 @contextmanager
 def _evaluating(model: MattingModel) -> Iterator[None]:
-    # Module by module: layers kept in evaluation mode inside a training network must not be switched on at the end.
+    # Per module, since some modules may be in evaluation mode inside a training network.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

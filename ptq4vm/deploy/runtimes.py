@@ -1,4 +1,4 @@
-"""Exported networks in their own runtimes, behind the contract that the rest knows a network by."""
+"""Exported graphs in ONNX Runtime and OpenVINO, as matting networks."""
 
 import importlib
 import os
@@ -40,14 +40,14 @@ class _OptionalDescription(TypedDict, total=False):
 
 
 class Description(_OptionalDescription):
-    """Description in an exported graph, as :func:`ptq4vm.deploy.export_onnx` writes it."""
+    """Metadata of an exported graph, as written by :func:`ptq4vm.deploy.export_onnx`."""
 
     network: str
     arguments: dict[str, Any]
     downsample_ratio: float
     target: str
     size: tuple[int, int] | None
-    """A list of height and width; None where they are open."""
+    """[height, width], as a list in JSON; None if both are dynamic."""
     bits: str
     placement: str
     bit_operations: float
@@ -55,26 +55,28 @@ class Description(_OptionalDescription):
 
 Array = NDArray[np.float32 | np.int8]
 Session = Callable[[dict[str, Array]], list[Array]]
-"""A graph in its runtime: inputs by name -> outputs in order."""
+"""Graph in a runtime: maps inputs by name to outputs in order."""
 
 
 class ExportedNetwork(MattingModel):
-    """An exported graph, run frame by frame on the CPU; frames come one at a time, of the size it was exported for.
+    """Exported graph, run on the CPU frame by frame with batch size 1 at its exported size.
 
     Args:
-        path: as :func:`ptq4vm.deploy.export_onnx` writes it.
-        runtime: onnxruntime or openvino; None for the one that it was exported for, ONNX Runtime for TensorRT's.
-        threads: at most so many; None for all cores.
+        path: file written by :func:`ptq4vm.deploy.export_onnx`.
+        runtime: ``onnxruntime`` or ``openvino``; None for the export target's runtime, which is
+            ONNX Runtime for TensorRT.
+        threads: maximum number of threads; None for all cores.
 
     Raises:
-        PTQ4VMError: not a graph of ours, a runtime that isn't installed, or one that can't load the graph.
+        PTQ4VMError: the file isn't an export of ptq4vm, the runtime isn't installed, or the runtime
+            can't load the graph.
     """
 
     def __init__(self, path: Path, runtime: str | None = None, threads: int | None = None) -> None:
         super().__init__()
         self.path = Path(path)
         self.description = read_description(self.path)
-        """What the file says of itself: network, bits, target, size, ..."""
+        """Metadata of the file: network, bits, target, size, ..."""
         self.name = self.description["network"]
         self.runtime = runtime or checking_runtime(self.description["target"])
         self._ratio = float(self.description["downsample_ratio"])
@@ -86,41 +88,42 @@ class ExportedNetwork(MattingModel):
         self._session, self._shapes, self.layers = _open(
             self.path, self.runtime, self.threads, bool(self.description.get("exact_sums"))
         )
-        """Convolutions and linear layers by the arithmetic they execute in, e.g. ``{"int8": 77, "float32": 1}``."""
+        """Convolutions and linear layers by arithmetic, e.g. ``{"int8": 77, "float32": 1}``."""
         self._shaper: MattingModel | None = None
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of its frames; None if any will do."""
+        """(height, width) of the frames; None if dynamic."""
         size = self.description["size"]
         return None if size is None else (int(size[0]), int(size[1]))
 
     @property
     def state_scale(self) -> float | None:
-        """What a code of its int8 states is worth; None where they are float."""
+        """Scale of the int8 recurrent states; None if the states are float."""
         return self.description.get("state_scale")
 
     @property
     def downsample_ratio(self) -> float:
-        """Baked into the graph."""
+        """Downsample ratio, a constant of the graph; setting another value raises PTQ4VMError."""
         return self._ratio
 
     @downsample_ratio.setter
     def downsample_ratio(self, ratio: float) -> None:
         if abs(ratio - self._ratio) > 1e-9:
             raise PTQ4VMError(
-                f"Expected the downsample ratio {self._ratio:g} that {self.path} was exported with, got {ratio:g}. "
-                "Leave it out, or export again with --downsample_ratio."
+                f"Expected the downsample ratio {self._ratio:g} that {self.path} was exported "
+                f"with, got {ratio:g}. Leave it out, or export again with --downsample_ratio."
             )
 
     def blocks(self) -> tuple[Block, ...]:
-        """None are known: raises PTQ4VMError."""
+        """Raise PTQ4VMError: an exported graph has no blocks."""
         raise PTQ4VMError(
-            f"Expected a network that can be taken apart, got the exported {self.path}. Give its weights."
+            f"Expected a network that can be taken apart, got the exported {self.path}. "
+            "Give its weights."
         )
 
     def initial_state(self, src: Tensor) -> RecurrentState:
-        """Zeros, shaped for frames like src (1, 3, H, W); int8 where the graph has them so."""
+        """Return zero states for frames like src (1, 3, H, W), int8 if the graph's states are."""
         self._require_size(src)
         kind = torch.float32 if self.state_scale is None else torch.int8
         if self.size is not None:
@@ -135,21 +138,21 @@ class ExportedNetwork(MattingModel):
         return tuple(state.to(kind) for state in self._shaper.initial_state(src))
 
     def forward_frame(self, src: Tensor, state: RecurrentState) -> MattingOutput:
-        """One frame (1, 3, H, W), RGB in [0, 1], and the state before it."""
+        """Run one frame (1, 3, H, W), RGB in [0, 1], with the preceding recurrent state."""
         self._require_size(src)
         arrays = [np.ascontiguousarray(value.numpy(force=True)) for value in (src, *state)]
         if len(arrays) != len(self._shapes):
             raise PTQ4VMError(
-                f"Expected the {len(self._shapes) - 1} states of the graph {self.path}, got {len(state)} of "
-                f"{self.name}. {_REMEDY}"
+                f"Expected the {len(self._shapes) - 1} states of the graph {self.path}, "
+                f"got {len(state)} of {self.name}. {_REMEDY}"
             )
         fgr, pha, *after = self._session(dict(zip(self._shapes, arrays, strict=True)))
         wanted = [src.shape, (1, 1, *src.shape[2:]), *(value.shape for value in state)]
         got = [value.shape for value in (fgr, pha, *after)]
         if list(map(tuple, wanted)) != got:
             raise PTQ4VMError(
-                f"Expected outputs of {', '.join(str(tuple(shape)) for shape in wanted)} from {self.path}, got "
-                f"{', '.join(map(str, got))}. {_REMEDY}"
+                f"Expected outputs of {', '.join(str(tuple(shape)) for shape in wanted)} "
+                f"from {self.path}, got {', '.join(map(str, got))}. {_REMEDY}"
             )
         return MattingOutput(_tensor(fgr), _tensor(pha), tuple(_tensor(value) for value in after))
 
@@ -162,13 +165,16 @@ class ExportedNetwork(MattingModel):
                 else f"frames of {wanted[0]} x {wanted[1]} (height x width)"
             )
             raise PTQ4VMError(
-                f"Expected {frames}, one at a time, for {self.path}, got {got}. Export for this size, or with "
-                "--dynamic_size true."
+                f"Expected {frames}, one at a time, for {self.path}, got {got}. "
+                "Export for this size, or with --dynamic_size true."
             )
 
 
 def is_exported(path: Path) -> bool:
-    """Whether this is an ONNX file with ptq4vm's description, which may be damaged (float weights have none)."""
+    """Return whether the path is an ONNX file with ptq4vm's metadata, which may be invalid.
+
+    ONNX files of float weights have no such metadata.
+    """
     if path.suffix.lower() != ".onnx" or not path.is_file():
         return False
     try:
@@ -178,11 +184,11 @@ def is_exported(path: Path) -> bool:
 
 
 def read_description(path: Path) -> Description:
-    """Read the description of an exported graph, and see that inputs and outputs agree with it.
+    """Read the metadata of an exported graph and check inputs and outputs against it.
 
     Raises:
-        PTQ4VMError: no ONNX file, none of ours, or a description or a graph that :func:`ptq4vm.deploy.export_onnx`
-            doesn't write.
+        PTQ4VMError: not an ONNX file, not an export of ptq4vm, or metadata or a signature that
+            :func:`ptq4vm.deploy.export_onnx` doesn't write.
     """
     model = _load(path)
     try:
@@ -190,8 +196,8 @@ def read_description(path: Path) -> Description:
         version = content["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise PTQ4VMError(
-            f"Expected an ONNX file that ptq4vm wrote, got {path}, which doesn't say how its states are shaped. "
-            "Make one with `ptq4vm export`."
+            f"Expected an ONNX file that ptq4vm wrote, got {path}, which doesn't say how its "
+            "states are shaped. Make one with `ptq4vm export`."
         ) from error
     if type(version) is not int or version != _FORMAT_VERSION:
         raise PTQ4VMError(
@@ -234,7 +240,7 @@ def _metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _require_signature(graph: onnx.GraphProto, description: Description, path: Path) -> None:
-    """See that the graph takes and gives what its description says: frames, mattes and states, from no other file."""
+    """Check the graph's inputs and outputs against its metadata; no external data is allowed."""
     inputs, outputs = list(graph.input), list(graph.output)
     states = len(inputs) - 1
     names = (
@@ -245,7 +251,8 @@ def _require_signature(graph: onnx.GraphProto, description: Description, path: P
         got = [value.name for value in found]
         if got != wanted:
             raise PTQ4VMError(
-                f"Expected {kind} {', '.join(wanted)} of the graph {path}, got {', '.join(got) or 'none'}. {_REMEDY}"
+                f"Expected {kind} {', '.join(wanted)} of the graph {path}, "
+                f"got {', '.join(got) or 'none'}. {_REMEDY}"
             )
     size, scale = description["size"], description.get("state_scale")
     sides = (None, None) if size is None else tuple(size)
@@ -264,8 +271,8 @@ def _require_signature(graph: onnx.GraphProto, description: Description, path: P
             fits = fits and None not in shape
         if not fits:
             raise PTQ4VMError(
-                f"Expected {value.name} of the graph {path} as its size {size} and state_scale {scale} say, got shape "
-                f"{shape} of ONNX's type {tensor.elem_type}. {_REMEDY}"
+                f"Expected {value.name} of the graph {path} as its size {size} and state_scale "
+                f"{scale} say, got shape {shape} of ONNX's type {tensor.elem_type}. {_REMEDY}"
             )
     if any(uses_external_data(tensor) for tensor in graph.initializer):
         raise PTQ4VMError(f"Expected all weights inside {path}, got some in other files. {_REMEDY}")
@@ -274,12 +281,16 @@ def _require_signature(graph: onnx.GraphProto, description: Description, path: P
 class _Opened(NamedTuple):
     session: Session
     shapes: dict[str, tuple[int, ...]]
-    """Of the inputs; empty where sizes are open."""
+    """Shapes of the inputs by name; () for dynamic shapes."""
     layers: dict[str, int]
 
 
 def import_runtime(runtime: str) -> Any:
-    """Import a runtime's package. Raises PTQ4VMError where it isn't known or isn't installed."""
+    """Import a runtime's package.
+
+    Raises:
+        PTQ4VMError: the runtime is unknown or isn't installed.
+    """
     if runtime not in RUNTIMES:
         raise PTQ4VMError(
             f"Expected a runtime of {', '.join(RUNTIMES)}, got {runtime!r}. Choose one of those."
@@ -294,7 +305,7 @@ def import_runtime(runtime: str) -> Any:
 
 
 def checking_runtime(target: str) -> str:
-    """The runtime that executes a target's graphs here: ONNX Runtime does TensorRT's."""
+    """Return the runtime for parity checks of a target: its own, or ONNX Runtime for TensorRT."""
     return target if target in RUNTIMES else "onnxruntime"
 
 
@@ -305,7 +316,7 @@ def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
             opened = _onnx_runtime(package, path, threads, exact_sums)
         else:
             opened = _openvino(package, path, threads)
-    except Exception as error:  # each runtime has exceptions of its own
+    except Exception as error:  # each runtime has its own exception types
         raise PTQ4VMError(
             f"Expected a graph that {runtime} loads, got {path}: {error}. {_REMEDY}"
         ) from error
@@ -313,7 +324,7 @@ def _open(path: Path, runtime: str, threads: int, exact_sums: bool) -> _Opened:
     def run(feed: dict[str, Array]) -> list[Array]:
         try:
             return opened.session(feed)
-        except Exception as error:  # as above
+        except Exception as error:  # each runtime has its own exception types
             raise PTQ4VMError(
                 f"Expected a graph that {runtime} runs, got {path}: {error}. {_REMEDY}"
             ) from error
@@ -325,11 +336,11 @@ def _onnx_runtime(package: Any, path: Path, threads: int, exact_sums: bool) -> _
     options = package.SessionOptions()
     options.intra_op_num_threads = threads
     if exact_sums:
-        # Without VNNI its fastest kernels add two products in 16 bits, where they may saturate; slower ones don't.
+        # Without VNNI, the default kernels add pairs of products in int16, which may saturate.
         options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 3  # it warns of initializers that its own optimizer left over
+    options.log_severity_level = 3  # hides warnings of initializers left by its own optimizer
     with TemporaryDirectory() as folder:
-        # What it made of the graph is told only in a file.
+        # The executed operators are available only from the optimized model's file.
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         session = package.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         executed = Counter(
@@ -343,7 +354,7 @@ def _onnx_runtime(package: Any, path: Path, threads: int, exact_sums: bool) -> _
 
 
 def _openvino(package: Any, path: Path, threads: int) -> _Opened:
-    # What isn't quantized stays float32, also where the CPU has bfloat16: parity is with that.
+    # No bfloat16 for float layers, even if the CPU supports it: parity is measured in float32.
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     model = package.Core().compile_model(str(path), "CPU", options)
     request = model.create_infer_request()
@@ -361,7 +372,7 @@ def _openvino(package: Any, path: Path, threads: int) -> _Opened:
     integer = sum(precision.lower() in ("i8", "u8") for precision in precisions)
 
     def run(feed: dict[str, Array]) -> list[Array]:
-        # Inputs are read in place; outputs are copies, as the next frame overwrites the runtime's own.
+        # Inputs are shared; outputs are copied, since the next inference overwrites them.
         results = request.infer(feed, share_inputs=True, share_outputs=False)
         return [results[port] for port in request.model_outputs]
 

@@ -1,22 +1,22 @@
-"""Recurrent states that leave an exported graph, and enter it again, as 8-bit integers."""
+"""8-bit recurrent states at the inputs and outputs of an exported graph."""
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 STATE_CODES = 127
-"""Codes on either side of zero."""
+"""Number of int8 codes on either side of zero."""
 
 
 def quantize_states(
     model: onnx.ModelProto, names: tuple[tuple[str, ...], tuple[str, ...]], scale: float
 ) -> None:
-    """Make the states that a graph takes and gives int8, in place, all on one grid with zero point 0.
+    """Make the recurrent states at a graph's boundary int8, in place, with zero point 0.
 
     Args:
-        model: the graph.
-        names: of the states it takes, and of those it gives.
-        scale: what a code is worth.
+        model: ONNX model to modify.
+        names: names of the input states and of the output states.
+        scale: scale of all states.
     """
     graph = model.graph
     grid = ["state_scale", "state_zero_point"]

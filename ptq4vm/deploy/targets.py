@@ -1,4 +1,4 @@
-"""What the runtimes that a network can be exported for execute as integers, and what they don't."""
+"""Export targets and the quantization schemes that they execute as integers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,18 +14,18 @@ TargetName = Literal["onnxruntime", "openvino", "tensorrt"]
 
 @dataclass(frozen=True)
 class Target:
-    """A runtime, and what of a quantized network it executes as integers."""
+    """Export target and the quantization schemes that it executes as integers."""
 
     title: str
     placements: tuple[Placement, ...]
-    """What must be quantized; the first is the one to calibrate with."""
+    """Supported placements of quantizers; the first is the default for calibration."""
     channel_grids: bool
-    """It executes integer depthwise convolutions whose input has a grid for each channel."""
+    """True if integer depthwise convolutions support per-channel scales of the input."""
     zero_points: bool
-    """Activations may have a zero point, else it wants the grid symmetric."""
+    """True if activations may have a zero point; otherwise the grid must be symmetric."""
 
     def fit(self, qconfig: QConfig) -> QConfig:
-        """The configuration changed to what this runtime executes."""
+        """Return the configuration changed to a scheme that this target executes."""
         return replace(
             qconfig,
             placement=self.placements[0],
@@ -35,7 +35,7 @@ class Target:
 
 
 TARGETS: Mapping[str, Target] = {
-    # Its integer kernels are formed where inputs, weights and outputs all are integers.
+    # ONNX Runtime fuses integer kernels only if input, weight and output are all quantized.
     "onnxruntime": Target("ONNX Runtime", ("full",), channel_grids=False, zero_points=True),
     "openvino": Target("OpenVINO", ("deploy", "full"), channel_grids=True, zero_points=True),
     "tensorrt": Target("TensorRT", ("deploy", "full"), channel_grids=False, zero_points=False),
@@ -43,7 +43,11 @@ TARGETS: Mapping[str, Target] = {
 
 
 def find_target(name: str) -> Target:
-    """The target of this name. Raises PTQ4VMError when there is none."""
+    """Return the target of this name.
+
+    Raises:
+        PTQ4VMError: the name is unknown.
+    """
     if name not in TARGETS:
         raise PTQ4VMError(
             f"Expected a target of {', '.join(TARGETS)}, got {name!r}. Choose one of those."
@@ -52,23 +56,26 @@ def find_target(name: str) -> Target:
 
 
 def require_executable(network: MattingModel, target: Target) -> None:
-    """See that the target executes a quantized network as it was calibrated.
+    """Check that the target executes a quantized network as it was calibrated.
 
     Raises:
-        PTQ4VMError: it can't; the message names the first layer and the setting to calibrate with.
+        PTQ4VMError: it doesn't; the message names the first such layer and the setting to change.
     """
     layers = quantized_layers(network)
     placement: Placement | None = network.qconfig.placement if layers else None  # type: ignore[union-attr, assignment]
     if placement is not None and placement not in target.placements:
         raise PTQ4VMError(
-            f"Expected a network that {target.title} executes as integers, got placement {placement}. Calibrate with "
-            "--target, or with --qconfig.placement " + " or ".join(target.placements) + "."
+            f"Expected a network that {target.title} executes as integers, got placement "
+            f"{placement}. Calibrate with --target, or with --qconfig.placement "
+            + " or ".join(target.placements)
+            + "."
         )
     for name, layer in layers.items():
         problem = _problem(layer, target)
         if problem is not None:
             raise PTQ4VMError(
-                f"Expected a network that {target.title} executes as integers, got {name} with {problem}"
+                f"Expected a network that {target.title} executes as integers, "
+                f"got {name} with {problem}"
             )
 
 
@@ -77,11 +84,15 @@ def _problem(layer: QuantizedLayer, target: Target) -> str | None:
         spec = quantizer.spec
         if spec.bits < 8:
             return (
-                f"activations of {spec.bits} bits: no mainstream runtime executes convolutions on fewer than 8. "
-                "Calibrate W8A8 or W4A8, or add --simulate true, which computes the same in wider arithmetic."
+                f"activations of {spec.bits} bits: no mainstream runtime executes convolutions on "
+                "fewer than 8. Calibrate W8A8 or W4A8, or add --simulate true, which computes the "
+                "same in wider arithmetic."
             )
         if quantizer.scale.numel() > 1 and not target.channel_grids:
-            return "a grid for each channel it reads. Calibrate with --qconfig.depthwise_granularity per_tensor."
+            return (
+                "a grid for each channel it reads. "
+                "Calibrate with --qconfig.depthwise_granularity per_tensor."
+            )
         if spec.grid != "symmetric" and not target.zero_points:
             return f"an {spec.grid} grid. Calibrate with --qconfig.activation_grid symmetric."
     return None

@@ -1,4 +1,4 @@
-"""What all phases share: a network scored on an evaluation tree, and its float teacher."""
+"""Base modules of all phases: scoring of a network, and learning from its float teacher."""
 
 import copy
 import json
@@ -31,14 +31,14 @@ _CURVES = ("mad", "dtssd")
 
 
 class MattingModule(L.LightningModule):
-    """Scores a matting network: validation, test and prediction over chunks of clips, the state carried between them.
+    """Scoring of a matting network in validation, test and prediction, chunk by chunk of clips.
 
-    Clips with true alpha give the five metrics, clips with the float network's alpha ``mad_to_float`` and
-    ``dtssd_to_float``.
+    The recurrent state is carried between the chunks of a clip. Clips with true alpha give the five
+    matting metrics, clips with the float network's alpha ``mad_to_float`` and ``dtssd_to_float``.
 
     Args:
-        network: the network, float or quantized.
-        scoring: ``float``, or ``png8`` to score mattes as the reference code writes them, truncated to 8 bits.
+        network: float or quantized network.
+        scoring: ``float``, or ``png8`` to truncate mattes to 8 bits, as the reference code does.
     """
 
     def __init__(self, network: MattingModel, scoring: Scoring = "float") -> None:
@@ -50,16 +50,16 @@ class MattingModule(L.LightningModule):
         self._state: RecurrentState | None = None
         self._previous: tuple[Any, ...] | None = None
         self.per_frame: dict[str, dict[str, list[float]]] = {}
-        """Of the last test, by clip and metric: MAD and dtSSD of each frame, against truth and against float."""
+        """Per-frame MAD and dtSSD of the last test, to truth and to float, by clip and metric."""
 
     def forward(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
-        """(B, T, 3, H, W) -> mattes."""
+        """Matte a clip (B, T, 3, H, W), RGB in [0, 1]."""
         return self.network.unroll(src, state)
 
     def _step(
         self, clip: MattingClip, truth: Any | None, fidelity: Any | None
     ) -> MattingOutput | None:
-        if clip.src.shape[1] == 0:  # this process got no clip
+        if clip.src.shape[1] == 0:  # empty batch: this rank has no clip
             return None
         with cached_weights(quantized_layers(self.network).values()):
             output = self(clip.src, self._state if int(clip.start) > 0 else None)
@@ -70,13 +70,14 @@ class MattingModule(L.LightningModule):
     def _score_alpha(
         self, clip: MattingClip, pha: Tensor, truth: Any | None, fidelity: Any | None
     ) -> None:
-        """Score the alpha of a chunk, (T, 1, H, W)."""
+        """Score the alpha (T, 1, H, W) of a chunk."""
         if int(clip.start) == 0:
             self._previous = None
         if truth is not None:
             if clip.pha is None and (clip.float_pha is None or fidelity is None):
                 raise PTQ4VMError(
-                    f"Expected true alpha to score {clip.name}, found none. Give an evaluation tree."
+                    f"Expected true alpha to score {clip.name}, found none. "
+                    "Give an evaluation tree."
                 )
             against = ((truth, clip.pha), (fidelity, clip.float_pha))
             self._compare(pha, against)
@@ -84,7 +85,7 @@ class MattingModule(L.LightningModule):
                 self._keep_frames(clip.name, against)
 
     def _compare(self, preds: Tensor, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
-        """Compare (T, 1, H, W) with each target (1, T, 1, H, W) that is known."""
+        """Update metrics with alpha (T, 1, H, W) and each known target (1, T, 1, H, W)."""
         last_preds, *last_targets = self._previous or (None, *(None for _ in against))
         for (metrics, target), last in zip(against, last_targets, strict=True):
             if metrics is not None and target is not None:
@@ -123,7 +124,7 @@ class MattingModule(L.LightningModule):
         self._log_metrics(self.test_fidelity)
 
     def _log_metrics(self, metrics: Any) -> None:
-        # All processes or none: a process that waits for another's figures waits for ever.
+        # All ranks or none: compute is a collective operation.
         called = any(metric.update_called for metric in metrics.values())
         if self.trainer.strategy.reduce_boolean_decision(called, all=False):
             self.log_dict({name: value.float() for name, value in metrics.compute().items()})
@@ -131,30 +132,32 @@ class MattingModule(L.LightningModule):
 
 
 class FloatMattes(MattingModule):
-    """Scores the float network by the mattes of it that clips bring along: it isn't run again."""
+    """Scoring of the float network from its precomputed mattes, without running it."""
 
     def test_step(self, batch: MattingClip, batch_idx: int) -> None:  # type: ignore[override]  # noqa: D102
-        if batch.src.shape[1] == 0:  # this process got no clip
+        if batch.src.shape[1] == 0:  # empty batch: this rank has no clip
             return
         if batch.float_pha is None:
             raise PTQ4VMError(
-                f"Expected the float network's alpha of {batch.name}, found none. Call add_references."
+                f"Expected the float network's alpha of {batch.name}, found none. "
+                "Call add_references."
             )
         self._score_alpha(batch, batch.float_pha[0], self.test_metrics, self.test_fidelity)
 
 
 class PTQPhase(MattingModule):
-    """A phase that learns: has the float network as its teacher and writes a quantized checkpoint.
+    """Base class of learning phases: has a float teacher and writes a quantized checkpoint.
 
     Args:
-        network: the quantizable network to learn.
-        qconfig: how it is quantized.
-        teacher: the float network.
-        output: where the quantized checkpoint goes; None keeps it in Lightning's own checkpoints only.
-        flow: optical flow for the calibration clips: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
+        network: quantizable network to learn.
+        qconfig: quantization configuration.
+        teacher: float network.
+        output: quantized checkpoint to write; None for Lightning's own checkpoints only.
+        flow: optical flow for the calibration clips; ``raft`` requires ``flow_weights``, ``dis`` no
+            weights.
         flow_weights: torchvision RAFT weights.
-        scoring: as in :class:`MattingModule`.
-        settings: the other arguments that shape what is learned: plain values, no paths.
+        scoring: as for :class:`MattingModule`.
+        settings: further arguments that affect the result, as plain values without paths.
     """
 
     def __init__(
@@ -169,7 +172,7 @@ class PTQPhase(MattingModule):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(network, scoring)
-        # In a list, so that neither Lightning's checkpoints nor its optimizers see the teacher.
+        # In a list, to hide the teacher from Lightning's checkpoints and optimizers.
         self._teacher = [float_twin_(copy.deepcopy(teacher), qconfig)]
         self.qconfig = qconfig
         self._teacher_key = teacher_key(teacher)
@@ -179,18 +182,18 @@ class PTQPhase(MattingModule):
         self._fit = ExitStack()
 
     epoch_is = "epoch"
-    """The word for what is learned in an epoch."""
+    """Name of the unit learned in an epoch, for messages."""
     keeps_sequences = False
-    """Whether training batches are but the numbers of calibration sequences."""
+    """True if training batches consist only of indices of calibration sequences."""
 
     @property
     def teacher(self) -> MattingModel:
-        """The float network, BatchNorm folded, on this module's device."""
+        """Float network with folded BatchNorm, on this module's device."""
         return self._teacher[0].to(self.device)
 
     @property
     def calibration(self) -> VideoMattingDataModule:
-        """The datamodule of the running trainer."""
+        """Datamodule of the running trainer."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(datamodule, VideoMattingDataModule):
             raise PTQ4VMError(
@@ -205,19 +208,19 @@ class PTQPhase(MattingModule):
         stage: str,
         checkpoint: str | Path | None = None,
     ) -> str | None:
-        """See that all is as it must be; Lightning's loggers write before its first hook.
+        """Check the trainer, the data and the checkpoint, before Lightning's loggers write.
 
         Args:
-            trainer: that is to run this phase.
+            trainer: trainer that will run this phase.
             data: its datamodule.
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
-            checkpoint: Lightning's, to go on from.
+            checkpoint: Lightning checkpoint to resume from.
 
         Returns:
-            A line that tells what is gone on from; None without a checkpoint.
+            A log line on the point of resumption; None without a checkpoint.
 
         Raises:
-            PTQ4VMError: the trainer, the files or the checkpoint don't suit.
+            PTQ4VMError: the trainer, the files or the checkpoint aren't suitable.
         """
         self._check_trainer(trainer, stage)
         data.setup(stage)
@@ -232,42 +235,43 @@ class PTQPhase(MattingModule):
         strategy = trainer.strategy
         if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
             raise PTQ4VMError(
-                f"Expected the strategy ddp on {trainer.world_size} devices, got {type(strategy).__name__}. "
-                "Set --trainer.strategy ddp."
+                f"Expected the strategy ddp on {trainer.world_size} devices, "
+                f"got {type(strategy).__name__}. Set --trainer.strategy ddp."
             )
         if stage == "fit" and trainer.precision != "32-true":
             raise PTQ4VMError(
-                f"Expected precision 32-true, got {trainer.precision}: integer codes must be exact. Leave "
-                "--trainer.precision out."
+                f"Expected precision 32-true, got {trainer.precision}: integer codes must be "
+                "exact. Leave --trainer.precision out."
             )
-        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default
             strategy.checkpoint_io = WholeCheckpoints()
         if stage == "fit" and self.output is not None and Path(self.output).exists():
             raise PTQ4VMError(
-                f"Expected {self.output} to be new, got a file. Choose another output, or remove it."
+                f"Expected {self.output} to be new, got a file. "
+                "Choose another output, or remove it."
             )
 
     def setup(self, stage: str) -> None:
-        """Have the calibration set made, with the teacher's mattes and the flow, unless it is there already."""
+        """Create the calibration set with the teacher's mattes and the flow, unless it exists."""
         self._check_trainer(self.trainer, stage)
         distributed.introduce()
         teacher = self._teacher[0].to(self.trainer.strategy.root_device)
         self.calibration.numbers_only, self.calibration.reached = self.keeps_sequences, (0, 0)
-        # Evaluation needs the teacher only to cut the built-in portrait out, and no calibration set.
+        # Evaluation needs no calibration set, and the teacher only for the built-in cut-outs.
         self.calibration.attach(
             make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None
         )
 
     def on_fit_start(self) -> None:
-        """Leave gradients to :meth:`on_before_optimizer_step`.
+        """Disable DDP's gradient synchronization, see :meth:`on_before_optimizer_step`.
 
-        Lightning's wrapper waits for every parameter that it found at the start; here a few learn at a time.
+        DDP waits for every parameter that was trainable at its start; phases learn a few at a time.
         """
         if isinstance(self.trainer.strategy, DDPStrategy):
             self._fit.enter_context(self.trainer.strategy.block_backward_sync())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Average the gradients over all processes, in one message."""
+        """Average the gradients over all ranks, in one message."""
         if self.trainer.world_size == 1:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -281,23 +285,23 @@ class PTQPhase(MattingModule):
             grad.copy_(part.view_as(grad))
 
     def teardown(self, stage: str) -> None:
-        """Undo what held for the fit alone."""
+        """Restore the settings that apply only during a fit."""
         self.calibration.numbers_only = False
         self._fit.close()
 
     def _save(self, made: dict[str, Any]) -> None:
-        """Write the quantized checkpoint; no process goes on before it is there."""
+        """Write the quantized checkpoint from rank 0; the others wait."""
         if self.output is not None:
             distributed.once(save_quantized, self.network, self.qconfig, self.output, made)
 
     def contract(
         self, trainer: L.Trainer, data: VideoMattingDataModule, stage: str
     ) -> dict[str, Any]:
-        """All that shapes what this phase learns, in plain values; files by their content.
+        """Return the contract of a fit: everything that affects its result, as plain values.
 
-        Where files lie and output goes, devices, loggers and the processes that read are not in it:
-        they may differ when a fit goes on. For stages other than ``fit`` it is what makes the
-        network.
+        Files are represented by their content. Paths, devices, loggers and data loading workers are
+        excluded, since they may differ when a fit is resumed. For stages other than ``fit``, the
+        contract has only the settings of the network itself.
         """
         made = {
             "phase": type(self).__name__,
@@ -316,20 +320,20 @@ class PTQPhase(MattingModule):
         return json.loads(json.dumps(made))
 
     def _max_epochs(self, trainer: L.Trainer) -> int:
-        """As Lightning will take it; it decides how learning rates fall."""
+        """Return the number of epochs as resolved by Lightning; schedules depend on it."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         endless = trainer.max_steps != -1 or any(isinstance(one, Timer) for one in callbacks)
         return trainer.max_epochs or (-1 if endless else 1000)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have it say how it was made."""
+        """Add the contract to a checkpoint."""
         checkpoint[CONTRACT] = self.contract(self.trainer, self.calibration, "fit")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another module, network or fit before Lightning loads it.
+        """Check the contract and the tensor shapes of a checkpoint before Lightning loads it.
 
         Raises:
-            PTQ4VMError: it was made with others, or doesn't say with which.
+            PTQ4VMError: the checkpoint is of another module, network or fit, or has no contract.
         """
         stage = str(self.trainer.state.fn.value)  # type: ignore[union-attr]
         path = self.trainer.ckpt_path
@@ -351,9 +355,9 @@ class PTQPhase(MattingModule):
         wrong = sorted(name for name, _ in found ^ expected)
         if wrong:
             raise PTQ4VMError(
-                f"Expected a checkpoint of this {type(self).__name__}, got one with missing, left-over "
-                f"or differently shaped tensors: {', '.join(wrong[:5])}. Give the checkpoint that this configuration "
-                "wrote."
+                f"Expected a checkpoint of this {type(self).__name__}, got one with missing, "
+                f"left-over or differently shaped tensors: {', '.join(wrong[:5])}. "
+                "Give the checkpoint that this configuration wrote."
             )
 
     def on_test_start(self) -> None:  # noqa: D102
@@ -363,13 +367,13 @@ class PTQPhase(MattingModule):
         require_calibrated(self.network)
 
     def on_validation_start(self) -> None:
-        """Within a fit of block reconstruction the blocks ahead are not calibrated yet."""
+        """Check that all blocks are calibrated, which fails during a block reconstruction fit."""
         require_calibrated(self.network)
 
 
 def learning_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Of ``locals()`` at the beginning of a phase's ``__init__``: what shapes its result."""
-    # The qconfig and what files hold are told apart; output and scoring shape nothing.
+    """Select the arguments that affect a phase's result, from ``locals()`` in its ``__init__``."""
+    # The contract has the qconfig and files' contents elsewhere; output and scoring don't matter.
     files = {"checkpoint", "weights", "flow_weights", "output"}
     elsewhere = files | {"self", "__class__", "qconfig", "scoring"}
     return {name: value for name, value in arguments.items() if name not in elsewhere}

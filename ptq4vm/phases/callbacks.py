@@ -1,4 +1,4 @@
-"""What a run shows and keeps while it runs."""
+"""Lightning callbacks: mattes, progress, logging and interruption."""
 
 import signal
 import threading
@@ -24,10 +24,12 @@ from ptq4vm.video import open_writer
 
 
 class AlphaWriter(L.Callback):
-    """Writes the mattes that are scored or predicted, as 8-bit PNG, rounded: ``<set>/<clip>/pha/<frame>.png``.
+    """Writer of scored or predicted mattes as 8-bit PNGs, ``<set>/<clip>/pha/<frame>.png``.
+
+    Alpha is rounded to the nearest of the 256 levels.
 
     Args:
-        folder: where to.
+        folder: output folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,9 +73,9 @@ class AlphaWriter(L.Callback):
 
 
 class PromptStop(L.Callback):
-    """Lets SIGTERM end a run at once, by the handler that was there before Lightning's.
+    """Immediate end of a run on SIGTERM, by the handler installed before Lightning's.
 
-    Lightning's first waits for the other processes, which hangs where they don't get the signal.
+    Lightning's handler first waits for the other ranks, and hangs if they don't get the signal.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: D102
@@ -88,13 +90,14 @@ class PromptStop(L.Callback):
 
 
 class WorkProgress(L.Callback):
-    """Tells how much work is done, in frames that went forward once, so that different phases add up.
+    """Progress in forward passes of frames, a unit that adds up over phases.
 
-    A frame that goes forward and backward counts as three; a step of block reconstruction counts its block's share.
+    A forward and backward pass of a frame counts as 3. In block reconstruction, passes are weighted
+    with the block's share of the multiply-accumulates.
 
     Args:
-        advance: called with the work done since the last call.
-        macs: multiply-accumulates by layer, which give the blocks' shares.
+        advance: callback, called with the work done since the last call.
+        macs: multiply-accumulates by layer name.
     """
 
     def __init__(self, advance: Callable[[float], None], macs: dict[str, int]) -> None:
@@ -136,13 +139,13 @@ class WorkProgress(L.Callback):
 
 
 class AlphaStrips(L.Callback):
-    """Logs mattes of the first clips: source, float and quantized alpha beside each other, as a picture and a video.
+    """Log of the first clips' mattes as picture and video: source, float and quantized alpha.
 
     Pictures go to Weights & Biases and TensorBoard, videos to Weights & Biases.
 
     Args:
-        clips: how many.
-        video: whether their first chunk is logged as a video too.
+        clips: number of clips.
+        video: also log the first chunk of each clip as a video.
     """
 
     def __init__(self, clips: int = 2, video: bool = True) -> None:
@@ -160,7 +163,7 @@ class AlphaStrips(L.Callback):
         batch: MattingClip,
         *_: Any,
     ) -> None:
-        # Only the first process logs, and one without clips has none.
+        # Only rank 0 logs, and a rank without clips has no outputs.
         if not isinstance(pl_module, PTQPhase) or outputs is None or not trainer.is_global_zero:
             return
         if int(batch.start) != 0 or self._logged >= self.clips:
@@ -192,10 +195,10 @@ class AlphaStrips(L.Callback):
 
 
 class CalibrationHistograms(L.Callback):
-    """Logs how far activation ranges, γ and β lie apart, after each epoch, to loggers that take histograms.
+    """Histograms of activation ranges, γ and β, logged after each epoch.
 
-    Of block reconstruction the ranges of the epoch's block, of global calibration all. Ranges are those of a tensor or
-    a channel, as a power of two.
+    Block reconstruction logs the epoch's block, global calibration all layers. A range is the log2
+    of scale times number of steps, per tensor or per channel.
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: D102
@@ -222,7 +225,7 @@ class CalibrationHistograms(L.Callback):
                         f"calibration/{name}", np.array(numbers), trainer.global_step
                     )
             elif isinstance(logger, WandbLogger):
-                import wandb  # not every run needs it
+                import wandb  # optional dependency
 
                 histograms = {
                     f"calibration/{name}": wandb.Histogram(numbers)
@@ -232,7 +235,7 @@ class CalibrationHistograms(L.Callback):
 
 
 class ResultLog(L.Callback):
-    """Hands a finished run to Weights & Biases: table, pictures, report and the quantized networks as artifacts."""
+    """Log of a finished run to Weights & Biases: table, pictures, report, quantized networks."""
 
     def on_run_end(
         self,
@@ -241,17 +244,17 @@ class ResultLog(L.Callback):
         pictures: dict[str, Path],
         models: list[Path],
     ) -> None:
-        """Called by the pipeline at the end.
+        """Log the results; called by the pipeline at the end of a run.
 
         Args:
-            loggers: where to.
-            cells: the table, its first row the names of the columns.
+            loggers: loggers; only Weights & Biases loggers are used.
+            cells: table cells, with the column names in the first row.
             pictures: .png and .html files by name.
-            models: quantized checkpoints.
+            models: quantized checkpoints, logged as artifacts.
         """
         for logger in loggers:
             if isinstance(logger, WandbLogger):
-                import wandb  # not every run needs it
+                import wandb  # optional dependency
 
                 shown: dict[str, Any] = {
                     name: wandb.Html(path.read_text())
@@ -270,14 +273,14 @@ class ResultLog(L.Callback):
 
 
 class LoggedConfig(SaveConfigCallback):
-    """Hands the resolved configuration to the loggers, and writes it, as work begins.
+    """Resolved configuration, logged and written when the work starts, after all checks.
 
-    By then all has been checked: what is refused leaves the configuration of the run before as it
-    was. That of a fit names no checkpoint to go on from: read again, it begins a fit anew.
+    A rejected run leaves the configuration of the previous run unchanged. The configuration of a
+    fit has no ``ckpt_path``: running it again starts a new fit.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Too early to write anything."""
+        """Do nothing: the configuration is written when the work starts."""
 
     def on_train_start(  # noqa: D102
         self, trainer: L.Trainer, pl_module: L.LightningModule

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: written whole or not at all, read without running anything in them."""
+"""Checkpoints of a fit: atomic writing, safe reading and contract checks."""
 
 import io
 from collections.abc import Mapping
@@ -13,28 +13,28 @@ from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.models.weights import load_plain
 
 CONTRACT = "ptq4vm"
-"""Where a checkpoint of a fit says how it was made."""
+"""Key of the contract in a checkpoint."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Lightning's checkpoints, for files on local disks.
+    """Checkpoint plugin of Lightning with atomic writing and safe reading of local files.
 
-    Lightning's own writes to the system's folder for temporary files and then copies where that is another disk: a
-    process killed meanwhile leaves half a file.
+    Lightning's own plugin copies from the system's temporary folder if that is on another disk, and
+    leaves a partial file if the process is killed meanwhile.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write the file beside its place, then move it there.
+        """Write the checkpoint atomically.
 
         Raises:
-            PTQ4VMError: it can't be written; what was there before stays.
+            PTQ4VMError: it can't be written; an existing file is kept.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        # Through memory: torch.save says a full disk in a way of its own.
+        # Through memory: torch.save reports a full disk with an exception of its own.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         with written_whole(Path(path)) as part:
@@ -43,10 +43,11 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values, whatever ``weights_only`` says.
+        """Read tensors and plain values, regardless of ``weights_only``.
 
         Raises:
-            PTQ4VMError: it is damaged, holds more than that, or is no checkpoint of Lightning's.
+            PTQ4VMError: the file doesn't exist, is damaged, has other content, or isn't a Lightning
+                checkpoint.
         """
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, True)
@@ -69,17 +70,17 @@ class WholeCheckpoints(TorchCheckpointIO):
 def require_contract(
     checkpoint: Mapping[str, Any], now: Mapping[str, Any], path: str | Path | None, *, fitting: bool
 ) -> None:
-    """See that a checkpoint of a fit was made with these settings, data and weights.
+    """Check that a checkpoint has the contract of this fit: settings, data and weights.
 
     Args:
-        checkpoint: as it was read.
-        now: what it should have been made with.
-        path: where it lies, to be named.
-        fitting: go on with the fit; else its network is only evaluated, and what it says beyond
-            ``now`` is passed over.
+        checkpoint: content of the checkpoint.
+        now: expected contract.
+        path: path of the checkpoint, for messages.
+        fitting: True to resume the fit; False to evaluate its network, where only the keys of
+            ``now`` are compared.
 
     Raises:
-        PTQ4VMError: it was made with others, or doesn't say with which.
+        PTQ4VMError: the contract differs or is missing, or a fit limited by max_steps would resume.
     """
     made = checkpoint.get(CONTRACT)
     if not isinstance(made, dict):
@@ -93,7 +94,8 @@ def require_contract(
     if changed := differences(made, now):
         raise PTQ4VMError(
             f"Expected {path} to be made with these settings, data and weights, got a checkpoint "
-            f"of others ({changed}). Give what it was made with, or begin anew without a checkpoint."
+            f"of others ({changed}). Give what it was made with, or begin anew without a "
+            "checkpoint."
         )
     if fitting and now["max_steps"] != -1:
         raise PTQ4VMError(
@@ -104,18 +106,18 @@ def require_contract(
 
 
 def reached(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
-    """The epoch that a fit goes on with from a checkpoint, and how many of its batches are done.
+    """Return the epoch at which a fit resumes, and the number of its finished batches.
 
     Raises:
-        PTQ4VMError: it doesn't say.
+        PTQ4VMError: the checkpoint lacks the progress.
     """
     try:
         loops = checkpoint["loops"]["fit_loop"]
         epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
         epoch, done = int(epochs["processed"]), int(batches["current"]["processed"])
-        if epochs["started"] == epoch:  # written between epochs
+        if epochs["started"] == epoch:  # saved between epochs
             return epoch, 0
-        # Where its last batch was done too, Lightning goes on with the next epoch.
+        # After the last batch of an epoch, Lightning resumes with the next epoch.
         finished = batches["is_last_batch"] and done == batches["current"]["ready"]
         return (epoch + 1, 0) if finished else (epoch, done)
     except (KeyError, TypeError, ValueError) as error:

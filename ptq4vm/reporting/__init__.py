@@ -1,4 +1,4 @@
-"""What a run has to show: tables, metrics.json, pictures and the report; and runs as they lie on disk."""
+"""Result tables, charts, the HTML report and run folders."""
 
 from ptq4vm.reporting.bars import LayerBar, draw_sensitivity
 from ptq4vm.reporting.pictures import Strip, draw_strips

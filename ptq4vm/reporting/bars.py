@@ -1,4 +1,4 @@
-"""What each layer costs, as bars."""
+"""Bar chart of the layers' sensitivity to quantization."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,35 +19,35 @@ _MARKERS = "ov^sD"
 
 
 class LayerBar(NamedTuple):
-    """One layer, quantized alone."""
+    """Sensitivity of one layer, quantized alone."""
 
     name: str
-    """Dotted; its first component is the part of the network that it is coloured by."""
+    """Dotted module name; bars are coloured by its first component."""
     mad: Mapping[str, float]
     """MAD ×10³ to the float network's mattes, by bits; every layer has the same bits."""
     dtssd: Mapping[str, float]
-    """dtSSD ×10², likewise."""
+    """dtSSD ×10² to the float network's mattes, by bits."""
 
 
 def draw_sensitivity(layers: Sequence[LayerBar], path: Path, dpi: int = 110) -> None:
-    """Draw a panel for MAD and one for dtSSD with a bar for each layer, in the order given; the scale is logarithmic.
+    """Draw a MAD panel and a dtSSD panel with one bar per layer, on a logarithmic scale.
 
-    The bars are of the first bits; where there are others, marks on the bars show them.
+    Layers keep their order. Bars show the first of the bits, markers the others.
 
     Args:
-        layers: at least one.
-        path: a .png file, written whole or not at all.
+        layers: at least one layer.
+        path: .png file, written atomically.
         dpi: pixels per inch.
 
     Raises:
-        PTQ4VMError: no layers or no bits, or nothing can be written there.
+        PTQ4VMError: there are no layers or no bits, or the file can't be written.
     """
     if not layers or not layers[0].mad:
         raise PTQ4VMError("Expected at least one measured layer to draw, got none")
     parts = list(dict.fromkeys(layer.name.split(".")[0] for layer in layers))
     colours = dict(zip(parts, colormaps["tab10"].colors * len(parts), strict=False))  # type: ignore[attr-defined]
     size = (max(7.0, 1.2 + _BAR_INCHES * len(layers)), 2 * _PANEL_INCHES + 2.0)
-    # Figure and canvas by hand, as in pictures.py.
+    # Not pyplot, as in pictures.py.
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)

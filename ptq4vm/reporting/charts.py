@@ -1,4 +1,4 @@
-"""Charts in numbers: where their points, bars and ticks lie. The page draws them as SVG in its own colours."""
+"""Chart geometry: positions of points, bars and ticks, which the report's page draws as SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,32 +10,32 @@ _WIDTH, _HEIGHT = 560, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 26
 _MOST_POINTS = 240
 _PLOT = 132
-"""Height of the bars."""
+"""Height of the bars, in pixels."""
 _LETTER = 6.0
-"""Width of a letter in names that stand upright below bars."""
+"""Width of a letter in vertical labels below bars, in pixels."""
 
 
 class Tick(NamedTuple):
-    """A line of the grid and what it says."""
+    """Grid line and its label."""
 
     place: float
     label: str
 
 
 class Line(NamedTuple):
-    """One series."""
+    """One series of a line chart."""
 
     number: int
-    """Which colour it has."""
+    """Index of the colour."""
     title: str
     points: str
-    """As SVG's polyline takes them."""
+    """Value of the ``points`` attribute of an SVG polyline."""
     highest: float
-    """The largest value."""
+    """Maximum of the plotted values."""
 
 
 class LineChart(NamedTuple):
-    """Values in order, one line for each series."""
+    """Line chart of values by index, one line per series."""
 
     title: str
     width: int
@@ -43,16 +43,16 @@ class LineChart(NamedTuple):
     left: int
     bottom: int
     top: float
-    """The value at the upper edge; 0 is at the lower one."""
+    """Value at the upper edge; the lower edge is 0."""
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     merged: int
-    """So many values are one point of a line, their mean."""
+    """Number of consecutive values that are averaged to one point."""
 
 
 class Bar(NamedTuple):
-    """One bar, and the text that tells it."""
+    """Bar and its tooltip."""
 
     number: int
     x: float
@@ -63,7 +63,7 @@ class Bar(NamedTuple):
 
 
 class BarChart(NamedTuple):
-    """A group of bars for each name, a bar for each series."""
+    """Grouped bar chart: one group per name, one bar per series in each group."""
 
     title: str
     width: int
@@ -73,16 +73,16 @@ class BarChart(NamedTuple):
     bars: tuple[Bar, ...]
     series: tuple[str, ...]
     x_ticks: tuple[Tick, ...]
-    """Names below the groups; none where another chart below has them."""
+    """Names below the groups; empty if a chart below shows them."""
     y_ticks: tuple[Tick, ...]
 
 
 def line_chart(title: str, series: Mapping[int, tuple[str, Sequence[float]]]) -> LineChart:
-    """Lines over the number of the value, from 0.
+    """Lay out a line chart of values over their index, from 0.
 
     Args:
-        title: what is drawn.
-        series: by the number of its colour, its title and values; finite ones, at least one.
+        title: title of the chart.
+        series: (title, values) by index of the colour; values are finite, at least one per series.
     """
     longest = max(len(values) for _, values in series.values())
     merged = math.ceil(longest / _MOST_POINTS)
@@ -114,7 +114,10 @@ def line_chart(title: str, series: Mapping[int, tuple[str, Sequence[float]]]) ->
 
 
 def round_up(value: float) -> float:
-    """The next number whose quarters are easy to read; 1 for (nearly) 0. The page's script does the same."""
+    """Round up to a number whose quarters are easy to read; 1 for (nearly) 0.
+
+    The page's script has the same function.
+    """
     if value <= 1e-300:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -131,15 +134,15 @@ def bar_chart(
     named: bool = True,
     group: int = 13,
 ) -> BarChart:
-    """Groups of bars beside each other.
+    """Lay out a grouped bar chart.
 
     Args:
-        title: what is drawn.
-        names: of the groups.
-        series: a value for each group; what is None or not finite has no bar.
-        logarithmic: by decades; values that aren't positive have no bar.
-        named: whether the names stand below.
-        group: width of a group.
+        title: title of the chart.
+        names: names of the groups.
+        series: one value per group; None and non-finite values have no bar.
+        logarithmic: use a logarithmic scale; values that aren't positive have no bar.
+        named: show the names below the groups.
+        group: width of a group in pixels.
     """
     values = [
         value
@@ -184,6 +187,10 @@ def bar_chart(
         Tick(_LEFT + (place + 0.5) * group, name) for place, name in enumerate(names) if named
     )
     return BarChart(
-        title, _LEFT + group * len(names) + _RIGHT, height, _LEFT, low_edge, tuple(bars), tuple(series), labels,
-        tuple(Tick(low_edge - _PLOT * (tick.place - first) / (last - first), tick.label) for tick in ticks),
+        title, _LEFT + group * len(names) + _RIGHT, height, _LEFT, low_edge,
+        tuple(bars), tuple(series), labels,
+        tuple(
+            Tick(low_edge - _PLOT * (tick.place - first) / (last - first), tick.label)
+            for tick in ticks
+        ),
     )  # fmt: skip

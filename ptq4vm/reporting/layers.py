@@ -1,4 +1,4 @@
-"""What each layer of a quantized network is, and how much of its signal quantization leaves."""
+"""Properties and signal-to-noise ratios of the layers of a quantized network."""
 
 import copy
 import math
@@ -16,34 +16,34 @@ from ptq4vm.quantizers import QConfig, QuantizedLayer
 
 
 class Layer(NamedTuple):
-    """A convolution or linear layer as it is executed."""
+    """Convolution or linear layer and its quantization."""
 
     name: str
     block: str
     weight_bits: int
     activation_bits: int
     share: float
-    """Of all multiply-accumulates."""
+    """Share of all multiply-accumulates."""
     grids: str
-    """What of it lies on integer grids."""
+    """Quantized tensors of the layer, as text."""
 
     @property
     def bits(self) -> str:
-        """``W4A8``, or ``float``."""
+        """``W4A8``, for example, or ``float``."""
         return "float" if self.weight_bits == 32 else f"W{self.weight_bits}A{self.activation_bits}"
 
 
 class Signal(NamedTuple):
-    """Signal to quantization noise of a layer, in decibels; None where there is no noise or no signal."""
+    """Signal-to-quantization-noise ratios of a layer in dB; None without noise or signal."""
 
     weights: float | None
-    """Of the weights themselves."""
+    """Ratio of the weights."""
     output: float | None
-    """Of what the layer hands on in the whole quantized network, noise of all before it included."""
+    """Ratio of the output in the quantized network, including noise from preceding layers."""
 
 
 def describe_layers(network: MattingModel, height: int, width: int) -> list[Layer]:
-    """The convolutions and linear layers of a quantized network in order of execution, for frames of this size."""
+    """Describe convolutions and linear layers in order of execution, for frames of this size."""
     traced = trace(network, example_frame(network, height, width))
     total = sum(layer.macs for layer in traced)
     parts = {f"{module}.": block.name for block in partition(network) for module in block.modules}
@@ -61,7 +61,7 @@ def describe_layers(network: MattingModel, height: int, width: int) -> list[Laye
 
 
 def learned_blocks(network: MattingModel) -> list[str]:
-    """Names of the blocks that block reconstruction goes through, in its order."""
+    """Return the names of the blocks of block reconstruction, in its order."""
     return [block.name for block in partition(network) if block_layers(network, block)]
 
 
@@ -82,12 +82,15 @@ def _grids(module: nn.Module) -> str:
 
 @torch.inference_mode()
 def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) -> dict[str, Signal]:
-    """Compare each quantized layer with its float twin while both networks play the same frames.
+    """Compare each quantized layer with its float twin while both networks process the same frames.
 
     Args:
-        teacher: the float network; it is left as it is.
-        network: what it was quantized to.
-        src: successive frames (T, 3, H, W) on the networks' device.
+        teacher: float network; it isn't modified.
+        network: quantized network.
+        src: successive frames (T, 3, H, W) on the networks' device, RGB in [0, 1].
+
+    Returns:
+        Signal-to-quantization-noise ratios by layer name.
     """
     qconfig: QConfig = network.qconfig  # type: ignore[assignment]
     twin = float_twin_(copy.deepcopy(teacher), qconfig)
@@ -102,14 +105,14 @@ def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) ->
             ]
         for name, layer in layers.items():
             for signal, kept in zip(before[name], after[name], strict=True):
-                # The quantized layer may have taken the function behind it along.
+                # The quantized layer may include the activation function that follows it.
                 signal = signal if layer.activation is None else layer.activation(signal)
                 powers[name][0] += float(signal.double().square().sum())
                 powers[name][1] += float((kept - signal).double().square().sum())
     found = {}
     for name, layer in layers.items():
         weight: Tensor = twin.get_submodule(name).weight  # type: ignore[assignment]
-        # What γ changed is no noise.
+        # Compare with the weight after scaling by γ, which isn't noise.
         reference = layer.weight_quantizer.reference(weight)
         in_weights = None
         if reference is not None:
@@ -121,7 +124,7 @@ def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) ->
 
 @contextmanager
 def _outputs(network: MattingModel, names: Any) -> Iterator[dict[str, list[Tensor]]]:
-    """Inside, what these layers hand on is collected."""
+    """Collect the outputs of the named layers inside the context."""
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = [
         network.get_submodule(name).register_forward_hook(

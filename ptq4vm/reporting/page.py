@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network."""
+"""The report as a single, self-contained HTML file."""
 
 import base64
 import math
@@ -35,37 +35,37 @@ _CURVES = {"mad": "MAD ×10³", "dtssd": "dtSSD ×10²"}
 
 
 class Shot(NamedTuple):
-    """One frame as the float network and each quantized one see it; on the CPU."""
+    """One frame and its alpha mattes by the float and the quantized networks, on the CPU."""
 
     clip: str
     frame: int
     src: Tensor
     """(3, H, W) RGB in [0, 1]."""
     true_alpha: Tensor | None
-    """(1, H, W) in [0, 1], or None where nobody knows it."""
+    """(1, H, W) in [0, 1]; None without ground truth."""
     float_alpha: Tensor
-    """(1, H, W)."""
+    """(1, H, W) alpha of the float network."""
     quantized: Mapping[str, Tensor]
-    """(1, H, W) by bits."""
+    """(1, H, W) alpha of the quantized networks, by bits."""
 
     def strip(self, bits: str) -> Strip:
-        """For one row of pictures."""
+        """Return this frame as one row of pictures."""
         alphas = (self.true_alpha, self.float_alpha, self.quantized[bits])
         return Strip(f"{self.clip}, frame {self.frame}", self.src, *alphas)
 
 
 class Inside(NamedTuple):
-    """A quantized network, looked into."""
+    """Layers, blocks and signal-to-noise ratios of a quantized network."""
 
     layers: Sequence[Layer]
     blocks: Sequence[str]
-    """Names of those that block reconstruction goes through."""
+    """Names of the blocks of block reconstruction."""
     placement: str
     ignored_modules: Sequence[str]
     runtimes: Mapping[str, str | None]
-    """By the runtime's name, why it doesn't execute the network as integers; None where it does."""
+    """By runtime name, why it doesn't execute the network as integers; None if it does."""
     signals: Mapping[str, Signal]
-    """By layer; empty where they weren't measured."""
+    """By layer; empty if not measured."""
 
 
 def write_page(
@@ -80,18 +80,18 @@ def write_page(
 
     Args:
         run: the run.
-        names: of the rows' files, by their titles.
-        shots: frames to look at; none where they couldn't be played.
+        names: file names of the table rows, by row title.
+        shots: frames to show; empty if they couldn't be computed.
         inside: the final networks, by bits.
-        path: the .html file, written whole or not at all.
+        path: .html file, written atomically.
         problem: why there are no frames.
 
     Raises:
-        PTQ4VMError: a file in the run folder is damaged, or nothing can be written there.
+        PTQ4VMError: a file in the run folder is damaged, or the report can't be written.
     """
     environment = Environment(
-        loader=PackageLoader("ptq4vm.reporting", "page"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("ptq4vm.reporting", "page"), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     rows = row_files(run, names)
     headings, body = table_cells(run.rows)
@@ -129,7 +129,7 @@ def _plain_table(rows: Sequence[ResultRow]) -> tuple[list[str], list[tuple[bool,
 
 
 class Fact(NamedTuple):
-    """A figure before and after."""
+    """Figure before and after quantization."""
 
     name: str
     before: str
@@ -160,11 +160,11 @@ def _billions(row: ResultRow) -> float | None:
     return None if row.bit_operations is None else row.bit_operations / 1e9
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------
+# ---- pictures ----------------------------------------------------------------------------------
 
 
 def _pictures(shots: Sequence[Shot]) -> list[dict[str, Any]]:
-    """By clip, its frames as data URIs."""
+    """Return the frames of each clip as data URIs."""
     clips: dict[str, list[dict[str, Any]]] = {}
     for shot in shots:
         seen = {
@@ -187,7 +187,7 @@ def _pictures(shots: Sequence[Shot]) -> list[dict[str, Any]]:
 
 
 def _pixels(picture: Tensor) -> np.ndarray:
-    """(H, W, 3) or (H, W, 1), 8 bits, in OpenCV's order of colours."""
+    """Convert to uint8 (H, W, 3) in BGR or (H, W, 1), for OpenCV."""
     return np.rint(picture.clamp(0, 1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)[..., ::-1]
 
 
@@ -204,14 +204,14 @@ def _encode(pixels: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(webp.tobytes()).decode()
 
 
-# ---- charts ---------------------------------------------------------------------------------------------------
+# ---- charts ------------------------------------------------------------------------------------
 
 
 class Curves(NamedTuple):
-    """MAD and dtSSD of each clip."""
+    """MAD and dtSSD curves of each clip."""
 
     series: list[tuple[int, str, bool]]
-    """Number of the colour, title, and whether it is shown at first."""
+    """(index of the colour, title, True if visible at first) per series."""
     clips: dict[str, list[LineChart]]
 
 
@@ -271,7 +271,7 @@ def _layer_charts(run: RunFolder, inside: Inside) -> list[BarChart]:
 def _block_charts(
     losses: Sequence[Losses], inside: Mapping[str, Inside]
 ) -> list[tuple[str, BarChart]]:
-    """Of each row that block reconstruction made and each of the bits."""
+    """Lay out the block losses of each block reconstruction row and each of the bits."""
     charts = []
     for found in losses:
         if not found.hard or found.hard == found.nearest:  # global calibration, or nothing to learn
@@ -300,7 +300,7 @@ def _loss_chart(losses: Sequence[Losses], several: bool) -> tuple[list[str], Lin
 
 
 class Kind(NamedTuple):
-    """Layers with the same bits and grids."""
+    """Group of layers with the same bits and quantized tensors."""
 
     bits: str
     grids: str

@@ -1,4 +1,4 @@
-"""Mattes beside each other, for the eye."""
+"""Comparison pictures of mattes."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
 
 ERROR_MAX = 0.25
-"""The error, in alpha, at which the scale of heat maps ends."""
+"""Error in alpha at the upper end of the heat maps' colour scale."""
 _COLUMN_INCHES = 3.0
 _TITLE_INCHES = 1.4
 _BAR_INCHES = 0.9
@@ -24,37 +24,37 @@ _TITLE_LETTERS = 18
 
 
 class Strip(NamedTuple):
-    """One frame as several networks see it; on any device."""
+    """One frame and its alpha mattes before and after quantization, on any device."""
 
     title: str
-    """Stands to the left: clip and frame, say."""
+    """Title to the left of the row, e.g. clip and frame."""
     src: Tensor
     """(3, H, W) RGB in [0, 1]."""
     true_alpha: Tensor | None
-    """(1, H, W) in [0, 1], or None where nobody knows it."""
+    """(1, H, W) in [0, 1]; None without ground truth."""
     float_alpha: Tensor
-    """(1, H, W), the network before quantization."""
+    """(1, H, W) alpha of the float network."""
     quantized_alpha: Tensor
-    """(1, H, W), and after."""
+    """(1, H, W) alpha of the quantized network."""
 
 
 def draw_strips(
     strips: Sequence[Strip], path: Path, error_max: float = ERROR_MAX, dpi: int = 110
 ) -> None:
-    """Draw one row a frame: source, true alpha, float alpha, quantized alpha, error.
+    """Draw one row per frame: source, true alpha, float alpha, quantized alpha, error.
 
-    The error is |quantized - true| where every strip has true alpha; otherwise that column is left out and the error
-    is |quantized - float|. Its heading says which. Its scale is fixed, so that pictures of different
-    runs compare; what lies beyond has the last colour.
+    The error is |quantized - true| if every strip has true alpha. Otherwise that column is left
+    out and the error is |quantized - float|; the heading shows which. The colour scale is fixed, so
+    that pictures of different runs are comparable; larger errors have the last colour.
 
     Args:
-        strips: at least one. Frames may differ in size.
-        path: a .png file, written whole or not at all.
-        error_max: the error, in alpha, at which the scale ends.
+        strips: at least one; frame sizes may differ.
+        path: .png file, written atomically.
+        error_max: error in alpha at the upper end of the colour scale.
         dpi: pixels per inch; a column is three inches wide.
 
     Raises:
-        PTQ4VMError: no strips, tensors whose shapes don't belong together, or nothing can be written there.
+        PTQ4VMError: there are no strips, tensor shapes don't match, or the file can't be written.
     """
     if not strips:
         raise PTQ4VMError("Expected at least one frame to draw, got none")
@@ -74,7 +74,7 @@ def draw_strips(
         _TITLE_INCHES + _COLUMN_INCHES * len(headings) + _BAR_INCHES,
         sum(heights) + 0.1 * len(strips) + 0.5,
     )
-    # Figure and canvas by hand: pyplot keeps figures alive and chooses a backend for the whole process.
+    # Not pyplot, which keeps figures alive and selects a backend for the whole process.
     figure = Figure(figsize=size, dpi=dpi, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(
@@ -92,7 +92,7 @@ def draw_strips(
 
 
 def _draw_row(axes: Sequence[Axes], strip: Strip, with_truth: bool, error_max: float) -> AxesImage:
-    """Fill one row; returns the heat map for the colour bar."""
+    """Draw one row and return its heat map, for the colour bar."""
     reference = strip.float_alpha
     mattes = [strip.float_alpha, strip.quantized_alpha]
     if with_truth and strip.true_alpha is not None:

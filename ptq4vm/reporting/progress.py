@@ -1,4 +1,4 @@
-"""Bars for work that takes long, which show that it goes on where there is no terminal too."""
+"""Progress bars that also report to logs, without a terminal."""
 
 import threading
 from types import TracebackType
@@ -10,16 +10,16 @@ from typing_extensions import Self
 from ptq4vm.terminal import text_column
 
 _EVERY = 25.0
-"""Seconds between lines: whoever waits is to see one every half minute."""
+"""Seconds between lines without a terminal: at least one per half minute."""
 
 
 class SteadyProgress(Progress):
-    """Rich's bars on a terminal; elsewhere a line for each unfinished task from time to time.
+    """Rich progress bars on a terminal; elsewhere, periodic lines for each unfinished task.
 
     Args:
-        columns: as Rich's.
+        columns: as for :class:`rich.progress.Progress`.
         every: seconds between the lines.
-        options: as Rich's.
+        options: as for :class:`rich.progress.Progress`.
     """
 
     def __init__(self, *columns: Any, every: float = _EVERY, **options: Any) -> None:
@@ -29,7 +29,7 @@ class SteadyProgress(Progress):
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Show the bars, or begin to write lines."""
+        """Show the bars, or start writing lines."""
         super().start()
         if self._thread is None and not self.console.is_terminal and not self.disable:
             self._stopped.clear()
@@ -39,7 +39,7 @@ class SteadyProgress(Progress):
             self._thread.start()
 
     def stop(self) -> None:
-        """End them."""
+        """Stop the bars or the lines."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
@@ -56,14 +56,17 @@ class SteadyProgress(Progress):
 
 
 class WorkBar:
-    """A bar that is there only while there is work: ``bar(done, total, what)``; a context manager."""
+    """Progress bar shown while work is unfinished: ``bar(done, total, description)``.
+
+    A context manager, which removes the bar at its end.
+    """
 
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._bar: SteadyProgress | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """Show how much is done; the bar goes when it is all."""
+        """Update the bar and close it when ``done`` reaches ``total``."""
         if self._bar is None:
             what_column = text_column("{task.description}")
             columns = (what_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -75,7 +78,7 @@ class WorkBar:
             self.close()
 
     def close(self) -> None:
-        """Let the bar go."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

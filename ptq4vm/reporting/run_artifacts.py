@@ -1,4 +1,4 @@
-"""What a run folder holds beside its table: values by frame, logs of the fits, timings, sensitivity."""
+"""Files of a run folder beside its table: per-frame values, fit logs, timings, sensitivity."""
 
 import csv
 import math
@@ -13,7 +13,7 @@ from ptq4vm.reporting.runs import FRAMES, RunFolder, read_rows
 from ptq4vm.reporting.tables import FLOAT, ResultRow
 
 _TIMED = "median ms"
-"""By which `ptq4vm benchmark`'s JSON is told from others."""
+"""Key in ``extra`` that identifies JSON files of `ptq4vm benchmark`."""
 _BLOCK_LOSSES = ("block", "nearest", "hard")
 
 
@@ -31,29 +31,40 @@ class _Sensitivity(TypedDict):
 
 
 class RowFiles(NamedTuple):
-    """A row of the table and where its files are."""
+    """Table row and the location of its files."""
 
     title: str
     bits: str
-    """Empty for the float network."""
+    """Bits of the row; empty for the float network."""
     stem: Path
-    """Path of its files, without suffix; the folder of its log."""
+    """Path of the row's files without suffix; also the folder of its fit log."""
 
 
 class Losses(NamedTuple):
-    """The log of one fit."""
+    """Losses from the log of one fit."""
 
     row: RowFiles
     nearest: dict[int, float]
-    """Block reconstruction's loss of each block before learning, with roundings to nearest."""
+    """Block reconstruction loss by block, before learning, with rounding to nearest."""
     hard: dict[int, float]
-    """And after it."""
+    """Block reconstruction loss by block, after learning."""
     loss: list[float]
-    """Global calibration's, in the order of the steps that were logged."""
+    """Losses of global calibration, in the order of the logged steps."""
 
 
 def row_files(run: RunFolder, names: Mapping[str, str]) -> list[RowFiles]:
-    """Where the files of each row of the table are, in its order; ``names`` are the files' by the rows' titles."""
+    """Locate the files of each row of the run's table.
+
+    Args:
+        run: the run.
+        names: file names of the rows, by row title.
+
+    Returns:
+        One entry per row, in the table's order.
+
+    Raises:
+        PTQ4VMError: the table has a row without a file name.
+    """
     methods = [row for row in run.rows if row.name != FLOAT]
     each = max(1, len(methods) // len(run.bits))
     found = [RowFiles(FLOAT, "", run.folder / FLOAT)]
@@ -68,7 +79,7 @@ def row_files(run: RunFolder, names: Mapping[str, str]) -> list[RowFiles]:
 
 
 def values_by_frame(row: RowFiles) -> dict[str, dict[str, list[float]]]:
-    """Of each clip and metric; empty where the row was scored before they were kept."""
+    """Read the per-frame values, {clip: {metric: values}}; empty if the run has no such file."""
     path = row.stem.with_suffix(FRAMES)
     if not path.is_file():
         return {}
@@ -77,7 +88,11 @@ def values_by_frame(row: RowFiles) -> dict[str, dict[str, list[float]]]:
 
 
 def read_losses(row: RowFiles) -> Losses | None:
-    """What Lightning's CSV logger wrote, over all starts of a fit; None where it logged nothing."""
+    """Read the CSV logs of all starts of a fit; None if nothing was logged.
+
+    Raises:
+        PTQ4VMError: a log is damaged.
+    """
     found = Losses(row, {}, {}, [])
     for path in sorted(row.stem.glob("version_*/metrics.csv"), key=_version):
         try:
@@ -105,7 +120,7 @@ def _version(path: Path) -> int:
 
 
 def read_timings(run: RunFolder) -> dict[str, tuple[ResultRow, ...]]:
-    """What `ptq4vm benchmark --json` wrote into the run folder, by file and size of the frames."""
+    """Read the results of `ptq4vm benchmark --json` in the run folder, by file and frame size."""
     found = {}
     for path in sorted(run.folder.glob("*.json")):
         content = read_json(path)
@@ -125,7 +140,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def read_sensitivity(run: RunFolder) -> dict[str, dict[str, float]]:
-    """MAD x 1e3 that each layer alone costs, by layer and bits, where it was measured in this run; else empty."""
+    """Read the sensitivity, MAD ×10³ to float, by layer and bits; empty if not measured."""
     for path in (run.folder / "sensitivity.json", run.folder / "auto" / "sensitivity.json"):
         if path.is_file():
             layers = read_json(path, _Sensitivity, "a sensitivity file", "Remove it.")["layers"]

@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk: reading them, listing them, putting them beside each other."""
+"""Run folders: reading, listing and comparing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ from ptq4vm.reporting.tables import NOTHING, ResultRow, format_number, table_cel
 from ptq4vm.terminal import plain_console
 
 SETTINGS = "settings.json"
-"""What decides a run's result; the same settings go on where it stopped."""
+"""File of the settings that determine a run's result; a run with the same settings is resumed."""
 RECORD = "run.json"
-"""How it was made: versions, code, seed, weights, when."""
+"""File of the run's provenance: versions, code, seed, weights, times."""
 METRICS = "metrics.json"
-"""The table, written once all of it is measured."""
+"""File of the result table, written once the run is finished."""
 LOG = "log.txt"
 FRAMES = ".frames.json"
-"""End of the names of files with MAD and dtSSD of each frame of each clip, ``{clip: {metric: [...]}}``."""
+"""Suffix of files with per-frame MAD and dtSSD, ``{clip: {metric: [...]}}``."""
 _LONGEST = 100
-"""Letters of a name that files and folders are named after."""
+"""Maximum length of a setting that names files and folders, in characters."""
 _LISTED = ("mad", "dtssd", "mad_to_float")
 
 
@@ -73,7 +73,7 @@ class _Start(_OptionalStart):
 
 
 class Record(TypedDict, total=False):
-    """How a run was made, as far as it is read again."""
+    """Provenance of a run: the keys that are read again."""
 
     starts: list[_Start]
     finished: str | None
@@ -105,24 +105,24 @@ class RunFolder:
     folder: Path
     settings: Mapping[str, Any]
     record: Mapping[str, Any]
-    """Empty where the run is older than the record."""
+    """Provenance; empty for runs of versions without it."""
     rows: tuple[ResultRow, ...]
-    """The table; empty while the run isn't finished."""
+    """Result table; empty if the run isn't finished."""
 
     @property
     def bits(self) -> list[str]:
-        """As they were asked for; each has a folder of its name in lower case."""
+        """Bits in the order of the settings; the folder of each is its name in lower case."""
         return list(self.settings["bits"])
 
     @property
     def final(self) -> dict[str, ResultRow]:
-        """The last row of each of the bits."""
+        """Last row of the table for each of the bits."""
         each = max(1, (len(self.rows) - 1) // len(self.bits))
         return dict(zip(self.bits, self.rows[each::each], strict=False))
 
     @property
     def when(self) -> str:
-        """Finished, else started last, to the minute; UTC."""
+        """Time of the end, else of the last start, as ``YYYY-MM-DD HH:MM`` in UTC."""
         starts = self.record.get("starts") or [{}]
         said = self.record.get("finished") or starts[-1].get("time")
         path = self.folder / (METRICS if self.rows else SETTINGS)
@@ -138,7 +138,7 @@ def read_run(folder: Path) -> RunFolder:
     """Read a run folder.
 
     Raises:
-        PTQ4VMError: it is none, or one of its files is damaged.
+        PTQ4VMError: the folder isn't a run folder, or one of its files is damaged.
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
@@ -146,7 +146,7 @@ def read_run(folder: Path) -> RunFolder:
             f"Expected a run folder of `ptq4vm quantize`, got {folder} without {SETTINGS}."
         )
     settings = read_json(folder / SETTINGS, _Settings, "the settings of a run", "Quantize anew.")
-    # Folders and files are named after both.
+    # Bits and row names become names of folders and files.
     foreign = [one for one in settings["bits"] if not one.isalnum() or len(one) > _LONGEST]
     foreign += [
         name
@@ -171,10 +171,10 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def read_record(folder: Path) -> Record:
-    """How a run was made; empty where nothing says so.
+    """Read the provenance of a run; empty if there is no such file.
 
     Raises:
-        PTQ4VMError: the record is damaged.
+        PTQ4VMError: the file is damaged.
     """
     path = folder / RECORD
     record: Record = {}
@@ -184,10 +184,10 @@ def read_record(folder: Path) -> Record:
 
 
 def read_rows(path: Path) -> tuple[ResultRow, ...]:
-    """The rows of a file that :func:`write_metrics` wrote.
+    """Read the rows of a file written by :func:`write_metrics`.
 
     Raises:
-        PTQ4VMError: it holds something else.
+        PTQ4VMError: the file has other content.
     """
     rows = read_json(path, _Table, "rows of results", "Remove it.")["rows"]
     return tuple(
@@ -196,15 +196,18 @@ def read_rows(path: Path) -> tuple[ResultRow, ...]:
 
 
 def list_runs(folder: Path, console: Console | None = None) -> None:
-    """Show every run folder below ``folder``, a row for each of its bits; of a damaged one, what is wrong with it.
+    """Print a table of all run folders below ``folder``, one row for each of a run's bits.
+
+    Damaged run folders are listed below the table with their error.
 
     Raises:
-        PTQ4VMError: there is none.
+        PTQ4VMError: there is no run folder.
     """
     found = sorted(path.parent for path in Path(folder).rglob(SETTINGS))
     if not found:
         raise PTQ4VMError(
-            f"Expected run folders of `ptq4vm quantize` below {folder}, found none. Name another folder."
+            f"Expected run folders of `ptq4vm quantize` below {folder}, found none. "
+            "Name another folder."
         )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("run", "network", "bits"):
@@ -246,15 +249,15 @@ def _list_run(run: RunFolder, name: str) -> list[list[str]]:
 def compare_runs(
     runs: Sequence[RunFolder], console: Console | None = None, path: Path | None = None
 ) -> None:
-    """Show the last rows of runs side by side, what their settings differ in, and all their rows.
+    """Print the last rows of runs side by side, their differing settings, and all their rows.
 
     Args:
-        runs: finished ones.
-        console: where to; None is the standard output.
-        path: a JSON file for the same.
+        runs: finished runs.
+        console: console to print to; None for the standard output.
+        path: JSON file for the same content; None for no file.
 
     Raises:
-        PTQ4VMError: one isn't finished, or nothing can be written there.
+        PTQ4VMError: a run isn't finished, or the file can't be written.
     """
     for run in runs:
         require_finished(run)
@@ -294,17 +297,18 @@ def compare_runs(
 
 
 def require_finished(run: RunFolder) -> None:
-    """Raise PTQ4VMError where a run has no table yet."""
+    """Raise PTQ4VMError if a run has no result table yet."""
     if not run.rows:
         raise PTQ4VMError(
-            f"Expected a finished run in {run.folder}, got one without {METRICS}. Let `ptq4vm quantize` end."
+            f"Expected a finished run in {run.folder}, got one without {METRICS}. "
+            "Let `ptq4vm quantize` end."
         )
 
 
 def _print_across(
     title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: Console
 ) -> None:
-    """A table with a column for each row."""
+    """Print a transposed table, with a column per row."""
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -317,7 +321,7 @@ def _print_across(
 
 
 def _names(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
-    """Each with its folder's name, or the whole path where names are the same."""
+    """Pair each run with its folder's name, or with the whole path if names repeat."""
     short = [run.folder.resolve().name for run in runs]
     return [
         (name if short.count(name) == 1 else str(run.folder), run)
@@ -326,7 +330,7 @@ def _names(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= (
@@ -338,7 +342,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differing(runs: Sequence[RunFolder]) -> list[str]:
-    """Dotted names of what isn't the same in all; of a row that some lack, the table of all rows tells."""
+    """Return dotted names of differing settings, except for rows that only some runs have."""
     rows = [run.settings.get("rows") or {} for run in runs]
     common = set.intersection(*map(set, rows))
     flat = [
@@ -354,7 +358,7 @@ def _short(value: Any) -> str:
 
 
 def _figures(run: RunFolder, name: str, bits: str) -> str:
-    """The figures of the row of this name in one cell."""
+    """Return the metrics of one row as the text of a single cell."""
     row = next((row for row in run.rows if (row.name, row.bits) == (name, bits)), None)
     values = {} if row is None else {**row.metrics, **(row.extra or {})}
     return "  ".join(format_number(values.get(key)) for key in _LISTED) if values else NOTHING

@@ -1,4 +1,4 @@
-"""What quantization cost, in rows: for the terminal, for documents, for programs."""
+"""Result tables for the terminal, Markdown and JSON."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.terminal import plain_console
 
 FLOAT = "float"
-"""Name of the row the others are compared with."""
+"""Name of the reference row."""
 
 _HEADINGS = {
     "mad": "MAD ×10³",
@@ -35,22 +35,25 @@ _EXTRA_HEADINGS = {
 }
 _WITH_RATIO = ("mad", "dtssd")
 NOTHING = "–"
-"""Stands where nothing was measured."""
+"""Placeholder for missing values."""
 
 
 class ResultRow(NamedTuple):
-    """One network as it was measured."""
+    """Measured results of one network."""
 
     name: str
     """Method or run; ``float`` is the network before quantization."""
     bits: str
-    """Of weights and activations, e.g. ``W4A8``."""
+    """Bits of weights and activations, e.g. ``W4A8``."""
     placement: str
-    """Which tensors are quantized; empty for the float network."""
+    """Placement of the quantizers; empty for the float network."""
     metrics: Mapping[str, float]
-    """``mad`` (·10³), ``mse`` (·10³), ``grad``, ``conn``, ``dtssd`` (·10²), lower is better; any may be left out."""
+    """Metrics by name; lower is better, and all are optional.
+
+    ``mad`` (×10³), ``mse`` (×10³), ``grad``, ``conn`` and ``dtssd`` (×10²).
+    """
     size_mb: float | None = None
-    """Weights, in 10⁶ bytes."""
+    """Size of the weights in 10⁶ bytes."""
     bit_operations: float | None = None
     """Σ MACs × weight bits × activation bits for one frame."""
     extra: Mapping[str, float] | None = None
@@ -60,20 +63,20 @@ class ResultRow(NamedTuple):
 def render_table(
     rows: Sequence[ResultRow], console: Console | None = None, title: str | None = None
 ) -> None:
-    """Show the rows in the terminal; beside MAD and dtSSD stands how many times the float row's they are.
+    """Print the rows in the terminal; MAD and dtSSD also show the ratio to the float row.
 
     Args:
-        rows: at least one. Columns that no row has a number for are left out.
-        console: where to; None is the standard output.
-        title: stands above.
+        rows: at least one row. Columns without any number are left out.
+        console: console to print to; None for the standard output.
+        title: title above the table.
 
     Raises:
-        PTQ4VMError: no rows, or two of them named ``float``.
+        PTQ4VMError: there are no rows, or two of them are named ``float``.
     """
     console = console or plain_console()
     headings, body = table_cells([row._replace(extra=None) for row in rows])
     _print(console, title, headings, body)
-    # All in one would be wider than a terminal: what is beside the point stands in a second table.
+    # Extra columns go to a second table: one table would be wider than a terminal.
     if any(row.extra for row in rows):
         headings, body = table_cells(
             [row._replace(metrics={}, size_mb=None, bit_operations=None) for row in rows]
@@ -82,7 +85,7 @@ def render_table(
 
 
 def _print(console: Console, title: str | None, headings: list[str], body: list[list[str]]) -> None:
-    """One table: numbers stand over two lines and stay whole, names fold."""
+    """Print one table: numbers wrap to two lines and are never folded, names are."""
     table = Table(
         title=None if title is None else Text(title),
         box=box.SIMPLE_HEAD,
@@ -109,7 +112,7 @@ def _print(console: Console, title: str | None, headings: list[str], body: list[
 
 
 def _two_lines(text: str) -> str:
-    """Broken at the space nearest to its middle."""
+    """Break at the space nearest to the middle."""
     spaces = [place for place, letter in enumerate(text) if letter == " "]
     if not spaces:
         return text
@@ -118,10 +121,10 @@ def _two_lines(text: str) -> str:
 
 
 def markdown_table(rows: Sequence[ResultRow]) -> str:
-    """The same table in Markdown, ending in a newline.
+    """Return the table in Markdown, ending in a newline.
 
     Raises:
-        PTQ4VMError: no rows, or two of them named ``float``.
+        PTQ4VMError: there are no rows, or two of them are named ``float``.
     """
     headings, body = table_cells(rows)
     rules = ["---" if number < 3 else "---:" for number in range(len(headings))]
@@ -130,15 +133,16 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
 
 
 def write_metrics(path: Path, rows: Sequence[ResultRow], meta: Mapping[str, Any]) -> None:
-    """Write ``{"meta": …, "rows": [{"name": …, "bits": …, …}, …]}`` as JSON, whole or not at all.
+    """Write ``{"meta": …, "rows": [{"name": …, "bits": …, …}, …]}`` as JSON, atomically.
 
     Args:
-        path: the file.
-        rows: as measured, nothing rounded. NaN and infinity, which JSON lacks, become null.
-        meta: how it was measured: seed, data, versions; plain values, paths and one-element tensors or arrays.
+        path: file to write.
+        rows: results, written without rounding. NaN and infinity become null, as JSON lacks them.
+        meta: conditions of the measurement: seed, data, versions; plain values, paths and
+            one-element tensors or arrays.
 
     Raises:
-        PTQ4VMError: a value that JSON can't hold, or nothing can be written there.
+        PTQ4VMError: a value has no JSON form, or the file can't be written.
     """
     content = _plain({"meta": meta, "rows": [row._asdict() for row in rows]}, "")
     write_json(path, content, ensure_ascii=False, allow_nan=False)
@@ -149,7 +153,7 @@ def _extra(row: ResultRow, name: str) -> str:
 
 
 def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
-    """Headings and, row by row, what stands below them."""
+    """Return the headings and the cells of each row."""
     reference = _float_row(rows)
     names = [*_HEADINGS, *(name for row in rows for name in row.metrics if name not in _HEADINGS)]
     columns: list[tuple[str, Callable[[ResultRow], str]]] = [
@@ -199,7 +203,7 @@ def _metric(row: ResultRow, name: str, reference: ResultRow | None) -> str:
 
 
 def format_number(value: float | None, unit: float = 1.0) -> str:
-    """Two decimals, more where a number is so small that they would hide it."""
+    """Format with two decimals, or two significant digits below 0.1."""
     if value is None:
         return NOTHING
     scaled = float(value) / unit
@@ -207,7 +211,7 @@ def format_number(value: float | None, unit: float = 1.0) -> str:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Only what JSON knows."""
+    """Convert to plain JSON values."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a piece of work took: minutes and peak memory."""
+"""Time and peak memory of a piece of work."""
 
 import resource
 import sys
@@ -12,10 +12,13 @@ import torch
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Yields a dictionary that holds ``minutes`` and ``peak_gb`` (10⁹ bytes) at the end.
+    """Measure time and peak memory of the context's body.
 
-    Peak memory is the GPU's where there is one; else the process's resident memory, on Linux of this piece of work
-    alone, elsewhere since the process began.
+    Peak memory is the GPU's if there is one, else the process's resident memory: within the context
+    on Linux, since the process started elsewhere.
+
+    Yields:
+        A dictionary that holds ``minutes`` and ``peak_gb`` (10⁹ bytes) after the context.
     """
     usage: dict[str, float] = {}
     gpu = torch.cuda.is_available()
@@ -32,7 +35,7 @@ def measured() -> Iterator[dict[str, float]]:
 def _reset_peak() -> None:
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
-        forget.write_text("5")  # see proc(5): resets the peak that VmHWM tells
+        forget.write_text("5")  # resets the peak reported as VmHWM, see proc(5)
 
 
 def _peak() -> float:
