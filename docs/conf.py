@@ -22,5 +22,5 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Headings down to this level can be linked to, as on GitHub.
 myst_heading_anchors = 3
-# Docstrings write the absolute difference of two mattes as |Δα|, which reStructuredText takes for a substitution.
+# Docstrings write |Δα|, which reStructuredText takes for a substitution.
 rst_prolog = r".. |Δα| replace:: \|Δα\|"
