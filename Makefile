@@ -1,11 +1,12 @@
 # `make demo` runs the main job on built-in data; `make test` runs the tests. Both make .venv first.
 # `make results DATA=folder [VIDEOS=subfolder]` measures the tables of docs/results.md, which takes hours; `make bench`
 # those of speed.
+# `make docs` builds the documentation into site/, and fails on any warning.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint results bench clean
+.PHONY: demo test lint docs results bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/ptq4vm weights rvm_mobilenetv3
@@ -19,6 +20,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
+
+docs: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs site
 
 results: $(VENV)/installed
 	@test -n "$(DATA)" || { echo "Expected the data's folder: make results DATA=folder"; exit 2; }
@@ -41,4 +46,4 @@ $(VENV)/installed-test: setup.cfg | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
