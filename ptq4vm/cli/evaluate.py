@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import lightning.pytorch as L
 from jsonargparse import ArgumentParser
 
 from ptq4vm.cli.common import add_ratio_option, add_runtime_options, console, open_model
@@ -11,8 +10,8 @@ from ptq4vm.deploy import ExportedNetwork
 from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.graph import bits_label, network_cost
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases import MattingModule
 from ptq4vm.phases.callbacks import AlphaWriter
+from ptq4vm.pipeline import evaluate
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, render_table, write_metrics
 
@@ -62,13 +61,8 @@ def run_evaluate(args: list[str]) -> None:
     data.setup("test")
     size = data.evaluation_set[0].src.shape[-2:]
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
-    callbacks: list[L.Callback] = [AlphaWriter(config.alpha)] if config.alpha is not None else []
-    trainer = L.Trainer(
-        accelerator=config.accelerator, devices=1, logger=False, callbacks=callbacks
-    )
-    module = MattingModule(network, config.scoring)
-    results = trainer.test(module, datamodule=data, verbose=False)[0]
-    metrics = {key.removeprefix("test/"): value for key, value in results.items()}
+    callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
+    metrics = evaluate(network, data, config.scoring, config.accelerator, callbacks)
     row = _row(str(config.model), network, metrics, *size)
     render_table([row], console)
     if config.json is not None:

@@ -6,7 +6,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
-from ptq4vm.deploy import export_checked, require_job
+from ptq4vm.deploy import export, require_job
 from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model
@@ -35,7 +35,7 @@ def run_export(args: list[str]) -> None:
     )
     add_ratio_option(parser, "It is baked in, also where sizes are left open.")
     parser.add_function_arguments(
-        export_checked, skip={"network", "height", "width", "path", "progress"}, as_group=False
+        export, skip={"network", "height", "width", "path", "progress"}, as_group=False
     )
     config = parser.parse_args(args)
     size = parse_size(config.size)
@@ -60,7 +60,7 @@ def run_export(args: list[str]) -> None:
     )
     with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("exporting", total=None)
-        exported = export_checked(
+        exported = export(
             network, *size, config.out, **{name: config[name] for name in chosen},
             progress=lambda done, total, what: progress.update(task, completed=done, total=total, description=what),
         )  # fmt: skip

@@ -1,23 +1,8 @@
-"""Clip sources, augmentation, calibration sets and the Lightning datamodule."""
+"""Clip sources, augmentation, the calibration set, and the datamodule over them.
 
-from ptq4vm.data.builtin import BuiltinSource
-from ptq4vm.data.calibration import CalibrationSet
-from ptq4vm.data.datamodule import VideoMattingDataModule
-from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
-from ptq4vm.data.sources import ClipSource, LayeredSource, Layers, compose
-from ptq4vm.data.transforms import ClipAugmentation
-from ptq4vm.data.videos import VideoSource
+Imported lazily: deployment uses the sources, and must not load Lightning for the datamodule.
+"""
 
-__all__ = [
-    "BuiltinSource",
-    "CalibrationSet",
-    "ClipAugmentation",
-    "ClipSource",
-    "EvaluationSource",
-    "LayeredSource",
-    "Layers",
-    "VideoMatteSource",
-    "VideoMattingDataModule",
-    "VideoSource",
-    "compose",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

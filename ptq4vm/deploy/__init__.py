@@ -1,7 +1,7 @@
 """Deployment: video matting, export to ONNX runtimes, parity checks and speed measurements."""
 
 from ptq4vm.deploy.benchmark import Speed, measure_speed, open_network
-from ptq4vm.deploy.export import Exported, export_checked, require_job
+from ptq4vm.deploy.checked_export import Exported, export, require_job
 from ptq4vm.deploy.onnx import (
     METADATA,
     OPSETS,
@@ -40,7 +40,7 @@ __all__ = [
     "ask_for_exact_sums",
     "auto_downsample_ratio",
     "composite_over",
-    "export_checked",
+    "export",
     "export_onnx",
     "find_target",
     "is_exported",

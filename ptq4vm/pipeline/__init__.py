@@ -1,7 +1,8 @@
 """The main job, from a float network to a table, a report and a quantized checkpoint."""
 
+from ptq4vm.pipeline.evaluation import evaluate
 from ptq4vm.pipeline.quantize import QuantizeResult, quantize
 from ptq4vm.pipeline.report import report_run
 from ptq4vm.pipeline.rows import DEFAULT_ROWS, Method
 
-__all__ = ["DEFAULT_ROWS", "Method", "QuantizeResult", "quantize", "report_run"]
+__all__ = ["DEFAULT_ROWS", "Method", "QuantizeResult", "evaluate", "quantize", "report_run"]

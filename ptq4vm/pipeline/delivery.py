@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ptq4vm.deploy import Speed, TargetName, export_checked, measure_speed, require_job
+from ptq4vm.deploy import Speed, TargetName, export, measure_speed, require_job
 from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized
@@ -58,7 +58,7 @@ def deliver(
         A line for each quantized graph: file, size, parity.
 
     Raises:
-        PTQ4VMError: As :func:`ptq4vm.deploy.export_checked`.
+        PTQ4VMError: As :func:`ptq4vm.deploy.export`.
     """
     console = plain_console()
     reference = create_model(network, weights=weights)
@@ -71,9 +71,7 @@ def deliver(
             one.downsample_ratio = ratio
             path = _graph(result.folder / bits.lower(), target, height, width)
             path.parent.mkdir(exist_ok=True)
-            exported = export_checked(
-                one, height, width, path, target, OPSET, frames=FRAMES, progress=bar
-            )
+            exported = export(one, height, width, path, target, OPSET, frames=FRAMES, progress=bar)
             graphs.append(str(path))
             if quantized:
                 lines.append(

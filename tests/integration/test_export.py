@@ -11,7 +11,7 @@ import torch
 from skimage.data import astronaut
 
 from ptq4vm import cli
-from ptq4vm.deploy import ExportedNetwork, Parity, export_checked
+from ptq4vm.deploy import ExportedNetwork, Parity, export
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantize_network, quantized_layers
 from ptq4vm.models import create_model
@@ -101,7 +101,7 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
 def test_sums_that_may_saturate_are_asked_to_be_exact(tmp_path, monkeypatch):
     """As on a CPU whose kernels do: the first parity fails there."""
     found = iter([Parity(30, 1e-2, 0.5, 0.1), Parity(30, 1e-4, 0.1, 0.0)])
-    monkeypatch.setattr("ptq4vm.deploy.export.measure_parity", lambda *_: next(found))
+    monkeypatch.setattr("ptq4vm.deploy.checked_export.measure_parity", lambda *_: next(found))
     asked = []
     entry = onnxruntime.SessionOptions.add_session_config_entry
     monkeypatch.setattr(
@@ -110,7 +110,7 @@ def test_sums_that_may_saturate_are_asked_to_be_exact(tmp_path, monkeypatch):
         lambda *args: asked.append(args[1:]) or entry(*args),
     )
     network = create_model("rvm_mobilenetv3", weights="official")
-    exported = export_checked(network, 64, 64, tmp_path / "q.onnx", target="onnxruntime")
+    exported = export(network, 64, 64, tmp_path / "q.onnx", target="onnxruntime")
     assert exported.parity.mean == 1e-4
     assert asked == [("session.x64quantprecision", "1")]
     ExportedNetwork(exported.path)
@@ -122,7 +122,7 @@ def test_mattes_that_differ_leave_no_file(tmp_path):
     with pytest.raises(
         PTQ4VMError, match=r"Expected mattes from openvino that differ .*Nothing was written"
     ):
-        export_checked(network, 64, 64, tmp_path / "q.onnx", tolerance=-1.0)
+        export(network, 64, 64, tmp_path / "q.onnx", tolerance=-1.0)
     assert not list(tmp_path.iterdir())
     assert torch.is_grad_enabled()
 
@@ -141,7 +141,7 @@ def test_mistakes_are_found_before_any_work(options, message, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     for name in ("measure_parity", "export_onnx", "_frames"):
-        monkeypatch.setattr(f"ptq4vm.deploy.export.{name}", lambda *_: pytest.fail("work was done"))
+        monkeypatch.setattr(f"ptq4vm.deploy.checked_export.{name}", lambda *_: pytest.fail("work was done"))
     if "ratio" not in message:
         monkeypatch.setattr(
             "ptq4vm.cli.export.load_model", lambda *_: pytest.fail("the network was loaded")
@@ -158,7 +158,7 @@ def test_mistakes_are_found_before_any_work(options, message, tmp_path, monkeypa
 
 
 def test_a_network_for_another_target_is_refused_before_any_work(tmp_path, monkeypatch, random_rvm):
-    monkeypatch.setattr("ptq4vm.deploy.export._frames", lambda *_: pytest.fail("frames were made"))
+    monkeypatch.setattr("ptq4vm.deploy.checked_export._frames", lambda *_: pytest.fail("frames were made"))
     network = quantize_network(random_rvm, QConfig(bits="W8A8", placement="full"))
     for layer in quantized_layers(network).values():
         layer.fix_()
@@ -166,7 +166,7 @@ def test_a_network_for_another_target_is_refused_before_any_work(tmp_path, monke
             quantizer.ready.fill_(True)
     network.qconfig = QConfig(bits="W8A8", placement="paper")
     with pytest.raises(PTQ4VMError, match="executes as integers, got placement paper"):
-        export_checked(network, 64, 64, tmp_path / "q.onnx")
+        export(network, 64, 64, tmp_path / "q.onnx")
 
 
 @pytest.mark.parametrize("given", [[], ["--downsample_ratio", "0.5"]])
@@ -174,12 +174,12 @@ def test_the_ratio_that_is_baked_in_is_chosen_and_shown(given, tmp_path, monkeyp
     seen = []
     monkeypatch.setattr("ptq4vm.cli.export.load_model", lambda *_: create_model("rvm_mobilenetv3"))
 
-    @functools.wraps(export_checked)
+    @functools.wraps(export)
     def stop(network, height, width, *_, **__):
         seen.append((network.downsample_ratio, height, width))
         raise PTQ4VMError("enough")
 
-    monkeypatch.setattr("ptq4vm.cli.export.export_checked", stop)
+    monkeypatch.setattr("ptq4vm.cli.export.export", stop)
     args = ["export", "rvm_mobilenetv3", "--size", "1080x1920", "--out", str(tmp_path / "q.onnx")]
     assert cli.main([*args, *given]) == 2
     ((ratio, *size),) = seen

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.deploy import ExportedNetwork, export_checked, matte_video, measure_parity
+from ptq4vm.deploy import ExportedNetwork, export, matte_video, measure_parity
 from ptq4vm.graph import load_model, quantized_layers, read_header
 from ptq4vm.models import create_model, registry
 from ptq4vm.pipeline import Method, quantize
@@ -75,7 +75,7 @@ def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
         "patch_matting", folder, bits=["W8A8"], target="onnxruntime", gac=gac, rows=rows
     )
     network = load_model(result.folder)
-    exported = export_checked(
+    exported = export(
         network, 64, 96, folder / "q.onnx", target="onnxruntime", clip=Path("clip.mp4")
     )
     # Alpha's layer stays float there.
@@ -98,7 +98,7 @@ def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
     assert "W4A4" in header["layers"].values()
     network = load_model(result.folder)
     options = {"pack": True, "simulate": True, "dynamic_size": True, "clip": Path("clip.mp4")}
-    path = export_checked(network, 64, 96, folder / "q.onnx", **options).path
+    path = export(network, 64, 96, folder / "q.onnx", **options).path
     parity = measure_parity(network, ExportedNetwork(path), torch.rand(2, 3, 90, 161))
     assert parity.mean < 2e-3
 
@@ -117,14 +117,14 @@ def test_modnet(folder):
             network.unroll(x[None]).pha for x in (frames, frames + 1e-6 * torch.randn_like(frames))
         ]
     moved = float((noise[0] - noise[1]).abs().mean())
-    exported = export_checked(
+    exported = export(
         network, 64, 96, folder / "q.onnx", tolerance=2 * moved + 1e-4, clip=Path("clip.mp4")
     )
     assert "executes 71 of 71 layers as int8" in exported.storage
     other = ExportedNetwork(exported.path, "onnxruntime", threads=1)
     assert measure_parity(network, other, frames).mean < 2 * moved + 1e-4
     floats = create_model("modnet", weights="weights.pth")
-    plain = export_checked(
+    plain = export(
         floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4")
     )
     assert plain.parity.mean < 1e-5

@@ -26,7 +26,7 @@ MIN_FRAMES = 30
 
 
 class Exported(NamedTuple):
-    """Result of :func:`export_checked`."""
+    """Result of :func:`export`."""
 
     path: Path
     size_mb: float
@@ -37,7 +37,7 @@ class Exported(NamedTuple):
     parity: Parity
 
 
-def export_checked(
+def export(
     network: MattingModel,
     height: int,
     width: int,
@@ -122,10 +122,10 @@ def require_job(
     clip: Path | None,
     frames: int,
 ) -> None:
-    """Check the arguments of :func:`export_checked` that don't depend on the network.
+    """Check the arguments of :func:`export` that don't depend on the network.
 
     Raises:
-        PTQ4VMError: as for :func:`export_checked`, except for errors that depend on the network.
+        PTQ4VMError: as for :func:`export`, except for errors that depend on the network.
     """
     require_options(height, width, target, opset)
     if frames < MIN_FRAMES:

@@ -1,0 +1,16 @@
+from .data import VideoMattingDataModule
+from .deploy import export, matte_video
+from .graph import load_model
+from .pipeline import evaluate, quantize
+from .quantizers import QConfig
+
+__version__: str
+__all__ = [
+    "QConfig",
+    "VideoMattingDataModule",
+    "evaluate",
+    "export",
+    "load_model",
+    "matte_video",
+    "quantize",
+]

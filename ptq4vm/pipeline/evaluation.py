@@ -1,0 +1,44 @@
+"""Scores of one network on evaluation clips."""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as L
+
+from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.models.base import MattingModel
+from ptq4vm.phases import MattingModule
+from ptq4vm.phases.base import Scoring
+
+
+def evaluate(
+    network: MattingModel,
+    data: VideoMattingDataModule,
+    scoring: Scoring = "float",
+    accelerator: str = "auto",
+    callbacks: Sequence[L.Callback] = (),
+) -> dict[str, float]:
+    """Score a network on the evaluation clips of a datamodule.
+
+    Args:
+        network: Float, quantized or exported.
+        data: Its evaluation clips need true alpha, or the float network's from
+            :meth:`VideoMattingDataModule.add_references`.
+        scoring: ``float``, or ``png8`` for mattes truncated to 8 bits.
+        accelerator: Lightning's accelerator.
+        callbacks: Lightning callbacks, e.g. :class:`ptq4vm.phases.callbacks.AlphaWriter`.
+
+    Returns:
+        Metrics by name: ``mad``, ``mse``, ``grad``, ``conn`` and ``dtssd``, scaled as in the RVM
+        paper; ``mad_to_float`` and ``dtssd_to_float`` where the float network's mattes are known.
+
+    Raises:
+        PTQ4VMError: There are no evaluation clips, or no alpha to score against.
+
+    Example:
+        >>> from ptq4vm import VideoMattingDataModule, evaluate, load_model
+        >>> data = VideoMattingDataModule(eval_clips=1, eval_frames=2, height=64, width=96)
+        >>> metrics = evaluate(load_model("rvm_mobilenetv3"), data)  # doctest: +SKIP
+    """
+    trainer = L.Trainer(accelerator=accelerator, devices=1, logger=False, callbacks=list(callbacks))
+    results = trainer.test(MattingModule(network, scoring), datamodule=data, verbose=False)[0]
+    return {key.removeprefix("test/"): value for key, value in results.items()}
