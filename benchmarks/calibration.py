@@ -257,9 +257,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--bits", default="W4A4", help="bit widths W<weights>A<activations>; little effect on speed"
     )
-    parser.add_argument(
-        "--size", default="256x144", help="calibration frame size, WIDTHxHEIGHT"
-    )
+    parser.add_argument("--size", default="256x144", help="calibration frame size, WIDTHxHEIGHT")
     parser.add_argument("--frames", type=int, default=4, help="frames per sequence")
     parser.add_argument("--batch", type=int, default=1, help="sequences per step")
     parser.add_argument(
@@ -268,9 +266,7 @@ def parse() -> argparse.Namespace:
         default=8,
         help="number of calibration sequences; more make the cache passes longer",
     )
-    parser.add_argument(
-        "--block-steps", type=int, default=4, help="steps per block, at least 2"
-    )
+    parser.add_argument("--block-steps", type=int, default=4, help="steps per block, at least 2")
     parser.add_argument(
         "--gac-steps", type=int, default=6, help="steps of global calibration, at least 2"
     )
@@ -282,15 +278,16 @@ def parse() -> argparse.Namespace:
         "--accelerator", default="cpu", choices=["cpu", "gpu"], help="Lightning accelerator"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("calibration-speed.json"), help="JSON file for the results"
+        "--output",
+        type=Path,
+        default=Path("calibration-speed.json"),
+        help="JSON file for the results",
     )
-    parser.add_argument(
-        "--against", type=Path, help="JSON file of another version to compare with"
-    )
+    parser.add_argument("--against", type=Path, help="JSON file of another version to compare with")
     arguments = parser.parse_args()
     if min(arguments.block_steps, arguments.gac_steps) < 2:
         parser.error(
-            "--block-steps and --gac-steps must be at least 2: the first step is not measured"
+            "--block-steps and --gac-steps must be at least 2: the first step of each is left out"
         )
     return arguments
 

@@ -41,9 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--models", type=Path, nargs="+", required=True, help="run folders or quantized checkpoints"
     )
-    parser.add_argument(
-        "--network", default="rvm_mobilenetv3", help="registered float network"
-    )
+    parser.add_argument("--network", default="rvm_mobilenetv3", help="registered float network")
     parser.add_argument("--frames", type=int, default=300, help="frames per video")
     parser.add_argument("--height", type=int, default=288, help="frame height in pixels")
     parser.add_argument("--width", type=int, default=512, help="frame width in pixels")

@@ -282,9 +282,7 @@ def open_openvino(path: Path, threads: int = 1, exact_sums: bool = False) -> Run
 
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     if exact_sums:
-        options["LP_TRANSFORMS_MODE"] = (
-            "NO"  # run layers in float32 on fake-quantized values
-        )
+        options["LP_TRANSFORMS_MODE"] = "NO"  # run layers in float32 on fake-quantized values
     model = openvino.Core().compile_model(str(path), "CPU", options)
 
     def run(feed: Feed) -> list[Array]:
@@ -498,7 +496,9 @@ def main(args: list[str] | None = None) -> int:
         prog="benchmarks/peers.py", description=_HELP, formatter_class=_HelpFormatter
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file with these options; options after it override it."
+        "--config",
+        action="config",
+        help="YAML file with these options; options after it override it.",
     )
     skipped = {"batch_size", "steps_per_epoch", "num_workers"}
     parser.add_class_arguments(VideoMattingDataModule, "data", skip=skipped, instantiate=False)
