@@ -1,6 +1,6 @@
 """Stress test that kills and restarts a small quantization run at random moments.
 
-    python killed_job.py FOLDER KILLS SEED
+Usage: `python killed_job.py FOLDER KILLS SEED`.
 
 Each start uses a random number of loader processes; the uninterrupted reference run uses none.
 """

@@ -1,6 +1,6 @@
 """Both phases and a test run on one or several processes.
 
-    python shared_job.py FOLDER PROCESSES [FAIL]
+Usage: `python shared_job.py FOLDER PROCESSES [FAIL]`.
 """
 
 import json

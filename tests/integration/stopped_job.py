@@ -1,6 +1,6 @@
 """Stress test that stops commands by signals at random moments and restarts them.
 
-    python stopped_job.py FOLDER STOPS SEED
+Usage: `python stopped_job.py FOLDER STOPS SEED`.
 """
 
 import atexit
