@@ -65,9 +65,7 @@ def _magnitude(x, sigma=1.4, epsilon=0.01):
 def _conn_frame(p, t):
     omegas = [_largest_component((p >= i / 10) & (t >= i / 10)) for i in range(1, 11)]
     round_down = np.ones_like(p)
-    for i in reversed(
-        range(10)
-    ):  # descending, so that the lowest failed threshold is written last
+    for i in reversed(range(10)):  # descending, so that the lowest failed threshold is written last
         round_down[~omegas[i]] = i / 10
     phi_p, phi_t = (1 - (x - round_down) * ((x - round_down) >= 0.15) for x in (p, t))
     return np.abs(phi_p - phi_t).sum() / 1000

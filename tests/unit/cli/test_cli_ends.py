@@ -1,4 +1,4 @@
-"""How commands end: by errors of the system, by signals, where nobody reads, and where another rank is lost."""
+"""Tests of command termination: OS errors, signals, closed pipes and lost ranks."""
 
 import errno
 import os
@@ -47,8 +47,11 @@ def test_the_remedy_is_the_errors_own(name, monkeypatch, capsys):
 
 
 def command(body, *args):
-    """The command line in another process, whose command does this; only what is quick to import."""
-    code = f"import sys, ptq4vm.cli as cli\ndef run(args):\n{body}\ncli._run = run\nsys.exit(cli.main(sys.argv[1:]))"
+    """Start the command line in a subprocess with a custom command body."""
+    code = (
+        f"import sys, ptq4vm.cli as cli\ndef run(args):\n{body}\n"
+        "cli._run = run\nsys.exit(cli.main(sys.argv[1:]))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
@@ -143,7 +146,7 @@ def test_another_broken_pipe_is_an_error(monkeypatch, capsys):
 
 @pytest.fixture
 def ended():
-    """The name of a process that has ended."""
+    """Return the name of a process that has ended."""
     code = "from ptq4vm.ownership import this_process; print(this_process())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip()
@@ -162,13 +165,13 @@ def test_a_lost_rank_is_named(monkeypatch, capsys, ended):
     pid = ended.split("-")[1]
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        said
-        == f"ptq4vm: rank 1 of 2 (pid {pid}) was lost; the same command goes on from the last block or epoch."
+        said == f"ptq4vm: rank 1 of 2 (pid {pid}) was lost; "
+        "the same command goes on from the last block or epoch."
     )
 
 
 def test_one_of_those_left_speaks(monkeypatch, capsys, ended):
-    """The first process lives and will; this one is the second, and the third is lost."""
+    """Print nothing on rank 1 when rank 2 is lost and rank 0 is running."""
 
     def loses(args):
         raise RuntimeError(GLOO)
