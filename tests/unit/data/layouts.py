@@ -125,7 +125,7 @@ def shot(seed, frames, height=HEIGHT, width=WIDTH):
 
 
 def write_shots(path, *lengths):
-    """Write shots of the given lengths as a video, or as a folder of frames if there is no suffix."""
+    """Write shots of the given lengths as a video, or without a suffix as a folder of frames."""
     frames = np.concatenate([shot(7 * number, length) for number, length in enumerate(lengths)])
     if not path.suffix:
         for t, frame in enumerate(frames):
