@@ -1,4 +1,4 @@
-"""Both phases and a test run on one or several processes.
+"""Script that runs both phases and a test on one or several processes.
 
 Usage: `python shared_job.py FOLDER PROCESSES [FAIL]`.
 """

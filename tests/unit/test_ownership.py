@@ -209,9 +209,7 @@ def test_without_locks_of_the_file_system_the_owners_name_decides(tmp_path, monk
         owned(tmp_path, folder=True),
     ):
         pass
-    write_owner(
-        tmp_path, process=f"{machine}-{pid}-{int(began) + 1}"
-    )  # its process id was reused
+    write_owner(tmp_path, process=f"{machine}-{pid}-{int(began) + 1}")  # its process id was reused
     with owned(tmp_path, folder=True):
         pass
 

@@ -24,7 +24,7 @@ def test_reads_what_was_written_and_gives_the_space_back(tmp_path):
 
 
 def test_files_have_no_names_and_all_their_space(tmp_path, monkeypatch):
-    """Check that files are unlinked and preallocated: a kill leaves nothing, a full disk is safe."""
+    """Check that files are unlinked (a kill leaves nothing) and preallocated (no SIGBUS later)."""
     reserved, map_ = [], mmap.mmap
 
     def watched(file, size):

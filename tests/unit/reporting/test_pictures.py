@@ -8,7 +8,7 @@ from ptq4vm.reporting import Strip, draw_strips
 
 
 def make_strip(height=36, width=64, error=0.5):
-    """Create a strip whose alpha is a disc; quantized alpha differs by `error` in the right half."""
+    """Create a strip of a disc; its quantized alpha differs by `error` in the right half."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     alpha = (((y - height / 2) ** 2 + (x - width / 2) ** 2) < (height / 3) ** 2).float()[None]
     off = (alpha - error * (x >= width / 2)).abs()
