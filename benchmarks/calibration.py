@@ -1,12 +1,16 @@
-"""How many steps per second both phases take, and what block reconstruction spends beside its steps.
+"""Benchmark of the training speed of both calibration phases.
 
-Fits of both phases, as `ptq4vm quantize` runs them, on built-in data: block reconstruction with a few steps for each
-block, then global calibration from the checkpoint it wrote, in turn for several rounds. Medians over the rounds are
-printed and written as JSON. Give `--against` the JSON of another version, measured on the same machine with the same
-options, to have the ratio beside. Nothing is asserted: times depend on the machine and on what else it does. CPU time
-varies less than wall time where other jobs run.
+Each round fits block reconstruction with a few steps per block, then global calibration from the
+resulting checkpoint, on built-in data and with the settings of `ptq4vm quantize`. Reports steps per
+second and the time that block reconstruction spends outside its steps. Medians over the rounds are
+printed and written as JSON.
 
-    python benchmarks/calibration.py --size 256x144 --threads 1 --rounds 3 --output after.json --against before.json
+`--against` takes the JSON of another version, measured on the same machine with the same options,
+and adds a column with the speedup. Times depend on the machine and its load; CPU time varies less
+than wall time under load.
+
+    python benchmarks/calibration.py --size 256x144 --threads 1 --rounds 3 \\
+        --output after.json --against before.json
 """
 
 import argparse
@@ -36,7 +40,7 @@ from ptq4vm.quantizers import QConfig
 
 @dataclass
 class Seconds:
-    """Wall and CPU time, summed or of one event."""
+    """Wall and CPU time in seconds."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -49,14 +53,14 @@ class Seconds:
 
 
 def now() -> Seconds:
-    """Both clocks, a GPU's work done; the CPU's counts all threads."""
+    """Return wall and CPU time (all threads), after synchronizing the GPU if one is in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return Seconds(time.perf_counter(), time.process_time())
 
 
 def median(values: list[Seconds]) -> Seconds:
-    """Of each clock on its own."""
+    """Compute the median of each clock separately."""
     return Seconds(
         statistics.median(v.wall for v in values), statistics.median(v.cpu for v in values)
     )
@@ -64,18 +68,18 @@ def median(values: list[Seconds]) -> Seconds:
 
 @dataclass
 class Round:
-    """One fit of each phase."""
+    """Timings of one fit of each phase."""
 
     steps: dict[str, list[Seconds]] = field(default_factory=lambda: defaultdict(list))
-    """Each step's time by block, or under `gac`."""
+    """Time of each training step by block name; global calibration under `gac`."""
     hooks: dict[str, Seconds] = field(default_factory=lambda: defaultdict(Seconds))
-    """Block reconstruction, by what it was spent on."""
+    """Total time of block reconstruction by hook (values of `HOOKS`)."""
     fit: Seconds = field(default_factory=Seconds)
-    """Block reconstruction from the first block's start to the last one's end."""
+    """Total time of block reconstruction, from the first block to the last."""
 
 
 class StepTimer(pl.Callback):
-    """Times every training step, its optimizer's part included, without the batch's loading."""
+    """Callback that times every training step, including the optimizer, excluding data loading."""
 
     def __init__(self, into: Round, name: Callable[[Any], str]) -> None:
         self.into, self.name = into, name
@@ -83,14 +87,14 @@ class StepTimer(pl.Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
         self.begin = now()
 
-    def on_train_batch_start(
+    def on_train_batch_start(  # noqa: D102
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:  # noqa: D102
+    ) -> None:
         self.step = now()
 
-    def on_train_batch_end(
+    def on_train_batch_end(  # noqa: D102
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:  # noqa: D102
+    ) -> None:
         self.into.steps[self.name(pl_module)].append(now() - self.step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
@@ -99,7 +103,15 @@ class StepTimer(pl.Callback):
 
 @contextlib.contextmanager
 def timed(module: Any, hooks: dict[str, str], into: dict[str, Seconds]) -> Iterator[None]:
-    """Inside, the time in these methods of the module is summed under a name; the innermost one gets it."""
+    """Accumulate the time spent in the given methods of a module.
+
+    Nested calls are counted once, for the innermost method.
+
+    Args:
+        module: object to instrument while the context is active.
+        hooks: method name -> key in `into`.
+        into: accumulated time by key, updated in place.
+    """
     inner = [Seconds()]
 
     def wrap(method: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -136,18 +148,19 @@ HOOKS = {
 def fit(
     module: Any, data: VideoMattingDataModule, timer: StepTimer, folder: Path, accelerator: str
 ) -> None:
-    """As the pipeline does it, without logger and checkpoints."""
+    """Fit a module like the pipeline does, without logger and checkpoints."""
     pl.seed_everything(0, verbose=False)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         accelerator=accelerator, devices=1, callbacks=[timer], max_epochs=1, limit_val_batches=0,
-        num_sanity_val_steps=0, enable_model_summary=False, default_root_dir=folder, **quiet,  # type: ignore[arg-type]
+        num_sanity_val_steps=0, enable_model_summary=False, default_root_dir=folder,
+        **quiet,  # type: ignore[arg-type]
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
 
 
 def run_round(arguments: argparse.Namespace, data: VideoMattingDataModule, folder: Path) -> Round:
-    """Both phases once."""
+    """Fit both phases once and return the timings."""
     result, checkpoint = Round(), folder / "biq.safetensors"
     checkpoint.unlink(missing_ok=True)
     qconfig = QConfig(arguments.bits, range_method="minmax")
@@ -169,7 +182,7 @@ def run_round(arguments: argparse.Namespace, data: VideoMattingDataModule, folde
 
 
 def summarize(rounds: list[Round], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians over the rounds; the first step of each block and of global calibration is left out."""
+    """Compute medians over the rounds, without the first step of each block and of GAC."""
     steps = {
         name: median([s for r in rounds for s in r.steps[name][1:]]) for name in rounds[0].steps
     }
@@ -180,7 +193,7 @@ def summarize(rounds: list[Round], arguments: argparse.Namespace) -> dict[str, A
         [sum((s for n, v in r.steps.items() if n != "gac" for s in v), Seconds()) for r in rounds]
     )
     beside = total - learned
-    # What is beside the steps is done once for each block, however many steps there are.
+    # Time outside the steps is a fixed cost per block, independent of the number of steps.
     shares = {
         str(count): beside.wall / (beside.wall + count * block_step.wall)
         for count in sorted({arguments.block_steps, 30, 100, 300, 2000})
@@ -199,7 +212,7 @@ def summarize(rounds: list[Round], arguments: argparse.Namespace) -> dict[str, A
 
 
 def show(summary: dict[str, Any], before: dict[str, Any] | None, title: str) -> None:
-    """Tables on the terminal; with `before`, how many times faster each row has become, by CPU time."""
+    """Print the tables; `before` adds a column with the speedup in CPU time."""
     console = Console()
     table = Table(
         "step", "steps/s", "wall ms", "CPU ms", *(["times faster"] if before else []), title=title
@@ -234,46 +247,43 @@ def show(summary: dict[str, Any], before: dict[str, Any] | None, title: str) -> 
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--network", default="rvm_mobilenetv3", help="registry name; official weights are fetched"
+        "--network", default="rvm_mobilenetv3", help="registered network; uses its official weights"
     )
     parser.add_argument(
-        "--bits", default="W4A4", help="W<weights>A<activations>; hardly matters to speed"
+        "--bits", default="W4A4", help="bit widths W<weights>A<activations>; little effect on speed"
     )
-    parser.add_argument(
-        "--size", default="256x144", help="width x height of the calibration frames"
-    )
-    parser.add_argument("--frames", type=int, default=4, help="frames of a sequence")
-    parser.add_argument("--batch", type=int, default=1, help="sequences of a step")
+    parser.add_argument("--size", default="256x144", help="calibration frame size, WIDTHxHEIGHT")
+    parser.add_argument("--frames", type=int, default=4, help="frames per sequence")
+    parser.add_argument("--batch", type=int, default=1, help="sequences per step")
     parser.add_argument(
         "--sequences",
         type=int,
         default=8,
-        help="calibration sequences: walks take longer with more",
+        help="number of calibration sequences; more make the cache passes longer",
+    )
+    parser.add_argument("--block-steps", type=int, default=4, help="steps per block, at least 2")
+    parser.add_argument(
+        "--gac-steps", type=int, default=6, help="steps of global calibration, at least 2"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="fits of each phase")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="number of PyTorch threads; use 1 on a busy machine"
     )
     parser.add_argument(
-        "--block-steps", type=int, default=4, help="measured steps of each block, at least 2"
+        "--accelerator", default="cpu", choices=["cpu", "gpu"], help="Lightning accelerator"
     )
     parser.add_argument(
-        "--gac-steps", type=int, default=6, help="measured steps of global calibration, at least 2"
+        "--output",
+        type=Path,
+        default=Path("calibration-speed.json"),
+        help="JSON file for the results",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often both phases take turns")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="torch's threads; 1 where other jobs run"
-    )
-    parser.add_argument(
-        "--accelerator", default="cpu", choices=["cpu", "gpu"], help="where the fits run"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("calibration-speed.json"), help="JSON file to write"
-    )
-    parser.add_argument(
-        "--against", type=Path, help="JSON file of another version, to compare with"
-    )
+    parser.add_argument("--against", type=Path, help="JSON file of another version to compare with")
     arguments = parser.parse_args()
     if min(arguments.block_steps, arguments.gac_steps) < 2:
         parser.error(
@@ -283,7 +293,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the benchmark, print the tables and write the JSON file."""
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
@@ -291,8 +301,9 @@ def main() -> None:
     width, height = (int(side) for side in arguments.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         data = VideoMattingDataModule(
-            num_sequences=arguments.sequences, seq_length=arguments.frames, height=height, width=width,
-            batch_size=arguments.batch, eval_clips=1, eval_frames=2, cache_dir=Path(folder) / "cache",
+            num_sequences=arguments.sequences, seq_length=arguments.frames, height=height,
+            width=width, batch_size=arguments.batch, eval_clips=1, eval_frames=2,
+            cache_dir=Path(folder) / "cache",
         )  # fmt: skip
         rounds = [run_round(arguments, data, Path(folder)) for _ in range(arguments.rounds)]
     summary = summarize(rounds, arguments)

@@ -1,10 +1,13 @@
-"""Whether errors grow over a long clip: MAD to the float network's alpha, second by second, with the state fed back.
+"""Benchmark of the error of quantized models over long clips.
 
-The videos are played to and fro until so many frames have gone by. Each curve is one model, the mean over the videos;
-a model doesn't drift if the last third of its curve lies within ten percent of the second. The first third tells
-how the state settles. A picture and the numbers as JSON are written.
+Computes the MAD to the float network's alpha for every frame, with the recurrent state fed back,
+and averages it over the videos. Videos shorter than `--frames` are played forward and backward in
+turn. A model does not drift if the mean over the last third of its curve is within 10 % of the
+second third; the first third covers the warm-up of the recurrent state. Writes drift.png and
+drift.json.
 
-    python benchmarks/drift.py --videos ROOT/user_clips --names book walk --models runs/w8a8 runs/w4a4 --frames 300
+    python benchmarks/drift.py --videos ROOT/user_clips --names book walk \\
+        --models runs/w8a8 runs/w4a4 --frames 300
 """
 
 import argparse
@@ -29,21 +32,19 @@ CONSOLE = Console(highlight=False)
 
 
 def main() -> None:
-    """Run the float network and the models side by side."""
+    """Run the float network and the quantized models on every video and report the curves."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--names", nargs="+", default=["*"], help="patterns of the videos to take")
+    parser.add_argument("--names", nargs="+", default=["*"], help="glob patterns of video names")
     parser.add_argument(
         "--models", type=Path, nargs="+", required=True, help="run folders or quantized checkpoints"
     )
-    parser.add_argument(
-        "--network", default="rvm_mobilenetv3", help="the float network they come from"
-    )
-    parser.add_argument("--frames", type=int, default=300, help="of each video, to and fro")
-    parser.add_argument("--height", type=int, default=288)
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--network", default="rvm_mobilenetv3", help="registered float network")
+    parser.add_argument("--frames", type=int, default=300, help="frames per video")
+    parser.add_argument("--height", type=int, default=288, help="frame height in pixels")
+    parser.add_argument("--width", type=int, default=512, help="frame width in pixels")
     parser.add_argument(
         "--output",
         type=Path,
@@ -66,7 +67,7 @@ def main() -> None:
 def measure(
     source: VideoSource, index: int, networks: dict[str, MattingModel], frames: int
 ) -> Tensor:
-    """MAD x10^3 to the first network's alpha of every frame, (networks - 1, frames)."""
+    """Compute the MAD (x10^3) to the first network's alpha, shape (networks - 1, frames)."""
     clip = source.read(index, 0, source.num_frames(index)).src
     states = [network.initial_state(clip[:1]) for network in networks.values()]
     errors = []
@@ -83,7 +84,7 @@ def measure(
 
 
 def report(curves: dict[str, list[float]], videos: list[str], folder: Path) -> None:
-    """Print, write and draw the curves."""
+    """Print a summary of the curves and write drift.json and drift.png."""
     thirds = {
         name: [float(part.mean()) for part in torch.tensor(curve).chunk(3)]
         for name, curve in curves.items()

@@ -1,8 +1,9 @@
-"""What others' tools make of the same network: W8A8 by ONNX Runtime and by NNCF, scored as ptq4vm scores its own.
+"""Comparison with the W8A8 post-training quantization of ONNX Runtime and NNCF.
 
-The float network is exported once and quantized by each peer's own package, on the calibration frames that
-``ptq4vm quantize`` takes with the same data settings. Each frame comes with the recurrent state that the float network
-has there. Every result then runs frame by frame in its own runtime over the evaluation clips, its own state fed back.
+The float network is exported once and quantized by each tool, on the calibration frames that
+``ptq4vm quantize`` uses with the same data settings. The recurrent state of each calibration frame
+is the float network's. Every quantized graph then runs frame by frame in its own runtime over the
+evaluation clips, with its own state fed back, and is scored with the metrics of ptq4vm.
 
     python benchmarks/peers.py --data.root ROOT
 """
@@ -46,9 +47,9 @@ from ptq4vm.types import FlowEstimator, MattingClip, RecurrentState
 
 Array = NDArray[np.float32]
 Feed = dict[str, Array]
-"""A graph's inputs by name."""
+"""Graph inputs by name."""
 Run = Callable[[Feed], list[Array]]
-"""A graph in its runtime: inputs by name -> outputs in order."""
+"""Inference function of a graph: inputs by name -> outputs in graph order."""
 Advance = Callable[[], None]
 PeerName = Literal["minmax", "percentile", "nncf"]
 Scoring = Literal["float", "png8"]
@@ -59,25 +60,26 @@ PEERS: dict[str, tuple[str, str]] = {
     "percentile": ("ONNX Runtime, percentile", "ONNX Runtime QDQ"),
     "nncf": ("NNCF, full bias correction", "NNCF mixed"),
 }
-"""Name and placement of each peer's row."""
+"""Row title and quantizer placement by tool."""
 _PACKAGES = {"minmax": ["onnxruntime"], "percentile": ["onnxruntime"], "nncf": ["nncf", "openvino"]}
 _DATA = {"source": "videomatte", "evaluation": "evaluation", "height": 288, "width": 512}
 _HELP = """\
-Quantize a float matting network to W8A8 with ONNX Runtime (static QDQ, weights int8 per channel, activations uint8;
-min-max and percentile ranges) and with NNCF (mixed preset, full bias correction), and score each on the evaluation
-clips in its own runtime, beside the float network.
+Quantize a float matting network to W8A8 with ONNX Runtime (static QDQ, int8 weights per channel,
+uint8 activations; min-max and percentile ranges) and with NNCF (mixed preset, full bias
+correction). Score each quantized network and the float network on the evaluation clips, in the
+tool's own runtime.
 
   python benchmarks/peers.py --data.root ROOT
   python benchmarks/peers.py --data.root ROOT --peers [nncf] --data.num_sequences 40
 
-ROOT holds videomatte240k_layout/, backgrounds/ and evaluation/, as for the recipes in lightning_configs/quantize. The
-same data settings choose the same frames as there; by default 16 sequences of 4 frames of the composites alone. They
-are composed at data.height x data.width: where that is the size of the evaluation clips (512x288 by default), graphs
-are static, as peers like them best; with another size, such as the recipes' 256x144, graphs are left open in height and
-width.
+ROOT contains videomatte240k_layout/, backgrounds/ and evaluation/, as for the recipes in
+lightning_configs/quantize. Equal data settings select the same frames as the recipes; the default
+is 16 sequences of 4 frames, composites only, at data.height x data.width. If this is the size of
+the evaluation clips (512x288 by default), the graphs are static, which suits these tools best.
+Otherwise, e.g. with the recipes' 256x144, height and width are dynamic.
 
-All frames and states lie in memory during calibration: 5 MB a frame at 512x288. Needs the extra `peers`:
-pip install -e ".[peers]". What ran is left in the folder --output: the graphs, and peers.json.
+All frames and states are kept in memory during calibration: 5 MB per frame at 512x288. Requires the
+extra `peers`: pip install -e ".[peers]". The graphs and peers.json are written to --output.
 """
 
 
@@ -94,25 +96,26 @@ def peers(
     threads: int = 1,
     exact_sums: bool = False,
 ) -> list[ResultRow]:
-    """Quantize with each peer, score, and write ``peers.json``.
+    """Quantize the network with each tool, score the results, and write ``peers.json``.
 
     Args:
         data: calibration and evaluation clips.
-        output: folder for the graphs and for peers.json.
-        network: the registry's name of the network.
+        output: folder for the graphs and peers.json.
+        network: registered name of the network.
         weights: `official`, or a file of float weights.
-        downsample_ratio: the network's body works at this fraction of the frame's size.
-        peers: which of minmax, percentile and nncf.
-        states: `settled` plays each calibration sequence backward before it is used, so that its first frame has a
-            state too; `fresh` begins each with zeros, as the recipes do.
-        percentile: of the values on both sides that ONNX Runtime's percentile ranges keep, in %.
+        downsample_ratio: scale of the network's internal resolution relative to the frame.
+        peers: tools to compare: minmax, percentile, nncf.
+        states: recurrent state at the start of a calibration sequence. `settled` runs the sequence
+            backward once as a warm-up; `fresh` starts from zeros, like the recipes.
+        percentile: percentage of values that ONNX Runtime's percentile ranges keep on each side.
         scoring: `float`, or `png8` to score mattes truncated to 8 bits.
-        threads: of each runtime while it is scored. The peers' own calibration takes what the machine gives it.
-        exact_sums: score as a CPU with VNNI would: without it the runtimes' fastest integer kernels may saturate. ONNX
-            Runtime then takes slower kernels, OpenVINO computes on the grids' values in float32.
+        threads: number of threads of each runtime during scoring. Calibration uses the tools'
+            defaults.
+        exact_sums: avoid saturating integer kernels on CPUs without VNNI. ONNX Runtime uses slower
+            kernels, OpenVINO computes on the quantized values in float32.
 
     Raises:
-        PTQ4VMError: a package is missing, data is, or the folder can't be written.
+        PTQ4VMError: a package or data is missing, or the folder is not writable.
     """
     require_packages([package for peer in peers for package in _PACKAGES[peer]] + ["onnxruntime"])
     torch.set_num_threads(threads)
@@ -144,20 +147,22 @@ def peers(
         scores = score(runs, teacher, data, scoring, task(bar, "scoring frames", frames))
     rows = [_row(name, scores[name], files[name], minutes[name]) for name in runs]
     meta = {
-        "network": network, "weights": weights, "downsample_ratio": downsample_ratio, "scoring": scoring,
-        "threads": threads, "exact_sums": exact_sums, "seed": data.seed, "calibration_frames": len(feeds),
-        "states": states, "calibration_size": list(size), "graphs": "static" if static else "open height and width",
-        "evaluation_frames": data.evaluation_set.num_frames, "percentile": percentile, "versions": versions(),
+        "network": network, "weights": weights, "downsample_ratio": downsample_ratio,
+        "scoring": scoring, "threads": threads, "exact_sums": exact_sums, "seed": data.seed,
+        "calibration_frames": len(feeds), "states": states, "calibration_size": list(size),
+        "graphs": "static" if static else "open height and width",
+        "evaluation_frames": data.evaluation_set.num_frames, "percentile": percentile,
+        "versions": versions(),
     }  # fmt: skip
     write_metrics(Path(output) / "peers.json", rows, meta)
     return rows
 
 
 def require_packages(names: Sequence[str]) -> None:
-    """See that all packages are there before any work is done.
+    """Check that all packages are installed.
 
     Raises:
-        PTQ4VMError: one is not installed.
+        PTQ4VMError: a package is not installed.
     """
     missing = [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
     if missing:
@@ -168,7 +173,7 @@ def require_packages(names: Sequence[str]) -> None:
 
 
 def evaluation_sizes(data: VideoMattingDataModule) -> set[tuple[int, int]]:
-    """Every (height, width) among the evaluation clips."""
+    """Return the set of (height, width) of the evaluation clips."""
     chunks = data.evaluation_set
     sizes = set()
     for clip in {chunk.clip for chunk in chunks.chunks}:
@@ -180,7 +185,13 @@ def evaluation_sizes(data: VideoMattingDataModule) -> set[tuple[int, int]]:
 def calibration_clips(
     data: VideoMattingDataModule, network: MattingModel, advance: Advance
 ) -> Iterator[Tensor]:
-    """The frames (T, 3, H, W) of each calibration sequence, the same that a recipe with these settings takes."""
+    """Yield the frames (T, 3, H, W) of each calibration sequence of a recipe with these settings.
+
+    Args:
+        data: data module with the calibration settings.
+        network: teacher for the built-in and cut-out clips.
+        advance: called after each prepared sequence.
+    """
 
     def no_flow(src: Tensor) -> tuple[Tensor, Tensor]:
         count, _, height, width = src.shape
@@ -188,7 +199,7 @@ def calibration_clips(
             count - 1, 1, height, width
         )
 
-    # Under a key of its own, so that the recipes' flows in the cache stay theirs.
+    # A separate key, so that cached flows of the recipes are neither used nor replaced.
     data.attach(make_teacher(network), FlowEstimator(no_flow, "no flow"), lambda *_: advance())
     for number in range(len(data.calibration_set)):
         yield data.calibration_set[number].src
@@ -197,13 +208,16 @@ def calibration_clips(
 def make_feeds(
     run: Run, network: MattingModel, clips: Iterator[Tensor], states: States
 ) -> list[Feed]:
-    """Inputs of the graph for every calibration frame, with the float network's state before that frame.
+    """Compute the graph inputs of every calibration frame, including the recurrent state.
 
     Args:
-        run: the float graph.
-        network: the same network; shapes the states.
+        run: inference function of the float graph.
+        network: the same network in PyTorch; provides the initial states.
         clips: sequences of frames, (T, 3, H, W).
-        states: ``settled``: a sequence is played backward first; ``fresh``: it begins with zeros.
+        states: ``settled`` runs each sequence backward first, ``fresh`` starts from zeros.
+
+    Returns:
+        One feed per frame; its state is the float network's before that frame.
     """
     feeds: list[Feed] = []
     for clip in clips:
@@ -218,25 +232,25 @@ def make_feeds(
 
 
 class Player:
-    """A graph over one frame, played frame by frame with its own state fed back.
+    """Single-frame graph run over a clip with its recurrent state fed back.
 
     Args:
-        run: the graph in its runtime.
-        initial_state: zeros for frames (1, 3, H, W).
+        run: inference function of the graph.
+        initial_state: function from a frame (1, 3, H, W) to the zero state.
     """
 
     def __init__(self, run: Run, initial_state: Callable[[Tensor], RecurrentState]) -> None:
         self._run, self._initial_state = run, initial_state
         self._state: list[Array] | None = None
         self.feed: Feed = {}
-        """What the graph was given last."""
+        """Inputs of the latest call."""
 
     def reset(self) -> None:
-        """The next frame begins a clip."""
+        """Reset the recurrent state before a new clip."""
         self._state = None
 
     def __call__(self, frame: Tensor) -> Tensor:
-        """One frame (3, H, W) -> its alpha (1, H, W) in [0, 1]."""
+        """Compute the alpha matte (1, H, W) in [0, 1] of a frame (3, H, W)."""
         src = frame[None]
         if self._state is None:
             self._state = [tensor.numpy() for tensor in self._initial_state(src)]
@@ -246,12 +260,12 @@ class Player:
             **dict(zip(names, self._state, strict=True)),
         }
         _, pha, *self._state = self._run(self.feed)
-        # A scale that isn't a divisor of 1 lets quantized alpha end a little beyond it.
+        # Quantized alpha may slightly exceed 1 if 1 is not a multiple of the scale.
         return torch.from_numpy(pha)[0].clamp(0, 1)
 
 
 def open_onnx_runtime(path: Path, threads: int = 1, exact_sums: bool = False) -> Run:
-    """A graph in ONNX Runtime on the CPU."""
+    """Load a graph in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -263,14 +277,12 @@ def open_onnx_runtime(path: Path, threads: int = 1, exact_sums: bool = False) ->
 
 
 def open_openvino(path: Path, threads: int = 1, exact_sums: bool = False) -> Run:
-    """A graph in OpenVINO on the CPU; what isn't quantized stays float32 there, also where the CPU has bfloat16."""
+    """Load a graph in OpenVINO on the CPU, with float32 (never bfloat16) for float operations."""
     import openvino
 
     options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     if exact_sums:
-        options["LP_TRANSFORMS_MODE"] = (
-            "NO"  # keeps quantization apart from the layers, which stay float32
-        )
+        options["LP_TRANSFORMS_MODE"] = "NO"  # run layers in float32 on fake-quantized values
     model = openvino.Core().compile_model(str(path), "CPU", options)
 
     def run(feed: Feed) -> list[Array]:
@@ -283,8 +295,18 @@ def open_openvino(path: Path, threads: int = 1, exact_sums: bool = False) -> Run
 def quantize(
     peer: str, graph: Path, feeds: Sequence[Feed], percentile: float = 99.999
 ) -> list[Path]:
-    """Let a peer quantize the float graph to W8A8; the files it wrote, the graph first, beside ``graph``."""
-    # Both tools talk on standard output, which is the table's.
+    """Quantize the float graph to W8A8 with one of the tools.
+
+    Args:
+        peer: minmax, percentile or nncf.
+        graph: float ONNX graph; the result is written to the same folder.
+        feeds: graph inputs of the calibration frames.
+        percentile: percentage of values inside the range, for the percentile method.
+
+    Returns:
+        Files written, the quantized graph first.
+    """
+    # Both tools print to standard output, which is reserved for the table.
     with contextlib.redirect_stdout(io.StringIO()):
         if peer == "nncf":
             return _quantize_nncf(graph, graph.with_name("nncf.xml"), feeds)
@@ -294,7 +316,7 @@ def quantize(
 
 
 class _Reader:
-    """Hands calibration frames to ONNX Runtime, which asks for them a range at a time."""
+    """Calibration data reader for ONNX Runtime with range access."""
 
     def __init__(self, feeds: Sequence[Feed]) -> None:
         self._feeds, self._range = feeds, iter(feeds)
@@ -329,8 +351,8 @@ def _quantize_onnx_runtime(
             calibrate_method=CalibrationMethod.MinMax
             if method == "minmax"
             else CalibrationMethod.Percentile,
-            # Frame by frame: percentile ranges would otherwise hold every tensor of every frame in memory. And each
-            # side with a bound of its own, as min-max has it; percentile's default takes one from |x| for both.
+            # Stride 1: the percentile method would otherwise keep every tensor of every frame in
+            # memory. Asymmetric: its default derives both bounds from |x|, unlike min-max.
             extra_options={
                 "CalibStridedMinMax": 1,
                 "CalibTensorRangeSymmetric": False,
@@ -359,7 +381,7 @@ def _quantize_nncf(graph: Path, output: Path, feeds: Sequence[Feed]) -> list[Pat
 
 
 class _Score:
-    """All metrics of one network: against true alpha, and against the float network's."""
+    """Metrics of one network against the true alpha and against the float network's alpha."""
 
     def __init__(self, scoring: Scoring) -> None:
         self._truth = matting_metrics(scoring)
@@ -391,17 +413,20 @@ def score(
     scoring: Scoring = "float",
     advance: Advance = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """Play every graph over the evaluation clips, side by side, so that mattes needn't be kept.
+    """Score every graph on the evaluation clips.
+
+    All graphs run on a chunk before the next one is read, so that mattes are not kept.
 
     Args:
-        runs: graphs by name.
-        network: the float network that their alpha is compared with as well.
-        data: its evaluation clips, each from a fresh state.
+        runs: inference functions by name.
+        network: float reference network.
+        data: data module with the evaluation clips; each clip starts from the zero state.
         scoring: ``float`` or ``png8``.
         advance: called after each frame of each graph.
 
     Returns:
-        For each name ``mad``, ``mse``, ``grad``, ``conn``, ``dtssd``, and ``mad_to_float``, ``dtssd_to_float``.
+        Metrics by name: ``mad``, ``mse``, ``grad``, ``conn``, ``dtssd`` against the true alpha,
+        ``mad_to_float`` and ``dtssd_to_float`` against the float network's.
 
     Raises:
         PTQ4VMError: a clip has no true alpha.
@@ -436,7 +461,7 @@ def _row(peer: str, metrics: dict[str, float], files: Sequence[Path], minutes: f
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that had a part in it, as far as they are installed."""
+    """Return the versions of the packages involved, as far as they are installed."""
     found = {}
     for name in ("torch", "onnx", "onnxruntime", "nncf", "openvino"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -445,7 +470,7 @@ def versions() -> dict[str, str]:
 
 
 def make_progress() -> Progress:
-    """Bars on standard error; standard output is the table's."""
+    """Create a progress display on standard error; standard output is reserved for the table."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
@@ -453,22 +478,27 @@ def make_progress() -> Progress:
 
 
 def task(bar: Progress, what: str, total: int) -> Advance:
-    """A new line of the display; call what is returned for each thing done."""
+    """Add a progress bar and return the function that advances it by one."""
     number = bar.add_task(what, total=total)
     return lambda: bar.advance(number)
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the description as they are."""
+    """Help formatter that keeps the line breaks of the description."""
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the comparison; returns the exit status. A user's mistake is told in a line, without a traceback."""
+    """Run the comparison and return the exit status.
+
+    A `PTQ4VMError` is printed in one line without a traceback; the status is then 2.
+    """
     parser = ArgumentParser(
         prog="benchmarks/peers.py", description=_HELP, formatter_class=_HelpFormatter
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file with these options; later ones win."
+        "--config",
+        action="config",
+        help="YAML file with these options; options after it override it.",
     )
     skipped = {"batch_size", "steps_per_epoch", "num_workers"}
     parser.add_class_arguments(VideoMattingDataModule, "data", skip=skipped, instantiate=False)
@@ -484,7 +514,7 @@ def main(args: list[str] | None = None) -> int:
         )
         return 2
     console = Console()
-    # On 80 columns the names would have to give way to so many numbers.
+    # The table needs more than the usual 80 columns.
     render_table(rows, Console(width=max(console.width, 130)))
     console.print(
         f"metrics     {Path(options['output']) / 'peers.json'}", highlight=False, soft_wrap=True

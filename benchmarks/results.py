@@ -1,8 +1,9 @@
-"""Measures the tables of docs/results.md: each recipe beside other methods, all on its grid, placement and frames.
+"""Benchmark behind the quality tables of docs/results.md.
 
-For each recipe one run of `ptq4vm quantize`, with the rows below before the recipe's own, scored on the evaluation
-clips and, by distance to the float network, on people and places that calibration never saw. What a run has finished
-is not done again. The tables replace those in the document; the text around them stays.
+Runs `ptq4vm quantize` once per recipe with additional rows for the baseline methods, which use the
+recipe's bit widths, placement and calibration frames. Results are scored on the evaluation clips
+and, as distance to the float network, on people and backgrounds held out from calibration. Finished
+parts of an earlier run are reused. The tables in the document are replaced; its text is kept.
 
     python benchmarks/results.py --root ROOT --recipes w8a8 w4a8 w4a4
 """
@@ -22,18 +23,18 @@ REPOSITORY = Path(__file__).parents[1]
 DOCUMENT = REPOSITORY / "docs" / "results.md"
 
 ALONE = ("w6a6", "w4a4_mixed")
-"""Recipes beside which no other methods are measured."""
+"""Recipes that are compared with rounding to nearest only."""
 HELD_OUT = ["book", "learn", "school", "walk", "hungry", "want", "china", "curtains", "drive"]
-"""Two of the five signers and three of the ten backgrounds."""
+"""Name patterns of the held-out clips: two of the five signers, three of the ten backgrounds."""
 NEAREST = {"learn_rounding": False, "learn_scales": False}
 PER_LAYER = {
-    "affine": "per_layer", "weight_lr": 0.0, "average": 0.0, "truth_weight": 1.0, "teacher_weight": 0.0,
-    "l1_weight": 0.0, "mse_weight": 1.0, "fgr_weight": 0.0, "state_weight": 0.0, "feature_weight": 0.0,
-    "coherence_weight": 0.0,
+    "affine": "per_layer", "weight_lr": 0.0, "average": 0.0, "truth_weight": 1.0,
+    "teacher_weight": 0.0, "l1_weight": 0.0, "mse_weight": 1.0, "fgr_weight": 0.0,
+    "state_weight": 0.0, "feature_weight": 0.0, "coherence_weight": 0.0,
 }  # fmt: skip
-"""Of global calibration as published one γ, β for each layer and the squared error against the true alpha alone.
+"""Options of global calibration as published: per-layer γ and β, MSE to the true alpha only.
 
-Learning rates, epochs and batch stay the recipe's: these rows are not the paper's.
+Learning rates, epochs and batch size are the recipe's, so these rows do not reproduce the paper.
 """
 PUBLISHED_GRID = {
     "weight_grid": "symmetric",
@@ -59,13 +60,13 @@ BASELINES: dict[str, dict[str, Any]] = {
         "qconfig": PUBLISHED_GRID,
     },
 }
-"""What is not learned block by block on our grid."""
+"""Baseline rows without block-wise reconstruction on our grid."""
 DROPPING = {"BRECQ": 0.0, "QDrop": 0.5}
-"""The two methods that are, and what they differ in. A recipe's own block reconstruction is one of them."""
+"""Drop probability by block-wise method. A recipe's block reconstruction uses one of the two."""
 
 
 def main() -> None:
-    """Run the recipes and write their tables into the document."""
+    """Run the recipes and write their tables to docs/results.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,15 +74,15 @@ def main() -> None:
         "--root",
         type=Path,
         required=True,
-        help="the data: foregrounds, backgrounds, evaluation, ...",
+        help="data root with foregrounds, backgrounds, evaluation clips, ...",
     )
     recipes = ["w8a8", "w4a8", "w4a4", *ALONE]
-    parser.add_argument("--recipes", nargs="+", default=recipes, help="names of recipes")
+    parser.add_argument("--recipes", nargs="+", default=recipes, help="recipe names")
     parser.add_argument(
         "--videos", help="folder of the videos, below the root, if it holds several"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="which sequences are drawn, and their order"
+        "--seed", type=int, default=0, help="seed of the choice and order of sequences"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/results"), help="folder for the runs"
@@ -107,9 +108,14 @@ def main() -> None:
 
 
 def with_baselines(recipe: str) -> dict[str, Any]:
-    """A recipe with people and places held out, and rows of other methods unless it stands alone.
+    """Return a recipe's configuration with held-out clips and baseline rows.
 
-    Ours come last: without flow, then from the recipe. Both begin with the same blocks as per-layer GAC does.
+    The rows of our global calibration come last, first without flow. They start from the same block
+    reconstruction as per-layer GAC.
+
+    Args:
+        recipe: file name in lightning_configs/quantize without suffix; those in `ALONE` get only
+            the round-to-nearest baseline.
     """
     config = read_recipe(find_recipe(recipe))
     config["data"]["held_out"] = HELD_OUT
@@ -138,7 +144,7 @@ def with_baselines(recipe: str) -> dict[str, Any]:
 
 
 def put_table(name: str, table: str) -> None:
-    """Replace a table of the document, between two comments that name it; a new one goes to the end."""
+    """Replace the table between its two marker comments in the document, or append it."""
     begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
     text = DOCUMENT.read_text()
     if begin not in text:

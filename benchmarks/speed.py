@@ -1,8 +1,9 @@
-"""Measures the speed tables of docs/results.md: float and W8A8 in PyTorch, ONNX Runtime and OpenVINO, beside the
-stock quantizers' W8A8, in alternation in one run.
+"""Benchmark behind the speed tables of docs/results.md.
 
-Speed does not depend on the values, so ranges come from a few built-in frames and nothing is learned; the graphs are of
-the form that `ptq4vm quantize --target` and `ptq4vm export` give. NNCF needs the extra `peers`.
+Times the float network in PyTorch, ONNX Runtime and OpenVINO, our W8A8 networks, and the W8A8
+networks of the stock quantizers, in alternation. Speed does not depend on the weights' values, so
+ranges are observed on a few built-in frames and nothing is learned. The graphs have the structure
+that `ptq4vm quantize --target` and `ptq4vm export` produce. NNCF requires the extra `peers`.
 
     python benchmarks/speed.py --peers minmax nncf
 """
@@ -27,24 +28,36 @@ from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 from ptq4vm.reporting import ResultRow, markdown_table, write_metrics
 
 SIZES = {"288x512": (288, 512, 1.0), "720x1280": (720, 1280, 0.375)}
-"""Height, width, downsample ratio."""
+"""Height, width and downsample ratio by name."""
 FRAMES = 4
 OURS: tuple[TargetName, ...] = ("onnxruntime", "openvino")
 
 
 def main() -> None:
-    """Export, let the peers quantize, time all, and write the tables into the document."""
+    """Export and time all graphs, and write the tables to docs/results.md."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument(
-        "--peers", nargs="*", default=["minmax"], choices=["minmax", "percentile", "nncf"]
+        "--sizes",
+        nargs="+",
+        default=list(SIZES),
+        choices=list(SIZES),
+        help="frame sizes, HEIGHTxWIDTH",
     )
-    parser.add_argument("--rounds", type=int, default=40, help="how often each is timed")
-    parser.add_argument("--threads", type=int, default=None, help="of each; by default all cores")
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/bench"), help="folder for the graphs"
+        "--peers",
+        nargs="*",
+        default=["minmax"],
+        choices=["minmax", "percentile", "nncf"],
+        help="stock quantizers to compare with",
+    )
+    parser.add_argument("--rounds", type=int, default=40, help="timed rounds per graph")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="threads per runtime (default: all cores)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/bench"), help="folder for the graphs and tables"
     )
     args = parser.parse_args()
     peers.require_packages(["nncf"] if "nncf" in args.peers else [])
@@ -76,7 +89,18 @@ def main() -> None:
 def make_graphs(
     folder: Path, height: int, width: int, ratio: float, stock: list[str]
 ) -> dict[str, str]:
-    """Graphs in the folder, as :func:`measure_speed` names them, by title."""
+    """Export all graphs to a folder.
+
+    Args:
+        folder: existing output folder.
+        height: frame height in pixels.
+        width: frame width in pixels.
+        ratio: downsample ratio of the network.
+        stock: stock quantizers: minmax, percentile, nncf.
+
+    Returns:
+        Row title -> graph, in the notation of :func:`measure_speed`.
+    """
     network = load_model("rvm_mobilenetv3", "rvm_mobilenetv3")
     network.downsample_ratio = ratio
     source = BuiltinSource(
@@ -106,7 +130,7 @@ def make_graphs(
 
 
 def nncf_graph(graph: Path, feeds: list[peers.Feed]) -> onnx.ModelProto:
-    """What NNCF makes of an ONNX graph, at its defaults but for grids, which may be unsymmetric."""
+    """Quantize an ONNX graph with NNCF's defaults and the mixed preset (asymmetric activations)."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
@@ -116,7 +140,7 @@ def nncf_graph(graph: Path, feeds: list[peers.Feed]) -> onnx.ModelProto:
 
 
 def ranged(network: MattingModel, src: Tensor, target: TargetName) -> MattingModel:
-    """The network at W8A8 for a target, its ranges from a few frames (T, 3, H, W)."""
+    """Quantize the network to W8A8 for a target, with ranges observed on frames (T, 3, H, W)."""
     qconfig = TARGETS[target].fit(QConfig("W8A8", range_method="minmax"))
     quantized = quantize_network(network, qconfig)
     quantized.qconfig = qconfig  # type: ignore[assignment]
@@ -128,7 +152,7 @@ def ranged(network: MattingModel, src: Tensor, target: TargetName) -> MattingMod
 
 
 def to_row(title: str, speed: Speed, first: Speed) -> ResultRow:
-    """A line of the table."""
+    """Build a table row; speedups are relative to `first`."""
     figures = {
         "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
         "fps to PyTorch": speed.fps / first.fps, "peak MB": speed.memory_mb,

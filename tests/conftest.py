@@ -1,4 +1,4 @@
-"""Fixtures for every test."""
+"""Shared fixtures."""
 
 from pathlib import Path
 
@@ -7,19 +7,22 @@ import torch
 
 from ptq4vm.models import MattingModel, create_model, fetch_weights
 
-# Small networks gain nothing from threads, and lose much where other jobs run beside the tests.
+# Small networks do not benefit from threads, and slow down on a busy machine.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def official_weights() -> Path:
-    """The authors' published weights of rvm_mobilenetv3, from the user's cache or the network."""
+    """Return the path of the official rvm_mobilenetv3 weights, downloaded if not cached."""
     return fetch_weights("rvm_mobilenetv3")
 
 
 @pytest.fixture(scope="session")
 def random_rvm() -> MattingModel:
-    """A random rvm_mobilenetv3 whose batch norms are set from noise, so that its values stay in a sane range."""
+    """Create rvm_mobilenetv3 with random weights and BatchNorm statistics estimated on noise.
+
+    The statistics keep activations in a normal range.
+    """
     torch.manual_seed(0)
     network = create_model("rvm_mobilenetv3")
     with torch.no_grad():
@@ -29,7 +32,7 @@ def random_rvm() -> MattingModel:
 
 @pytest.fixture(scope="session")
 def exact_integer_sums() -> None:
-    """Skips where two products of 8 bits are added in 16, which they may exceed: on x86 without VNNI."""
+    """Skip on x86 CPUs without VNNI, whose integer kernels saturate at 16 bits."""
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text() if cpu.is_file() else ""
     if "avx2" in flags and "vnni" not in flags:

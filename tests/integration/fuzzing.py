@@ -1,4 +1,4 @@
-"""Changed files for test_fuzz.py: trees, text, bytes, safetensors and ONNX graphs, drawn by a random generator."""
+"""Random mutations of JSON trees, text, bytes, safetensors and ONNX graphs for test_fuzz.py."""
 
 import copy
 import json
@@ -14,8 +14,9 @@ from onnx import TensorProto
 from ptq4vm.errors import PTQ4VMError
 
 VALUES = [
-    None, True, -1, 0, 1, 3, 2**70, 1e308, 5e-324, -0.5, float("nan"), float("inf"), "", "../../../etc/passwd", "W9A9",
-    "é\0", "[/b]", "/etc/passwd", "x" * 10_000, [], {}, [1], {"a": 1}, [[[[]]]], "official", "mse", "F64", "F4", "cuda",
+    None, True, -1, 0, 1, 3, 2**70, 1e308, 5e-324, -0.5, float("nan"), float("inf"), "",
+    "../../../etc/passwd", "W9A9", "é\0", "[/b]", "/etc/passwd", "x" * 10_000, [], {}, [1],
+    {"a": 1}, [[[[]]]], "official", "mse", "F64", "F4", "cuda",
 ]  # fmt: skip
 RAW = [
     "[" * 10_000 + "]" * 10_000,
@@ -27,7 +28,7 @@ RAW = [
     "{",
     "",
 ]
-"""What JSON can hold and Python's own values can't."""
+"""JSON text that `json.dumps` cannot produce from Python values."""
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def at_most(seconds):
 
 
 def places(tree):
-    """Every (container, key) of nested dictionaries and lists."""
+    """Yield every (container, key) of nested dictionaries and lists."""
     keys = (
         list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     )
@@ -55,7 +56,7 @@ def places(tree):
 
 
 def mutate_tree(tree, draw):
-    """Values replaced, removed, renamed or moved."""
+    """Replace, remove or rename random values of a JSON tree."""
     tree = copy.deepcopy(tree)
     for _ in range(draw.randint(1, 2)):
         container, key = draw.choice(list(places(tree)) or [({}, None)])
@@ -72,7 +73,7 @@ def mutate_tree(tree, draw):
 
 
 def mutate_text(tree, draw, dump=json.dumps):
-    """The same, or one value replaced by text that no tree gives."""
+    """Mutate a JSON tree and serialize it, or replace a value by an entry of `RAW`."""
     if draw.random() < 0.75:
         return dump(mutate_tree(tree, draw))
     tree = copy.deepcopy(tree)
@@ -99,7 +100,7 @@ def mutate_bytes(data, draw):
 
 
 def mutate_safetensors(data, draw):
-    """Bytes changed anywhere, or the header's tree, or that of ours inside it."""
+    """Mutate the bytes, the safetensors header, or the ptq4vm header inside it."""
     if draw.random() < 0.4:
         return mutate_bytes(data, draw)
     size = int.from_bytes(data[:8], "little")
@@ -115,7 +116,7 @@ def mutate_safetensors(data, draw):
 
 
 def mutate_proto(model, draw):
-    """Nodes, tensors, inputs and outputs of an ONNX graph changed, or its bytes."""
+    """Mutate nodes, tensors, inputs and outputs of an ONNX graph, or its bytes."""
     if draw.random() < 0.3:
         return mutate_bytes(model.SerializeToString(), draw)
     model = copy.deepcopy(model)
@@ -158,9 +159,15 @@ def mutate_tensor(tensor, draw):
 
 
 def fuzz(count, mutate, attempt):
-    """Try mutations; each works, attempt says True, or is refused, False. Anything else is a failure.
+    """Run `attempt` on random mutations; fail on any exception other than `PTQ4VMError`.
 
-    Returns how many worked.
+    Args:
+        count: number of mutations.
+        mutate: function from a random generator to a mutated file.
+        attempt: function that uses the file and returns True on success.
+
+    Returns:
+        Number of accepted mutations.
     """
     draw, worked, failures = random.Random(0), 0, []
     for number in range(count):

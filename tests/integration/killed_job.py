@@ -1,6 +1,8 @@
-"""A small run of the main job, killed at random moments and started again: `python killed_job.py FOLDER KILLS SEED`.
+"""Stress test that kills and restarts a small quantization run at random moments.
 
-Each start has another number of loader processes; the run that nobody kills has none.
+Usage: `python killed_job.py FOLDER KILLS SEED`.
+
+Each start uses a random number of loader processes; the uninterrupted reference run uses none.
 """
 
 import os
@@ -29,8 +31,8 @@ KEPT = (
 
 def run(folder, workers=0):
     data = VideoMattingDataModule(
-        num_sequences=3, seq_length=3, height=32, width=48, eval_clips=1, eval_frames=3, cache_dir=folder / "cache",
-        num_workers=workers,
+        num_sequences=3, seq_length=3, height=32, width=48, eval_clips=1, eval_frames=3,
+        cache_dir=folder / "cache", num_workers=workers,
     )  # fmt: skip
     rows = {
         "biq": Method("BIQ"),
@@ -42,7 +44,7 @@ def run(folder, workers=0):
 
 
 def start(folder, log, workers=0):
-    """A process that runs, forked from this one, which has imported everything."""
+    """Start a run in a forked process, which avoids importing again."""
     child = os.fork()
     if child == 0:
         os.dup2(log, 1)
@@ -59,7 +61,7 @@ def start(folder, log, workers=0):
 
 
 def ends_within(child, seconds):
-    """Whether it ended well by then; one that failed ends this process too."""
+    """Return whether the child succeeded within the time; exit if it failed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -101,7 +103,8 @@ def main(folder, kills, seed):
     print(f"{done} kills, {number} runs finished, {span:.1f} s uninterrupted")  # noqa: T201
     if differing:
         sys.exit(
-            f"{len(differing)} of {number} differ from the uninterrupted run: {', '.join(differing)}"
+            f"{len(differing)} of {number} differ from the uninterrupted run: "
+            f"{', '.join(differing)}"
         )
 
 

@@ -1,4 +1,7 @@
-"""Both phases and a test, by one process or by several: `python shared_job.py FOLDER PROCESSES [FAIL]`."""
+"""Script that runs both phases and a test on one or several processes.
+
+Usage: `python shared_job.py FOLDER PROCESSES [FAIL]`.
+"""
 
 import json
 import sys
@@ -14,13 +17,13 @@ from ptq4vm.quantizers import QConfig
 
 STEPS, SEQUENCES = 20, 8
 QUIET = {
-    "limit_val_batches": 0, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "enable_checkpointing": False,
+    "limit_val_batches": 0, "logger": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "enable_checkpointing": False,
 }  # fmt: skip
 
 
 class Keeper(L.Callback):
-    """Writes down what this process has learned after so many steps, and at the end."""
+    """Callback that saves the module's state after `STEPS` steps and at the end, per rank."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -55,8 +58,9 @@ def main(folder, processes, fail=False):
         **QUIET,
     }
     data = VideoMattingDataModule(
-        num_sequences=SEQUENCES, seq_length=3, height=32, width=48, batch_size=SEQUENCES // processes,
-        eval_clips=1, eval_frames=5, eval_chunk=2, cache_dir=folder / "cache",
+        num_sequences=SEQUENCES, seq_length=3, height=32, width=48,
+        batch_size=SEQUENCES // processes, eval_clips=1, eval_frames=5, eval_chunk=2,
+        cache_dir=folder / "cache",
     )  # fmt: skip
     weights, biq = str(folder / "tiny.safetensors"), folder / f"biq{processes}.safetensors"
     if not fail:

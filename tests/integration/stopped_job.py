@@ -1,4 +1,7 @@
-"""Commands stopped by signals at random moments and started again: `python stopped_job.py FOLDER STOPS SEED`."""
+"""Stress test that stops commands by signals at random moments and restarts them.
+
+Usage: `python stopped_job.py FOLDER STOPS SEED`.
+"""
 
 import atexit
 import contextlib
@@ -17,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 import ptq4vm.cli.matte
-import ptq4vm.cli.quantize  # noqa: F401  (imported before the forks)
+import ptq4vm.cli.quantize_job  # noqa: F401  (imported before forking)
 from ptq4vm import cli
 from ptq4vm.video.videos import open_writer
 
@@ -36,8 +39,9 @@ RESULTS = {
 def arguments(command, folder):
     root = folder.parent
     if command == "matte":
-        return ["matte", root / "clip", "--model", root / "tiny.safetensors", "--network", "tiny", "--device", "cpu",
-                "--alpha", folder / "alpha.mp4", "--foreground", folder / "frames"]  # fmt: skip
+        return ["matte", root / "clip", "--model", root / "tiny.safetensors", "--network", "tiny",
+                "--device", "cpu", "--alpha", folder / "alpha.mp4",
+                "--foreground", folder / "frames"]  # fmt: skip
     data = {
         "num_sequences": 3,
         "seq_length": 3,
@@ -46,14 +50,15 @@ def arguments(command, folder):
         "eval_clips": 1,
         "eval_frames": 3,
     }
-    return ["quantize", "--network=tiny", f"--weights={root / 'tiny.safetensors'}", f"--output={folder}",
-            "--bits=[W4A8]", "--block_steps=60", "--gac_epochs=15", "--trainer.accelerator=cpu",
+    return ["quantize", "--network=tiny", f"--weights={root / 'tiny.safetensors'}",
+            f"--output={folder}", "--bits=[W4A8]", "--block_steps=60", "--gac_epochs=15",
+            "--trainer.accelerator=cpu",
             *(f"--data.{name}={value}" for name, value in data.items()),
             f"--data.cache_dir={folder.with_name(folder.name + '-cache')}"]  # fmt: skip
 
 
 def start(command, folder, log):
-    """A process that runs a command, forked from this one, which has imported everything."""
+    """Start a command in a forked process, which avoids importing again."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -63,7 +68,7 @@ def start(command, folder, log):
             try:
                 sys.argv[1:] = map(str, arguments(command, folder))
                 status = cli.main()
-            except KeyboardInterrupt:  # before or after all work
+            except KeyboardInterrupt:  # outside of cli.main's handler
                 status = 130
             with contextlib.suppress(KeyboardInterrupt):
                 atexit._run_exitfuncs()
@@ -73,7 +78,7 @@ def start(command, folder, log):
 
 
 def wait(child, seconds):
-    """The status, as a shell has it; None if it still runs then."""
+    """Return the exit status in shell convention, or None if the child still runs."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -95,7 +100,7 @@ def results(command, folder):
 
 
 def stop_often(command, root, stops, draw, log):
-    """Stop runs until there were so many stops; the counts of what happened."""
+    """Run the command until it was stopped `stops` times; return the counts of outcomes."""
     began = time.monotonic()
     if wait(start(command, root / "whole", log), 300) != 0:
         sys.exit(f"the undisturbed {command} failed")

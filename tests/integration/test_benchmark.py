@@ -1,4 +1,4 @@
-"""`ptq4vm benchmark` as a user calls it."""
+"""Tests of `ptq4vm benchmark`."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def graph(tmp_path_factory):
 
 
 def test_networks_stand_side_by_side(graph, tmp_path, capsys, monkeypatch):
-    # Modules that lie in the current directory are no business of the processes that are started.
+    # Subprocesses must not import modules from the current directory.
     for name in ("multiprocessing", "pickle", "random", "struct", "torch"):
         (tmp_path / f"{name}.py").write_text(
             "raise SystemExit('imported from the current directory')"
@@ -60,7 +60,8 @@ def test_networks_stand_side_by_side(graph, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("model", "message"), [
-    ("nothing", "Expected a model"), ("rvm_mobilenetv3@openvino", "Expected an exported graph for openvino")
+    ("nothing", "Expected a model"),
+    ("rvm_mobilenetv3@openvino", "Expected an exported graph for openvino"),
 ])  # fmt: skip
 def test_what_cannot_be_loaded_is_told(model, message):
     with pytest.raises(PTQ4VMError, match=message):

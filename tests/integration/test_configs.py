@@ -1,4 +1,4 @@
-"""Every shipped YAML is read by the parser that its users meet."""
+"""Tests of the shipped YAML files with the command line parser."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ptq4vm import cli
-from ptq4vm.cli import quantize as quantize_command
+from ptq4vm.cli import quantize_job as quantize_command
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.phases import PTQPhase
 from ptq4vm.pipeline import Method
@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "lightning_configs"
 
 @pytest.fixture
 def options_of(monkeypatch):
-    """What the pipeline is given by a `ptq4vm quantize` with these arguments; nothing is run."""
+    """Return a function from `ptq4vm quantize` arguments to the pipeline's options."""
 
     class Reached(Exception):
         pass
@@ -61,7 +61,8 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
         "data: {source: [videomatte, cutout], held_out: [anna_*, beach]}\n"
         "rows:\n"
         "  brecq: {title: BRECQ, options: {drop_prob: 0.0}}\n"
-        "  published: {title: published grid, qconfig: {activation_grid: symmetric, range_method: minmax}}\n"
+        "  published: {title: published grid, qconfig: "
+        "{activation_grid: symmetric, range_method: minmax}}\n"
         "  gac: {title: BRECQ + GAC, start: brecq, options: {affine: per_layer}}\n"
     )
     seen = options_of("--config", str(path), "--output", str(tmp_path / "run"))
@@ -74,7 +75,7 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
 
 
 def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monkeypatch):
-    """With the arguments as `wandb agent` makes them, through the sweep's own shell line."""
+    """Format the arguments like `wandb agent` and run them through the sweep's shell command."""
     sweep = yaml.safe_load((CONFIGS / "sweep" / "bits.yaml").read_text())
     shell, option, line, *rest = sweep["command"]
     assert (shell, option, rest) == ("sh", "-c", ["sh", "${args}"])

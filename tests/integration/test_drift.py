@@ -1,4 +1,4 @@
-"""benchmarks/drift.py: against a plain loop over the frames."""
+"""Tests of benchmarks/drift.py against a plain loop over the frames."""
 
 import importlib.util
 import json

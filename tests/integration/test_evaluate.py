@@ -1,4 +1,4 @@
-"""`ptq4vm evaluate` and `ptq4vm matte` as a user calls them."""
+"""Tests of `ptq4vm evaluate` and `ptq4vm matte`."""
 
 import json
 
@@ -12,7 +12,7 @@ from ptq4vm import cli
 
 @pytest.fixture
 def tree(tmp_path):
-    """Two clips of three frames in RVM's evaluation layout."""
+    """Write two clips of three frames in RVM's evaluation layout."""
     frame = cv2.resize(astronaut(), (96, 80))
     for clip in ("0000", "0001"):
         for kind in ("com", "pha", "fgr"):
@@ -50,7 +50,7 @@ def test_evaluate_writes_metrics_and_the_mattes_it_scored(tree, tmp_path):
             for folder in (tmp_path / "alpha", tree)
         )
         errors.append(np.abs(preds - target).mean() * 1e3)
-    # Rounded to 8 bits, not truncated: no bias, at most half a step.
+    # Mattes are rounded to 8 bits, not truncated: the error is at most half a step.
     assert row["metrics"]["mad"] == pytest.approx(np.mean(errors), abs=0.5 / 255 * 1e3)
 
 

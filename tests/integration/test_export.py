@@ -1,4 +1,4 @@
-"""`ptq4vm export` as a user calls it, and what is done with its file."""
+"""Tests of `ptq4vm export` and of the exported graphs."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("official_weights")
 
 @pytest.fixture
 def tree(tmp_path):
-    """A clip of three frames in RVM's evaluation layout."""
+    """Write a clip of three frames in RVM's evaluation layout."""
     frame = cv2.resize(astronaut(), (96, 80))
     for kind in ("com", "pha"):
         folder = tmp_path / "tree" / "set" / "0000" / kind
@@ -99,7 +99,7 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
 
 
 def test_sums_that_may_saturate_are_asked_to_be_exact(tmp_path, monkeypatch):
-    """As on a CPU whose kernels do: the first parity fails there."""
+    """Simulate a CPU with saturating kernels, where the first parity check fails."""
     found = iter([Parity(30, 1e-2, 0.5, 0.1), Parity(30, 1e-4, 0.1, 0.0)])
     monkeypatch.setattr("ptq4vm.deploy.checked_export.measure_parity", lambda *_: next(found))
     asked = []
@@ -141,7 +141,9 @@ def test_mistakes_are_found_before_any_work(options, message, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
     for name in ("measure_parity", "export_onnx", "_frames"):
-        monkeypatch.setattr(f"ptq4vm.deploy.checked_export.{name}", lambda *_: pytest.fail("work was done"))
+        monkeypatch.setattr(
+            f"ptq4vm.deploy.checked_export.{name}", lambda *_: pytest.fail("work was done")
+        )
     if "ratio" not in message:
         monkeypatch.setattr(
             "ptq4vm.cli.export.load_model", lambda *_: pytest.fail("the network was loaded")
@@ -158,7 +160,9 @@ def test_mistakes_are_found_before_any_work(options, message, tmp_path, monkeypa
 
 
 def test_a_network_for_another_target_is_refused_before_any_work(tmp_path, monkeypatch, random_rvm):
-    monkeypatch.setattr("ptq4vm.deploy.checked_export._frames", lambda *_: pytest.fail("frames were made"))
+    monkeypatch.setattr(
+        "ptq4vm.deploy.checked_export._frames", lambda *_: pytest.fail("frames were made")
+    )
     network = quantize_network(random_rvm, QConfig(bits="W8A8", placement="full"))
     for layer in quantized_layers(network).values():
         layer.fix_()

@@ -1,10 +1,9 @@
-"""A changed file either works or is refused in words: no traceback, no hang, whatever reads it."""
+"""Fuzz tests: every mutated file is accepted or raises `PTQ4VMError`, without hanging."""
 
 import copy
 import io
 import json
 import shutil
-from pathlib import Path
 
 import onnx
 import pytest
@@ -16,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
 
 from ptq4vm import cli
-from ptq4vm.cli import quantize as quantize_command
+from ptq4vm.cli import quantize_job as quantize_command
 from ptq4vm.data.storage import is_whole, read_tensors, write_tensors
 from ptq4vm.deploy import ExportedNetwork, export_onnx
 from ptq4vm.graph import (
@@ -28,11 +27,11 @@ from ptq4vm.graph import (
 )
 from ptq4vm.models.weights import load_weights
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
+from ptq4vm.recipes import read_recipe, recipes_folder
 from ptq4vm.reporting import ResultRow, write_metrics
 
 CHECKPOINTS, CONFIGS, WEIGHTS, GRAPHS, RUNS, CACHES = 500, 250, 150, 300, 250, 250
-"""Of weights for each of three kinds of file: 2,000 in all."""
-RECIPES = Path(__file__).parents[2] / "lightning_configs" / "quantize"
+"""Number of mutations, 2,000 in total; `WEIGHTS` counts for each of three file types."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_changed_checkpoints(checkpoint, tmp_path):
 
 
 def weights_graph(network):
-    """The network's convolutions as an ONNX file of weights, batch norm folded."""
+    """Create an ONNX file of the network's convolution weights."""
     nodes, tensors, last = [], [], "src"
     convolutions = [
         (name, one) for name, one in network.named_modules() if isinstance(one, torch.nn.Conv2d)
@@ -86,13 +85,14 @@ def weights_graph(network):
 
 
 def mutate_state(state, draw):
-    """A state dict with tensors and values that none has."""
+    """Put an unexpected tensor or value into a state dict and serialize it."""
     name = draw.choice(list(state))
     value = state[name]
     odd = [
-        value.to_sparse(), value.to("meta"), value.double(), value.long(), value.to(torch.complex64), value[None],
-        value * float("nan"), value.numpy().tolist(), None, "text", 3, [value], {"a": value}, value.to(torch.bool),
-        value.to(torch.float8_e4m3fn), torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),
+        value.to_sparse(), value.to("meta"), value.double(), value.long(),
+        value.to(torch.complex64), value[None], value * float("nan"), value.numpy().tolist(), None,
+        "text", 3, [value], {"a": value}, value.to(torch.bool), value.to(torch.float8_e4m3fn),
+        torch.quantize_per_tensor(value.float(), 0.1, 0, torch.qint8),
     ]  # fmt: skip
     changed = {**state, draw.choice([name, name, "x", 3]): draw.choice(odd)}
     prefixed = {f"module.{key}": one for key, one in changed.items()}
@@ -159,7 +159,7 @@ def test_changed_exported_graphs(tmp_path):
 
 
 def write_run(folder, checkpoint):
-    """A finished run of the tiny network, its evaluation clips moved away."""
+    """Write the folder of a finished run of the tiny network, without its evaluation clips."""
     rows = {"biq": {"title": "BIQ", "start": None, "options": {}, "qconfig": {}}}
     data = {
         "seed": 0,
@@ -196,7 +196,8 @@ def write_run(folder, checkpoint):
     log = folder / "w4a8" / "biq" / "version_0" / "metrics.csv"
     log.parent.mkdir(parents=True)
     log.write_text(
-        "biq/block,biq/hard,biq/nearest,gac/loss,step\n,,,0.5,9\n0.0,0.1,0.4,,10\n1.0,2.0,30.0,,20\n"
+        "biq/block,biq/hard,biq/nearest,gac/loss,step\n"
+        ",,,0.5,9\n0.0,0.1,0.4,,10\n1.0,2.0,30.0,,20\n"
     )
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content))
@@ -295,10 +296,10 @@ def test_changed_configurations(tmp_path, monkeypatch, capsys):
     real = quantize_command.quantize
     stop.__doc__, stop.__signature__ = real.__doc__, __import__("inspect").signature(real)
     monkeypatch.setattr(quantize_command, "quantize", stop)
-    path, recipes = tmp_path / "changed.yaml", sorted(RECIPES.glob("*.yaml"))
+    path, recipes = tmp_path / "changed.yaml", sorted(recipes_folder().glob("*.yaml"))
 
     def mutate(draw):
-        text = draw.choice(recipes).read_text()
+        text = yaml.safe_dump(read_recipe(draw.choice(recipes)))
         if draw.random() < 0.6:
             return mutate_text(
                 yaml.safe_load(text), draw, lambda tree: yaml.safe_dump(tree, allow_unicode=True)

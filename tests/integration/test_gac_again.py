@@ -1,4 +1,4 @@
-"""Global calibration that goes on from global calibration."""
+"""Tests of repeated global calibration."""
 
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from ptq4vm.quantizers import QConfig
 
 
 def latents(checkpoint, weights):
-    """Where codes that are to be learned start."""
+    """Return the initial latent weights of global calibration by layer."""
     network = GACModule(checkpoint, weights=weights, weight_lr=1e-3).network
     return {
         name: layer.weight_quantizer.latent.detach()

@@ -1,4 +1,4 @@
-"""Nothing is lost when a run is killed, and what goes on ends as if nothing had happened."""
+"""Tests of runs killed at random moments."""
 
 import os
 import random
@@ -19,7 +19,7 @@ KILLS = 20
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_if_it_had_not_been(tmp_path):
-    """Other moments each time; the seed is told where it fails."""
+    """Draw new moments on every run; the assertion message contains the seed."""
     seed = random.randrange(2**31)
     command = [sys.executable, str(HERE / "killed_job.py"), str(tmp_path), str(KILLS), str(seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}

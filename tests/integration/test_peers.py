@@ -1,4 +1,4 @@
-"""benchmarks/peers.py: its scoring, its calibration frames, and a whole run with the peer that the tests have."""
+"""Tests of benchmarks/peers.py: scoring, calibration frames, and a run with ONNX Runtime."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def peers():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two evaluation clips of four frames: a soft disc that moves over noise."""
+    """Write two evaluation clips of four frames: a soft disc moving over noise."""
     root = tmp_path_factory.mktemp("root")
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     noise = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network():
-    """A random network whose batch norms are set from noise, so that its values stay in a sane range."""
+    """Create a random network with BatchNorm statistics estimated on noise."""
     torch.manual_seed(0)
     network = RobustVideoMatting()
     with torch.no_grad():
@@ -60,7 +60,7 @@ def network():
 
 
 def test_float_graph_scores_as_the_network(peers, root, network, tmp_path):
-    # Chunks of three frames: the state and the last frame are carried over within a clip, and not beyond it.
+    # Chunks of three frames: the state and the last frame are carried over within a clip only.
     data = VideoMattingDataModule(root, evaluation="evaluation", eval_chunk=3)
     data.setup("test")
     trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
@@ -108,7 +108,7 @@ def test_calibration_frames_carry_the_float_networks_state(peers, network, tmp_p
 
 @pytest.mark.parametrize("opener", ["open_onnx_runtime", "open_openvino"])
 def test_exact_sums_of_the_largest_codes(peers, opener, tmp_path):
-    """Two products of 255 and 127 go beyond 16 bits, where CPUs without VNNI saturate."""
+    """Exceed 16 bits with the sum of two products 255 * 127, which saturates without VNNI."""
     scale, zero_u8, zero_s8 = np.float32(1 / 255), np.uint8(0), np.int8(0)
     initializers = {
         "scale": scale,
@@ -143,7 +143,7 @@ def test_exact_sums_of_the_largest_codes(peers, opener, tmp_path):
 @pytest.mark.slow
 def test_a_run_leaves_graphs_and_metrics(peers, root, network, tmp_path, capsys):
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    # The evaluation clips are larger than the calibration frames: graphs must be open in size.
+    # The evaluation clips are larger than the calibration frames: graphs need dynamic sizes.
     args = [
         "--data.root",
         str(root),

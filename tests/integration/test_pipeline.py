@@ -1,4 +1,4 @@
-"""The main job on tiny built-in data: every row, every file, a second run, another configuration."""
+"""Tests of the quantization pipeline on tiny built-in data."""
 
 import json
 import re
@@ -51,7 +51,7 @@ class Killed(BaseException):
 
 
 def killed_in(module, when):
-    """The module and a training step of it that dies where ``when`` says."""
+    """Return the module and a training step that raises `Killed` if ``when(module)`` is true."""
     step = module.training_step
 
     def killed(self, batch, batch_idx):
@@ -63,7 +63,7 @@ def killed_in(module, when):
 
 
 def quantize_twice(monkeypatch, killed, cache, folder, options):
-    """A run that is killed, and then goes on, as anew as in another process."""
+    """Interrupt a run with the killed training step, then resume it."""
     module, step = killed
     with monkeypatch.context() as patch:
         patch.setattr(module, "training_step", step)
@@ -135,7 +135,8 @@ def test_the_report_is_made_again_from_the_folder(run, tmp_path, monkeypatch):
     result, _ = run
     again, problem = report_run(result.folder, tmp_path / "again.html")
     assert problem is None
-    # Float alpha is computed anew and not from its 16-bit copy: pictures may differ in a level, all else is the same.
+    # Float alpha is recomputed instead of read from its 16-bit cache, so the pictures may differ
+    # by one level.
     shown, before = (
         path.read_text().partition('id="pictures"')[0] for path in (again, result.report)
     )
@@ -163,7 +164,7 @@ def test_a_second_run_does_nothing_again(run, monkeypatch):
     result, folder = run
     monkeypatch.setattr(block_reconstruction.BlockReconstructionModule, "training_step", None)
     for name in ("run.json", "log.txt", "report.html", "w4a8/biq.frames.json"):
-        (folder / "run" / name).unlink()  # as in a run from before there were such files
+        (folder / "run" / name).unlink()  # older versions did not write these
     again = quantize(make_data(folder / "cache"), folder / "run", **OPTIONS)
     assert again.rows == result.rows
     assert again.report.is_file()
@@ -180,7 +181,7 @@ def test_another_configuration_in_the_same_folder_is_refused(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["block", "layer"])
 def test_block_reconstruction_goes_on_after_a_kill(tmp_path, run, monkeypatch, granularity):
-    """Interrupted at a block and resumed, the result is that of an uninterrupted run, bit for bit."""
+    """Compare a run interrupted at a block and resumed with an uninterrupted run, bit for bit."""
     _, folder = run
     options = {
         **OPTIONS,
@@ -247,7 +248,7 @@ def test_global_calibration_keeps_the_average_of_its_steps(tmp_path, run, monkey
     "gac_options", [{}, {"weight_lr": 0.05, "window": 2, "coherence_weight": 1.0, "average": 0.9}]
 )
 def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac_options):
-    """As for block reconstruction, at an epoch."""
+    """Compare a run interrupted at an epoch and resumed with an uninterrupted run, bit for bit."""
     _, folder = run
     options = {
         **OPTIONS,
@@ -263,7 +264,7 @@ def test_global_calibration_goes_on_after_a_kill(tmp_path, run, monkeypatch, gac
 
 
 def fit_with(logger, result, folder, output):
-    """The second phase on its own through `lightning fit`, with one more configuration file."""
+    """Run global calibration alone through `fit`, with a logger configuration."""
     configs = Path(__file__).parents[2] / "lightning_configs"
     args = [
         "fit",
@@ -306,7 +307,7 @@ def test_a_fit_is_tracked_by_weights_and_biases_offline(run, tmp_path, monkeypat
     (video,) = media.glob("videos/val/video*.mp4")
     assert (next(iter(open_frames(video)))).shape[
         1
-    ] == 3 * 96  # source, float and quantized beside each other
+    ] == 3 * 96  # source, float and quantized side by side
     assert load_model(tmp_path / "gac.safetensors").name == "rvm_mobilenetv3"
 
 
@@ -360,7 +361,7 @@ def test_mixed_precision_is_chosen_once_and_said_in_the_table(tmp_path, run, mon
     }
     assert len(raised) > 2
     assert all(row.bits.startswith("W4A4 mixed (W4.") for row in result.rows[1:])
-    # Beside what the user's own logger got: the report's losses.
+    # The report's losses are logged in addition to the user's own logger.
     assert list((tmp_path / "own").glob("*/metrics.csv"))
     assert (tmp_path / "run" / "auto" / "biq" / "version_0" / "metrics.csv").is_file()
     layers = json.loads((tmp_path / "run" / "auto" / "sensitivity.json").read_text())["layers"]
@@ -422,17 +423,16 @@ def test_sensitivity_as_a_user_calls_it(tmp_path, capsys, official_weights):
 
 @pytest.mark.slow
 def test_what_is_calibrated_for_a_target_is_what_it_runs(tmp_path, official_weights):
-    """Through both phases for ONNX Runtime, exported, and played there as integers."""
+    """Quantize for ONNX Runtime, export, and execute the graph with integer kernels."""
     result = quantize(
         make_data(tmp_path / "cache"), tmp_path / "run", **OPTIONS, target="onnxruntime"
     )
     network = load_model(result.folder)
     assert network.qconfig.placement == "full"
     assert network.qconfig.depthwise_granularity == "per_tensor"
-    # Two steps of calibration leave mattes that a single rounding tips over: more is let through here than for users.
-    exported = export(
-        network, 64, 96, tmp_path / "q.onnx", target="onnxruntime", tolerance=2e-3
-    )
+    # After two calibration steps the mattes are sensitive to single roundings: a larger tolerance
+    # than the default.
+    exported = export(network, 64, 96, tmp_path / "q.onnx", target="onnxruntime", tolerance=2e-3)
     executed = int(re.search(r"executes (\d+) of 78 layers as int8", exported.storage)[1])
     assert (
         executed

@@ -1,4 +1,4 @@
-"""The script behind docs/results.md: its rows are ones that the pipeline takes, its tables land where they belong."""
+"""Tests of benchmarks/results.py: rows valid for the pipeline, tables placed in the document."""
 
 import importlib.util
 import sys
@@ -82,7 +82,8 @@ def test_tables_replace_those_of_the_run_before(results, tmp_path, monkeypatch):
     results.main()
     text = document.read_text()
     assert text.startswith(
-        "# Results\n\nBefore.\n\n<!-- table w8a8-0 -->\n\n| 0 \\1 |\n\n<!-- end w8a8-0 -->\n\nAfter.\n"
+        "# Results\n\nBefore.\n\n"
+        "<!-- table w8a8-0 -->\n\n| 0 \\1 |\n\n<!-- end w8a8-0 -->\n\nAfter.\n"
     )
     assert text.endswith("<!-- table w4a4-0 -->\n\n| 0 \\1 |\n\n<!-- end w4a4-0 -->\n")
     assert all(config["data"]["held_out"] for config in seen)

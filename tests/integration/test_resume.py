@@ -1,4 +1,4 @@
-"""A fit that goes on from a checkpoint is the same fit, or is refused before anything is written."""
+"""Tests of fits resumed from a checkpoint: bit-identical, or rejected before any output."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ BLOCKS = 3
 
 
 def digest(folder):
-    """Of every file's name and content."""
+    """Compute a digest of the names and contents of all files."""
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         whole.update(
@@ -54,17 +54,20 @@ def changed_weights(path):
 def arguments(weights, folder, *more, config="qdrop.yaml"):
     return [
         "--config", str(CONFIGS / "fit" / config), "--model.init_args.network", "tiny",
-        "--model.init_args.weights", str(weights), "--model.init_args.output", str(folder / "quantized.safetensors"),
-        "--data.height", "32", "--data.width", "48", "--data.num_sequences", "2", "--data.seq_length", "2",
-        "--data.steps_per_epoch", "2", "--data.cache_dir", str(folder.parent / "cache"), "--data.eval_frames", "2",
+        "--model.init_args.weights", str(weights),
+        "--model.init_args.output", str(folder / "quantized.safetensors"),
+        "--data.height", "32", "--data.width", "48", "--data.num_sequences", "2",
+        "--data.seq_length", "2", "--data.steps_per_epoch", "2",
+        "--data.cache_dir", str(folder.parent / "cache"), "--data.eval_frames", "2",
         "--trainer.default_root_dir", str(folder), "--trainer.accelerator", "cpu",
         "--trainer.enable_progress_bar", "false", *more,
     ]  # fmt: skip
 
 
-# One version for all starts, whose log Lightning deletes when it makes the logger.
-LOGGER = ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.init_args.version",
-          "0", "--trainer.logger.init_args.save_dir"]  # fmt: skip
+# With a fixed version, Lightning deletes the previous log when it creates the logger.
+LOGGER = ["--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger",
+          "--trainer.logger.init_args.version", "0",
+          "--trainer.logger.init_args.save_dir"]  # fmt: skip
 
 
 def last(folder):
@@ -74,7 +77,7 @@ def last(folder):
 
 @pytest.fixture(scope="module")
 def finished(weights, tmp_path_factory):
-    """A fit from the command line, which has gone on once from its last checkpoint."""
+    """Run a fit from the command line and resume it once from its last checkpoint."""
     folder = tmp_path_factory.mktemp("fit") / "run"
     args = arguments(weights, folder, *LOGGER, str(folder))
     assert cli.main(["fit", *args]) == 0
@@ -105,7 +108,7 @@ def test_a_saved_configuration_begins_a_fit_anew(finished):
         load_file(path) for path in (finished / "quantized.safetensors", new / "q.safetensors")
     )
     scale = "gate.0.weight_quantizer.scale"
-    assert (one[scale] > 8 * other[scale]).all()  # of 4 bits, and of 8
+    assert (one[scale] > 8 * other[scale]).all()  # 4 bits versus 8 bits
 
 
 def test_what_is_gone_on_from_is_said(weights, finished, tmp_path, capsys):
@@ -216,13 +219,15 @@ def test_a_fit_goes_on_from_no_foreign_checkpoint(
 
 def fit(phase, folder, options, workers=0, batch_size=2, checkpoint=None, **trainer):
     data = VideoMattingDataModule(
-        num_sequences=5, seq_length=2, height=32, width=48, batch_size=batch_size, num_workers=workers,
-        cache_dir=folder.parent / "cache", steps_per_epoch=options.pop("steps", None),
+        num_sequences=5, seq_length=2, height=32, width=48, batch_size=batch_size,
+        num_workers=workers, cache_dir=folder.parent / "cache",
+        steps_per_epoch=options.pop("steps", None),
     )  # fmt: skip
     output = folder / "out.safetensors"
     keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
-                "enable_model_summary": False, "limit_val_batches": 0, "default_root_dir": folder}  # fmt: skip
+                "enable_model_summary": False, "limit_val_batches": 0,
+                "default_root_dir": folder}  # fmt: skip
     trainer = L.Trainer(**settings, **trainer, callbacks=[keep])
     trainer.fit(phase(**options, output=output), datamodule=data, ckpt_path=checkpoint)
     return output.read_bytes()
@@ -239,10 +244,10 @@ BIQ = {"network": "tiny", "qconfig": QConfig("W4A8", range_method="minmax"), "st
     ],
 )
 def test_both_phases_go_on_from_any_step(workers, names, weights, tmp_path):
-    """Also from within an epoch, with batches of several sequences; the whole fit has no loader process."""
+    """Resume at every step with worker processes; the reference fit uses none."""
     biq = BIQ | {"weights": str(weights)}
-    gac = {"weights": str(weights), "checkpoint": tmp_path / "biq" / "out.safetensors", "weight_lr": 0.05,
-           "lr": 0.01, "average": 0.5, "window": 1}  # fmt: skip
+    gac = {"weights": str(weights), "checkpoint": tmp_path / "biq" / "out.safetensors",
+           "weight_lr": 0.05, "lr": 0.01, "average": 0.5, "window": 1}  # fmt: skip
     for phase, options, name, epochs in (
         (BlockReconstructionModule, biq, "biq", None),
         (GACModule, gac, "gac", 3),

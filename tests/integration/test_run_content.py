@@ -1,4 +1,4 @@
-"""A run folder belongs to the weights and clips that it was begun with, by what they hold and not by where they lie."""
+"""Tests that a run folder is bound to the contents of its weights and clips, not to their paths."""
 
 import json
 import os
@@ -35,8 +35,8 @@ def write_clips(root):
 
 def go(root, run, eval_chunk=25, **options):
     data = VideoMattingDataModule(
-        root, "evaluation", composites="clips", evaluation="judged", num_sequences=2, seq_length=2, height=32, width=48,
-        eval_frames=2, eval_chunk=eval_chunk, cache_dir=root / "cache",
+        root, "evaluation", composites="clips", evaluation="judged", num_sequences=2, seq_length=2,
+        height=32, width=48, eval_frames=2, eval_chunk=eval_chunk, cache_dir=root / "cache",
     )  # fmt: skip
     rows = {"biq": Method("BIQ"), "ours": Method("ours", "biq")}
     settings = {"bits": ["W4A8"], "rows": rows, "block_steps": 2, "gac_epochs": 2}
@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """Everything somewhere else, written at another time."""
+    """Copy the finished run and its data to another folder, with other modification times."""
     root = tmp_path / "elsewhere"
     shutil.copytree(finished, root)
     for path in root.rglob("*.*"):
@@ -73,7 +73,7 @@ def _learns_nothing(monkeypatch):
 
 
 def replace(path):
-    """Another file in its place, of the same size and time."""
+    """Replace a file's content and keep its modification time."""
     status, content = path.stat(), bytearray(path.read_bytes())
     if path.suffix == ".safetensors":
         save_file(changed_weights(path), path)

@@ -1,4 +1,4 @@
-"""Two processes on one CPU share the work, and end with the same network as one."""
+"""Tests of two processes on one CPU against a single process."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def launch(script, *args, cwd):
-    """A script whose processes all must end; what they said."""
+    """Run a script and return the completed process; fail if it takes more than 300 s."""
     command = [sys.executable, str(HERE / script), *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     return subprocess.run(
@@ -60,7 +60,7 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(shared, phase)
 
 
 def test_a_process_without_clips_neither_hangs_nor_counts(shared):
-    """One clip, two processes."""
+    """Evaluate one clip on two processes."""
     one, two = (json.loads((shared / f"metrics{count}.json").read_text()) for count in (1, 2))
     assert two.keys() == one.keys()
     assert two["test/mad"] == pytest.approx(one["test/mad"], rel=1e-2)
@@ -73,7 +73,7 @@ def test_a_process_that_fails_ends_the_run_with_its_error(shared):
 
 
 def test_quantize_with_uneven_shares(folder):
-    """Five sequences and three clips for two processes; the table is that of one process."""
+    """Run five sequences and three clips on two processes; compare the scores with one process."""
     sizes = {
         "num_sequences": 5,
         "seq_length": 2,

@@ -1,4 +1,4 @@
-"""benchmarks/speed.py, whole, on a small frame."""
+"""Tests of benchmarks/speed.py on a small frame."""
 
 import importlib
 import json

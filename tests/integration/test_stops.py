@@ -1,4 +1,4 @@
-"""Runs that are stopped, that lose a process, and that meet in one folder."""
+"""Tests of interrupted runs, lost ranks and concurrent runs in one folder."""
 
 import os
 import random
@@ -23,7 +23,7 @@ def environment():
 
 
 def test_what_is_stopped_at_random_moments_leaves_nothing_and_ends_the_same(tmp_path):
-    """SIGINT, SIGTERM and SIGKILL; other moments each time, whose seed is told where it fails."""
+    """Stop by SIGINT, SIGTERM and SIGKILL; the assertion message contains the random seed."""
     seed = random.randrange(2**31)
     command = [sys.executable, str(HERE / "stopped_job.py"), str(tmp_path), str(STOPS), str(seed)]
     done = subprocess.run(
@@ -37,7 +37,7 @@ def test_what_is_stopped_at_random_moments_leaves_nothing_and_ends_the_same(tmp_
 
 @pytest.fixture
 def quantize(tmp_path):
-    """Starts `quantize` in one run folder; the processes are ended with the test."""
+    """Return a function that starts `quantize`; its processes are killed after the test."""
     torch.manual_seed(0)
     save_file(tiny.TinyMatting().state_dict(), tmp_path / "tiny.safetensors")
     started = []
@@ -51,14 +51,15 @@ def quantize(tmp_path):
             "eval_clips": 2,
             "eval_frames": 3,
         }
-        options = {"network": "tiny", "weights": tmp_path / "tiny.safetensors", "output": tmp_path / "run",
-                   "bits": "[W4A8]", "block_steps": 100, "gac_epochs": 1, "trainer.accelerator": "cpu",
-                   "trainer.devices": ranks, "data.cache_dir": tmp_path / "cache", **settings,
+        options = {"network": "tiny", "weights": tmp_path / "tiny.safetensors",
+                   "output": tmp_path / "run", "bits": "[W4A8]", "block_steps": 100,
+                   "gac_epochs": 1, "trainer.accelerator": "cpu", "trainer.devices": ranks,
+                   "data.cache_dir": tmp_path / "cache", **settings,
                    **{f"data.{name}": value for name, value in data.items()}}  # fmt: skip
         arguments = [f"--{name}={value}" for name, value in options.items()]
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "tiny.py"), "quantize", *arguments], cwd=tmp_path, env=environment(),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, str(HERE / "tiny.py"), "quantize", *arguments], cwd=tmp_path,
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)
         return process
@@ -71,7 +72,7 @@ def quantize(tmp_path):
 
 
 def until_learning(folder, process):
-    """Wait until block reconstruction learns."""
+    """Wait until block reconstruction is running."""
     log = folder / "log.txt"
     while not (log.is_file() and ": BIQ" in log.read_text()):
         assert process.poll() is None, process.stderr.read()
@@ -80,12 +81,12 @@ def until_learning(folder, process):
 
 
 def other_rank(process):
-    """The process id of the second rank."""
+    """Return the process id of the second rank."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
             command = (entry / "cmdline").read_bytes()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended
             continue
         if parent == process.pid and b"tiny.py" in command:
             return int(entry.name)
@@ -120,7 +121,7 @@ def test_a_signal_to_the_first_rank_ends_all(tmp_path, quantize, number, status)
     process.send_signal(number)
     _, said = process.communicate(
         timeout=300
-    )  # until the other, which has the same pipes, has ended too
+    )  # returns when both ranks, which share the pipes, have ended
     assert process.returncode == status
     assert (
         not Path(f"/proc/{other}").exists()
@@ -134,7 +135,7 @@ def test_a_signal_to_the_first_rank_ends_all(tmp_path, quantize, number, status)
 def test_a_second_run_in_one_folder_is_refused_and_the_first_is_not_disturbed(tmp_path, quantize):
     first = quantize(ranks=1)
     until_learning(tmp_path / "run", first)
-    first.send_signal(signal.SIGSTOP)  # it must not end before the second begins
+    first.send_signal(signal.SIGSTOP)  # keep it alive until the second starts
     _, said = quantize(ranks=1).communicate(timeout=300)
     first.send_signal(signal.SIGCONT)
     assert f"got one that process {first.pid} on" in " ".join(said.split())

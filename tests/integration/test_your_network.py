@@ -1,4 +1,4 @@
-"""docs/your-network.md as it stands, and its network and MODNet through all that RVM goes through."""
+"""Tests of the code in docs/your-network.md, and of its network and MODNet in the pipeline."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "your-network.md"
 
 @pytest.fixture(scope="module")
 def page():
-    """The page's pieces of code, the first of them, the network, executed."""
+    """Execute the page's first code block, which defines the network, and return the others."""
     pieces = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
@@ -32,7 +32,7 @@ def page():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working directory, with a clip of three frames."""
+    """Return the working directory, which contains a clip of three frames."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PTQ4VM_CACHE", str(tmp_path / "cache"))
     with open_writer(Path("clip.mp4"), (64, 96)) as writer:
@@ -78,7 +78,7 @@ def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
     exported = export(
         network, 64, 96, folder / "q.onnx", target="onnxruntime", clip=Path("clip.mp4")
     )
-    # Alpha's layer stays float there.
+    # The layer that computes alpha stays float.
     assert (
         f"executes {len(quantized_layers(network)) - 1} of {len(quantized_layers(network))}"
         in exported.storage
@@ -112,7 +112,8 @@ def test_modnet(folder):
     network = load_model(result.folder)
     frames = torch.rand(3, 3, 64, 96)
     with torch.inference_mode():
-        # Random weights and instance norm over few pixels: noise that no eye sees tips roundings, and moves alpha.
+        # With random weights and instance norm over few pixels, invisible noise flips roundings and
+        # changes alpha. The tolerance is derived from this sensitivity.
         noise = [
             network.unroll(x[None]).pha for x in (frames, frames + 1e-6 * torch.randn_like(frames))
         ]
@@ -124,9 +125,7 @@ def test_modnet(folder):
     other = ExportedNetwork(exported.path, "onnxruntime", threads=1)
     assert measure_parity(network, other, frames).mean < 2 * moved + 1e-4
     floats = create_model("modnet", weights="weights.pth")
-    plain = export(
-        floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4")
-    )
+    plain = export(floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4"))
     assert plain.parity.mean < 1e-5
     assert (
         matte_video(

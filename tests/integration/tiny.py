@@ -1,4 +1,4 @@
-"""A matting network small enough to calibrate in seconds; run as a script, the command line that knows it."""
+"""Small matting network for tests; as a script, the ptq4vm command line with it registered."""
 
 import sys
 
@@ -12,7 +12,7 @@ from ptq4vm.models.base import Block, MattingModel
 
 @register_model("tiny")
 class TinyMatting(MattingModel):
-    """An encoder, a recurrent block and a head, at half resolution."""
+    """Matting network of an encoder, a recurrent block and a head at half resolution."""
 
     name = "tiny"
 
@@ -24,7 +24,7 @@ class TinyMatting(MattingModel):
         self.gate = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.Sigmoid())
         self.candidate = nn.Sequential(nn.Conv2d(16, 8, 3, 1, 1), nn.Tanh())
         self.head = nn.Conv2d(8, 4, 3, 1, 1)
-        nn.init.constant_(self.head.bias, 0.4)  # an alpha that is not all zeros
+        nn.init.constant_(self.head.bias, 0.4)  # avoid an all-zero alpha
         self.downsample_ratio = downsample_ratio
 
     def initial_state(self, src):

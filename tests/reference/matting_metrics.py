@@ -1,7 +1,8 @@
-"""Oracle for the five matting metrics: numpy and scipy in float64, one frame at a time, straight from the definitions.
+"""Reference implementation of the five matting metrics with numpy and scipy in float64.
 
-Shares no code and no library call with ptq4vm.metrics: 2-D instead of separable convolution, scipy's labelling instead
-of OpenCV's, a round-down map built downwards instead of counted upwards.
+Computes one frame at a time from the definitions. Shares no code and no library call with
+ptq4vm.metrics: 2-D instead of separable convolution, scipy's instead of OpenCV's component
+labelling, and a connectivity map built from the highest threshold down.
 """
 
 from itertools import pairwise
@@ -11,7 +12,7 @@ from scipy import ndimage
 
 
 def mad(preds, target):
-    """(T, H, W) -> (T,)."""
+    """Compute the MAD (x10^3) of each frame, (T, H, W) -> (T,)."""
     return np.array([1e3 * np.abs(p - t).sum() / p.size for p, t in _frames(preds, target)])
 
 
@@ -64,9 +65,7 @@ def _magnitude(x, sigma=1.4, epsilon=0.01):
 def _conn_frame(p, t):
     omegas = [_largest_component((p >= i / 10) & (t >= i / 10)) for i in range(1, 11)]
     round_down = np.ones_like(p)
-    for i in reversed(
-        range(10)
-    ):  # the lowest threshold a pixel fails decides, so it is written last
+    for i in reversed(range(10)):  # descending, so that the lowest failed threshold is written last
         round_down[~omegas[i]] = i / 10
     phi_p, phi_t = (1 - (x - round_down) * ((x - round_down) >= 0.15) for x in (p, t))
     return np.abs(phi_p - phi_t).sum() / 1000

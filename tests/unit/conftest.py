@@ -9,7 +9,10 @@ from ptq4vm.models.base import Block, MattingModel
 
 
 class Threshold(MattingModel):
-    """Alpha = 1 where luminance is above one half, except that frame k's top left pixel is k/10, told by the state."""
+    """Network with alpha = 1 where the mean of RGB exceeds 0.5.
+
+    The state counts frames; the top left pixel of alpha is the frame number / 10.
+    """
 
     name = "threshold"
 
@@ -31,7 +34,7 @@ class Threshold(MattingModel):
 
 
 def noise(height=49, width=65, count=3, seed=0):
-    """Smooth pictures that 4:2:0 keeps, (count, height, width, 3) uint8."""
+    """Create smooth frames that survive 4:2:0 subsampling, (count, height, width, 3) uint8."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     phases = np.random.default_rng(seed).uniform(0, 3, (count, 3))
     waves = [[np.sin(3 * x + 2 * y + phase) for phase in row] for row in phases]
@@ -39,7 +42,7 @@ def noise(height=49, width=65, count=3, seed=0):
 
 
 def write_video(path, frames, rate=Fraction(30), rotation=0):
-    """Lossless RGB, so that odd sizes and exact values survive. Written without the code under test."""
+    """Write a lossless RGB video with PyAV, which keeps odd sizes and exact values."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264rgb", rate=rate, options={"qp": "0"})
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "rgb24"
@@ -76,5 +79,5 @@ def make_video():
 
 @pytest.fixture
 def video(tmp_path):
-    """65x49, 3 frames, 30 a second."""
+    """Write a video of 3 frames, 65x49, at 30 fps."""
     return write_video(tmp_path / "in.mkv", noise())

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(code, *args):
-    """Another process, which has said that it is ready."""
+    """Start a subprocess and return it with its first line of output."""
     command = [sys.executable, "-c", code, *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -34,7 +34,10 @@ def kill(process, number=signal.SIGKILL):
     process.communicate()
 
 
-SLEEPS = "import time; from ptq4vm.ownership import this_process; print(this_process(), flush=True); time.sleep(60)"
+SLEEPS = (
+    "import time; from ptq4vm.ownership import this_process; "
+    "print(this_process(), flush=True); time.sleep(60)"
+)
 OWNS = """
 import os, sys, time
 from pathlib import Path
@@ -63,7 +66,7 @@ def test_a_process_runs_until_it_ends():
     assert is_running(name) is True
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert is_running(name) is False  # not waited for yet: a zombie
+    assert is_running(name) is False  # a zombie
     kill(process)
     assert is_running(name) is False
 
@@ -75,7 +78,7 @@ def test_another_process_with_the_same_id_and_another_machines():
 
 
 def test_a_killed_process_temporary_file_goes_with_the_next_start_and_a_living_ones_stays(tmp_path):
-    target = tmp_path / "a.[x].json"  # a name that looks like a pattern
+    target = tmp_path / "a.[x].json"  # contains glob characters
     living, kept = start(WRITES, target)
     killed, left = start(WRITES, target)
     kill(killed)
@@ -120,7 +123,10 @@ def test_long_names_get_a_temporary_one(tmp_path):
 def test_a_place_has_one_owner(tmp_path):
     place = tmp_path / "run"
     process, _ = start(OWNS, place)
-    message = f"process {process.pid} on {socket.gethostname()} has worked on since .*end it \\(kill {process.pid}\\)"
+    message = (
+        f"process {process.pid} on {socket.gethostname()} has worked on since "
+        f".*end it \\(kill {process.pid}\\)"
+    )
     with pytest.raises(PTQ4VMError, match=message), owned(place, folder=True):
         pass
     kill(process, signal.SIGTERM)
@@ -141,7 +147,7 @@ def test_a_file_is_owned_beside_it(tmp_path):
 
 @pytest.mark.parametrize("forked", [[], ["fork"]])
 def test_a_dead_owners_place_is_taken_over(tmp_path, forked):
-    """Also where a fork of it, such as a loader's worker, still lives."""
+    """Take over the lock even if a fork of the owner, e.g. a loader worker, still runs."""
     process, child = start(OWNS, tmp_path, *forked)
     kill(process)
     try:
@@ -203,22 +209,21 @@ def test_without_locks_of_the_file_system_the_owners_name_decides(tmp_path, monk
         owned(tmp_path, folder=True),
     ):
         pass
-    write_owner(
-        tmp_path, process=f"{machine}-{pid}-{int(began) + 1}"
-    )  # its id was given to another process
+    write_owner(tmp_path, process=f"{machine}-{pid}-{int(began) + 1}")  # its process id was reused
     with owned(tmp_path, folder=True):
         pass
 
 
 def test_of_many_that_start_at_once_one_gets_it(tmp_path):
-    """A dead owner's lock lies there, which all of them find."""
+    """Start six processes that compete for the stale lock of a dead owner."""
     machine, pid, began = this_process().split("-")
     write_owner(tmp_path, process=f"{machine}-{pid}-{int(began) + 1}")
     code = (
         "import sys; from pathlib import Path; from ptq4vm.errors import PTQ4VMError\n"
         "from ptq4vm.ownership import owned\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "try:\n    with owned(Path(sys.argv[1]), folder=True): print('owns', flush=True); sys.stdin.readline()\n"
+        "try:\n    with owned(Path(sys.argv[1]), folder=True): "
+        "print('owns', flush=True); sys.stdin.readline()\n"
         "except PTQ4VMError: print('refused', flush=True)"
     )
     processes = [start(code, tmp_path)[0] for _ in range(6)]

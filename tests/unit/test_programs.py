@@ -1,4 +1,4 @@
-"""Programs are started so that nothing in the current directory is run, or imported, by them."""
+"""Tests that subprocesses neither run nor import files from the current directory."""
 
 import json
 import os
@@ -24,7 +24,7 @@ MODULES = (
 
 @pytest.fixture
 def trapped(tmp_path, monkeypatch):
-    """The current directory, full of modules and programs that leave a file behind when they run."""
+    """Fill the current directory with modules and programs that leave a trace when executed."""
     folder = tmp_path / "trapped"
     folder.mkdir()
     for name in MODULES:
@@ -42,7 +42,10 @@ def trapped(tmp_path, monkeypatch):
 
 
 def test_python_imports_nothing_from_the_current_directory(trapped):
-    code = f"import sys, {', '.join(name for name in MODULES if 'customize' not in name)}; print(sys.path)"
+    code = (
+        f"import sys, {', '.join(name for name in MODULES if 'customize' not in name)}; "
+        "print(sys.path)"
+    )
     done = run_program(python_program("-c", code), trapped)
     assert done.returncode == 0, done.stderr
     assert str(trapped) not in done.stdout
@@ -70,7 +73,7 @@ def test_a_program_that_takes_too_long(tmp_path):
 
 
 def test_a_benchmarks_process_imports_nothing_from_the_current_directory(trapped, tmp_path):
-    # The start of such a process, up to the module that serves, which is a small one here.
+    # Start a benchmark process with a stub of the module that serves it.
     package = tmp_path / "modules/ptq4vm/deploy"
     package.mkdir(parents=True)
     (package / "benchmark.py").write_text(

@@ -1,4 +1,4 @@
-"""JSON from outside becomes typed values or is refused in words."""
+"""Tests of validating JSON from external files."""
 
 import json
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Config:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 10_000 + "]" * 10_000, "[" * 33 + "]" * 33, "1" * 400, "1" * 5000, str(2**64), '"\\ud800"', '"\\u0000"',
-     '{"\\u0000": 1}', "{", ""],
+    ["[" * 10_000 + "]" * 10_000, "[" * 33 + "]" * 33, "1" * 400, "1" * 5000, str(2**64),
+     '"\\ud800"', '"\\u0000"', '{"\\u0000": 1}', "{", ""],
 )  # fmt: skip
 def test_json_that_nothing_can_work_with_is_refused(text, tmp_path):
-    with pytest.raises(ValueError):  # noqa: PT011  (json's own among them)
+    with pytest.raises(ValueError):  # noqa: PT011  (includes JSONDecodeError)
         parse_json(text)
     path = tmp_path / "file.json"
     path.write_text(text)
@@ -45,9 +45,11 @@ def test_what_is_no_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        (3, float), (float("nan"), float), (float("inf"), float), ("x", str), (None, str | None), ([1, 2], list[int]),
-        ([1, 2], tuple[int, int]), ({"a": [1.5]}, dict[str, list[float]]), ({"bits": "W4A4", "names": ["x"]}, Config),
-        ({"name": "x", "metrics": {"mad": None}, "more": 1}, Method), ([], list[Method]), ({"x": [{}]}, Any),
+        (3, float), (float("nan"), float), (float("inf"), float), ("x", str), (None, str | None),
+        ([1, 2], list[int]), ([1, 2], tuple[int, int]), ({"a": [1.5]}, dict[str, list[float]]),
+        ({"bits": "W4A4", "names": ["x"]}, Config),
+        ({"name": "x", "metrics": {"mad": None}, "more": 1}, Method), ([], list[Method]),
+        ({"x": [{}]}, Any),
     ],
 )  # fmt: skip
 def test_values_of_the_kind_pass(value, kind):

@@ -13,7 +13,7 @@ def test_one_process_does_it_all():
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_fails_in_one_process_fails_in_all(monkeypatch, rank):
-    """Both ends of the same exchange: the second process runs out of space."""
+    """Simulate both ranks of one exchange in which rank 1 runs out of disk space."""
     monkeypatch.setattr(distributed, "count", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: rank)
     monkeypatch.setattr(distributed, "gather", lambda value: [None, "OSError: disk full"])

@@ -1,4 +1,4 @@
-"""What comes from outside is shown as it is, wherever Rich prints it."""
+"""Tests that external text is printed verbatim, without Rich markup."""
 
 import ast
 from pathlib import Path

@@ -30,7 +30,7 @@ def random_problem(seed, count=6):
 
 
 def brute_force(sensitivity, budget):
-    """The least error over every choice that keeps to the budget, written out anew."""
+    """Compute the lowest error over all assignments within the budget."""
     free = [layer for layer in sensitivity.layers if not layer.fixed]
     edges = sum(layer.macs * 64 for layer in sensitivity.layers if layer.fixed)
     sums = [sum(layer.errors["W4A4"][k] for layer in free) for k in (0, 1)]
@@ -106,7 +106,7 @@ def test_a_mixed_network_says_so():
     )
     costs = [network_cost(quantize_network(network, qconfig), 64, 64) for qconfig in (plain, mixed)]
     assert bits_label(plain, costs[0]) == "W4A4"
-    # Σ MACs x 4 x 4 grows by what this layer has more: its share of the MACs x 16.
+    # W4A8 adds the layer's MACs x 16 to Σ MACs x 4 x 4, so the ratio gives its share of the MACs.
     share = (costs[1].bit_operations / costs[0].bit_operations) - 1
     assert costs[1].activation_bits == pytest.approx(4 * (1 + share))
     assert bits_label(mixed, costs[1]) == f"W4A4 mixed (W4.0A{4 * (1 + share):.1f})"

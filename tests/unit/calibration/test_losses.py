@@ -56,7 +56,7 @@ def test_feature_loss_is_a_share_of_the_variance_and_leaves_pictures_out():
 def test_temporal_loss_follows_the_flow_and_leaves_occlusions_out():
     previous = torch.rand(1, 1, 8, 10)
     flow = torch.zeros(1, 2, 8, 10)
-    flow[:, 0] = -2.0  # what is at x now was at x - 2
+    flow[:, 0] = -2.0  # the pixel at x was at x - 2 in the previous frame
     moved = torch.zeros_like(previous)
     moved[..., 2:] = previous[..., :-2]
     visible = torch.ones(1, 1, 8, 10)

@@ -1,4 +1,4 @@
-"""How commands end: by errors of the system, by signals, where nobody reads, and where another rank is lost."""
+"""Tests of command termination: OS errors, signals, closed pipes and lost ranks."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ptq4vm import cli, processes
+from ptq4vm import cli, distributed
 from ptq4vm.ownership import this_process
 
 ROOT = Path(__file__).parents[3]
@@ -47,8 +47,11 @@ def test_the_remedy_is_the_errors_own(name, monkeypatch, capsys):
 
 
 def command(body, *args):
-    """The command line in another process, whose command does this; only what is quick to import."""
-    code = f"import sys, ptq4vm.cli as cli\ndef run(args):\n{body}\ncli._run = run\nsys.exit(cli.main(sys.argv[1:]))"
+    """Start the command line in a subprocess with a custom command body."""
+    code = (
+        f"import sys, ptq4vm.cli as cli\ndef run(args):\n{body}\n"
+        "cli._run = run\nsys.exit(cli.main(sys.argv[1:]))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
@@ -143,7 +146,7 @@ def test_another_broken_pipe_is_an_error(monkeypatch, capsys):
 
 @pytest.fixture
 def ended():
-    """The name of a process that has ended."""
+    """Return the name of a process that has ended."""
     code = "from ptq4vm.ownership import this_process; print(this_process())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip()
@@ -157,18 +160,18 @@ def test_a_lost_rank_is_named(monkeypatch, capsys, ended):
         raise RuntimeError(GLOO)
 
     monkeypatch.setattr(cli, "_run", loses)
-    monkeypatch.setattr(processes, "_known", [this_process(), ended])
+    monkeypatch.setattr(distributed, "_known", [this_process(), ended])
     assert cli.main(["quantize"]) == 2
     pid = ended.split("-")[1]
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        said
-        == f"ptq4vm: rank 1 of 2 (pid {pid}) was lost; the same command goes on from the last block or epoch."
+        said == f"ptq4vm: rank 1 of 2 (pid {pid}) was lost; "
+        "the same command goes on from the last block or epoch."
     )
 
 
 def test_one_of_those_left_speaks(monkeypatch, capsys, ended):
-    """The first process lives and will; this one is the second, and the third is lost."""
+    """Print nothing on rank 1 when rank 2 is lost and rank 0 is running."""
 
     def loses(args):
         raise RuntimeError(GLOO)
@@ -176,7 +179,7 @@ def test_one_of_those_left_speaks(monkeypatch, capsys, ended):
     parent = f"{this_process().split('-')[0]}-{os.getppid()}-{processes_started(os.getppid())}"
     monkeypatch.setattr(cli, "_run", loses)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(processes, "_known", [parent, this_process(), ended])
+    monkeypatch.setattr(distributed, "_known", [parent, this_process(), ended])
     assert cli.main(["quantize"]) == 2
     assert capsys.readouterr().err == ""
 
@@ -192,7 +195,7 @@ def test_an_error_of_another_kind_keeps_its_traceback(monkeypatch, ended):
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(cli, "_run", wrong)
-    monkeypatch.setattr(processes, "_known", [this_process(), ended])
+    monkeypatch.setattr(distributed, "_known", [this_process(), ended])
     with pytest.raises(RuntimeError, match="shapes differ"):
         cli.main(["quantize"])
 

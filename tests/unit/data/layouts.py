@@ -1,4 +1,4 @@
-"""Writes tiny data sets in the layouts that users have, for the real loaders to read; and stands in for networks."""
+"""Tiny data sets in the supported layouts, and stand-ins for the teacher and optical flow."""
 
 import cv2
 import numpy as np
@@ -10,20 +10,20 @@ HEIGHT, WIDTH = 32, 48
 
 
 def picture(seed, height=HEIGHT, width=WIDTH):
-    """A smooth picture (height, width, 3) uint8, RGB."""
+    """Create a smooth RGB picture, (height, width, 3) uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def alpha(frame, height=HEIGHT, width=WIDTH):
-    """A soft disc that moves with the frame number, (height, width) uint8."""
+    """Create a soft disc that moves with the frame number, (height, width) uint8."""
     y, x = np.mgrid[:height, :width]
     distance = np.hypot(x - width / 2 - frame, y - height * 0.6)
     return np.clip(255 * (height / 3 - distance) / 4 + 127, 0, 255).astype(np.uint8)
 
 
 def write(path, image):
-    """An RGB or grey picture as a lossless file."""
+    """Write an RGB or grey picture losslessly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
 
@@ -73,7 +73,11 @@ def write_video(path, frames=8, height=HEIGHT, width=WIDTH):
 
 
 def make_teacher(key="teacher", states=2):
-    """A stand-in network that finds an ellipse; `calls` of it lists the shapes it was shown."""
+    """Create a teacher whose alpha is a fixed ellipse.
+
+    Returns:
+        The teacher, and the list of input shapes of its calls.
+    """
     calls = []
 
     def forward(src, state=None):
@@ -92,7 +96,11 @@ def make_teacher(key="teacher", states=2):
 
 
 def make_flow(key="flow"):
-    """A stand-in estimator that says everything moves by half a pixel; `calls` of it lists the shapes it was shown."""
+    """Create a flow estimator with a constant flow of half a pixel, visible everywhere.
+
+    Returns:
+        The estimator, and the list of input shapes of its calls.
+    """
     calls = []
 
     def forward(src):
@@ -106,18 +114,18 @@ def make_flow(key="flow"):
 
 
 def to_unit(image):
-    """uint8 (H, W[, 3]) to float (C, H, W)."""
+    """Convert uint8 (H, W[, 3]) to float (C, H, W) in [0, 1]."""
     return torch.from_numpy(image.reshape(*image.shape[:2], -1)).permute(2, 0, 1).float() / 255
 
 
 def shot(seed, frames, height=HEIGHT, width=WIDTH):
-    """One picture with a camera's noise, (frames, height, width, 3) uint8."""
+    """Repeat a picture with sensor noise, (frames, height, width, 3) uint8."""
     noise = np.random.default_rng(seed).integers(0, 4, (frames, height, width, 3), dtype=np.uint8)
     return picture(seed, height, width) // 4 * 3 + noise
 
 
 def write_shots(path, *lengths):
-    """A video of shots of these lengths, or, without a suffix, a folder of frames."""
+    """Write shots of the given lengths as a video, or without a suffix as a folder of frames."""
     frames = np.concatenate([shot(7 * number, length) for number, length in enumerate(lengths)])
     if not path.suffix:
         for t, frame in enumerate(frames):

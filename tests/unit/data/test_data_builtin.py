@@ -33,7 +33,7 @@ def source(request):
 
 
 def warp(frames, flow):
-    """An independent bilinear backward warp."""
+    """Warp frames backward bilinearly, independent of the code under test."""
     height, width = flow.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y]) + flow
@@ -71,7 +71,7 @@ def test_flow_carries_each_layer_to_the_next_frame(source):
 
 
 def test_each_pixel_has_the_flow_of_what_is_seen_there(source):
-    """Both layers move by an affine map, so an affine fit over a layer's pixels fits every one of them."""
+    """Fit an affine map to each layer's flow: both layers move affinely, so the fit is exact."""
     clip = source.read(0, 0, 12)
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in SIZE), indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)], dim=-1)
@@ -124,7 +124,7 @@ def test_splits_share_no_picture_and_fingerprints_tell_settings_apart():
 
 
 def test_the_cut_edge_never_shows():
-    """The portrait's lower edge stays below the frame, wherever the person goes and however she leans."""
+    """Check that the portrait's lower edge stays below the frame at every position and angle."""
     fgr, pha = read_bundled(PORTRAIT)[BUST], torch.ones(1, 512, 512)[BUST]
     for seed in range(30):
         person = Person(fgr, pha, SIZE, torch.Generator().manual_seed(seed))
@@ -138,7 +138,7 @@ def test_the_cut_edge_never_shows():
 
 
 def test_photographs_come_from_the_installed_wheel(monkeypatch):
-    """Nothing goes through scikit-image's functions, some of which download."""
+    """Read the files directly: some of scikit-image's functions download them."""
     monkeypatch.setattr(builtin_module.skimage, "data", None, raising=False)
     for name in (PORTRAIT, *PICTURES["train"], *PICTURES["test"]):
         assert read_bundled(name).shape[0] == 3
@@ -187,7 +187,7 @@ def test_a_network_that_finds_nobody_is_told_of_and_leaves_clips_readable():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source.read(0, 0, 2)
-        # Where only the pictures matter, nobody is missed.
+        # Without labels the missing person does not matter: no warning.
         unlabelled = BuiltinSource(
             "train", SIZE, 1, 4, 0, lambda src: torch.zeros_like(src[:, :, :1]), labels=False
         )

@@ -15,6 +15,7 @@ from layouts import (
 )
 from torch import nn
 
+from ptq4vm import distributed
 from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMattingDataModule
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.calibration import draw_sequences
@@ -32,9 +33,9 @@ def make(tmp_path):
 
     def build(**settings):
         defaults = {
-            "root": tmp_path, "source": "videomatte", "foregrounds": "fg", "backgrounds": "bg", "composites": "ev",
-            "videos": "vid", "evaluation": "ev", "num_sequences": 4, "seq_length": 3, "height": HEIGHT, "width": WIDTH,
-            "cache_dir": tmp_path / "cache",
+            "root": tmp_path, "source": "videomatte", "foregrounds": "fg", "backgrounds": "bg",
+            "composites": "ev", "videos": "vid", "evaluation": "ev", "num_sequences": 4,
+            "seq_length": 3, "height": HEIGHT, "width": WIDTH, "cache_dir": tmp_path / "cache",
         }  # fmt: skip
         return VideoMattingDataModule(**(defaults | settings))
 
@@ -132,7 +133,7 @@ def test_an_interrupted_run_goes_on(make, tmp_path):
 
 
 def unknown_type(data):
-    """A well-formed file whose first tensor has a type that not every version of safetensors knows."""
+    """Give the first tensor of a safetensors file a dtype that older versions do not support."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["new"] = {"dtype": "F4", "shape": [0], "data_offsets": [0, 0]}
@@ -234,7 +235,7 @@ def test_label_free_calibration_knows_no_labels(make, tmp_path, source):
     clip = module.calibration_set[0]
     assert torch.equal(clip.pha, clip.teacher_pha)
     assert clip.fgr is None
-    assert len(flow_calls) == 4  # An exact flow would follow the true alpha.
+    assert len(flow_calls) == 4  # the exact flow would depend on the true alpha
 
 
 def test_several_sources_take_turns(make):
@@ -259,7 +260,7 @@ def test_several_sources_take_turns(make):
     ]
     module.batch_size = 5
     assert next(iter(module.train_dataloader())).pha.shape[0] == 5
-    with pytest.raises(PTQ4VMError, match="Expected source to be of builtin, videomatte"):
+    with pytest.raises(PTQ4VMError, match="Expected source to be auto or of builtin, videomatte"):
         make(source=["videomatte", "videos"])
     with pytest.raises(PTQ4VMError, match="Expected source"):
         make(source=[])
@@ -273,7 +274,7 @@ def test_people_cut_out_are_composed_with_other_backgrounds(make, tmp_path):
     person = place.source.people.read(0, place.start, place.start + 3).src
     layers = place.source.read_layers(place.clip, place.start, place.start + 3)
     assert torch.equal(layers.pha, alpha)
-    assert torch.equal(layers.fgr, 1 - person)  # this teacher's foreground
+    assert torch.equal(layers.fgr, 1 - person)  # the foreground of make_teacher
     background = Backgrounds(tmp_path / "bg").read(
         place.source._pairs[place.clip][1], place.start, place.start + 3, (HEIGHT, WIDTH)
     )
@@ -304,7 +305,7 @@ def test_held_out_clips_are_seen_by_scoring_alone(make, tmp_path):
 
 
 def test_references_are_the_float_network_over_whole_clips(make, tmp_path):
-    """Made once, the state carried from chunk to chunk."""
+    """Compute the references once, with the state carried over from chunk to chunk."""
 
     def counting(src, state=None):
         calls.append(len(src[0]))
@@ -457,7 +458,7 @@ def test_builtin_evaluation_needs_the_portrait_cut_out_and_no_flow(make, tmp_pat
     again = make(source="builtin", evaluation=None)
     again.attach(teacher)
     again.val_dataloader()
-    assert len(calls) == 1  # Cut out once for all.
+    assert len(calls) == 1  # the cut-out is cached
     again.attach(make_teacher("another")[0])
     again.val_dataloader()
     assert len(files(tmp_path, "cache/cutouts/*")) == 2
@@ -470,7 +471,7 @@ def test_processes_that_draw_ahead_make_the_same_set(make, tmp_path, cached):
     attach(one)
     attach(several)
     for file in files(tmp_path, "several/calibration/*/*.safetensors")[: 5 - cached]:
-        file.unlink()  # a run was interrupted
+        file.unlink()  # simulate an interrupted run
     attach(several)
     for index in range(5):
         torch.testing.assert_close(
@@ -486,7 +487,7 @@ def test_loader_processes(make):
 
 
 class Probe(pl.LightningModule):
-    """Attaches in setup, as the phases do, and keeps what it is given."""
+    """Module that attaches in `setup`, like the phases, and records its batches."""
 
     def __init__(self):
         super().__init__()
@@ -510,8 +511,9 @@ class Probe(pl.LightningModule):
 def test_within_a_trainer(make, tmp_path):
     module, probe = make(steps_per_epoch=2, batch_size=2, eval_clips=1), Probe()
     trainer = pl.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=tmp_path,
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(probe, datamodule=module)
     trained = [seen for seen in probe.seen if isinstance(seen, list)]
@@ -549,7 +551,10 @@ def test_each_process_makes_its_share_and_the_first_the_portrait(make, monkeypat
         ({"eval_frames": 0}, "eval_frames"),
         ({"num_workers": -1}, "num_workers"),
         ({"seed": -1}, "seed"),
-        ({"source": "films"}, "Expected source to be of builtin, videomatte, .* got 'films'"),
+        (
+            {"source": "films"},
+            "Expected source to be auto or of builtin, videomatte, .* got 'films'",
+        ),
         ({"foregrounds": "no"}, "Expected a folder of foregrounds .* got nothing at .*no"),
         ({"backgrounds": "no"}, "Expected a folder of backgrounds"),
         ({"evaluation": "no"}, "Expected a folder of evaluation sets"),

@@ -95,7 +95,7 @@ def test_fingerprint_follows_the_files(trees, tmp_path):
     status = changed.stat()
     changed.write_bytes(
         bytes(byte ^ 1 for byte in changed.read_bytes())
-    )  # of the same size, at the same time
+    )  # same size, same modification time
     os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert videomatte(*trees, SIZE).fingerprint() != before
 
@@ -116,7 +116,7 @@ def test_fingerprint_of_some_frames_follows_their_files_alone(tmp_path):
 
 @pytest.mark.parametrize("size", [10, 2**20, 2**20 + 1, 50 * 2**20])
 def test_content_is_digested_from_the_first_byte_to_the_last(size, tmp_path):
-    """A large file by blocks of it, so that a long video costs no more."""
+    """Detect edits at both ends of a file; large files are digested by sampled blocks."""
     paths = [tmp_path / name for name in ("whole", "first", "last", "longer")]
     for path, edit in zip(paths, (None, 0, size - 1, size), strict=True):
         with path.open("wb") as file:
@@ -215,7 +215,7 @@ def test_ping_pong():
 
 
 def break_tree(tmp_path, how):
-    """Write good data, spoil it, and read it."""
+    """Write valid data sets and pass their folders to `how`, which damages and reads them."""
     fg, bg, ev, vid = (tmp_path / name for name in ("fg", "bg", "ev", "vid"))
     write_foregrounds(fg)
     write_backgrounds(bg)

@@ -11,7 +11,7 @@ FRAMES = 4
 
 @pytest.fixture
 def layers():
-    """Frames that are all alike, so that whatever differs afterwards was done differently."""
+    """Create a clip of identical frames, in which per-frame differences become visible."""
     fgr, pha, bgr = (
         to_unit(image).expand(FRAMES, -1, -1, -1) for image in (picture(1), alpha(0), picture(2))
     )
@@ -30,7 +30,7 @@ def test_every_frame_is_changed_alike(layers):
 
 
 def test_alpha_follows_the_foreground_and_keeps_its_values(layers):
-    """A foreground that is its own alpha still is, once colours are left alone."""
+    """Use alpha as the foreground: without colour jitter both remain equal."""
     same = layers._replace(fgr=layers.pha.expand(-1, 3, -1, -1))
     for seed in range(5):
         changed = ClipAugmentation(jitter=0.0).layers(same, seed)
@@ -71,7 +71,7 @@ def test_the_seed_decides_and_the_global_generator_stays(layers):
 
 
 def test_scale_is_moderate(layers):
-    """The disc's area changes by no more than the square of the scale's range."""
+    """Bound the change of the disc's area by the square of the scale range."""
     pha = layers.pha
     augmentation = ClipAugmentation(scale=(0.8, 1.25), degrees=0, translate=0)
     areas = [float(augmentation.layers(layers, seed).pha.mean() / pha.mean()) for seed in range(12)]
@@ -108,7 +108,7 @@ def test_a_larger_clip_is_cut_or_shrunk_alike_in_all_layers(layers):
 
 
 def test_few_backgrounds_give_many(layers):
-    """An enlarged background shows a part of itself."""
+    """Compare an enlarged background with its resized center crop."""
     augmentation = ClipAugmentation(
         background_scale=(2.0, 2.0), degrees=0, translate=0, jitter=0, blur=0
     )

@@ -51,7 +51,7 @@ def test_sequences_lie_within_shots(tmp_path, name):
 
 
 def test_sequences_of_clips_without_cuts_are_those_of_before(tmp_path):
-    """The draw asks the generator for nothing more."""
+    """Compare with a draw that ignores shots: the generator must be consumed equally."""
     write_shots(tmp_path / "a.avi", 20)
     generator = torch.Generator().manual_seed(3)
     expected = []
@@ -136,7 +136,7 @@ def test_far_too_long_sequences_are_refused_before_anything_is_read(tmp_path, mo
 
 
 def test_containers_are_not_trusted_with_little(tmp_path):
-    """A claim that is wrong by less than half refuses nothing."""
+    """Accept frame counts of the container that are missing or wrong by less than half."""
     write_video(tmp_path / "a.avi", frames=16)
     for claim in (9, 0, -1, 16):
         source = VideoSource(tmp_path)
@@ -186,8 +186,9 @@ def test_held_out_people_are_drawn_within_shots(tmp_path):
     write_backgrounds(tmp_path / "bg")
     write_evaluation(tmp_path / "ev")
     module = VideoMattingDataModule(
-        tmp_path, "cutout", backgrounds="bg", videos="vid", evaluation="ev", held_out=["held", "room"], height=32,
-        width=48, cache_dir=tmp_path / "cache", num_sequences=2,
+        tmp_path, "cutout", backgrounds="bg", videos="vid", evaluation="ev",
+        held_out=["held", "room"], height=32, width=48, cache_dir=tmp_path / "cache",
+        num_sequences=2,
     )  # fmt: skip
     seen = []
     module.attach(make_teacher()[0], make_flow()[0], lambda *what: seen.append(what[2]))
@@ -195,13 +196,13 @@ def test_held_out_people_are_drawn_within_shots(tmp_path):
     assert [clip.src.shape[1] for clip in module.held_out_dataloader()] == [9] * 8
     assert list(dict.fromkeys(seen)) == [
         "drawing sequences", "looking for calibration sequences", "calibration sequences",
-        "looking at held-out people", "float mattes of the evaluation clips", "looking for held-out people",
-        "held-out people",
+        "looking at held-out people", "float mattes of the evaluation clips",
+        "looking for held-out people", "held-out people",
     ]  # fmt: skip
 
 
 def test_sequences_drawn_elsewhere_are_another_set(tmp_path):
-    """Files alike to the fingerprint, but with a cut found in them since."""
+    """Use another cache folder if the cuts found in the same files have changed."""
     write_shots(tmp_path / "vid" / "a.avi", 20)
     write_evaluation(tmp_path / "ev")
     folders = []
@@ -209,8 +210,8 @@ def test_sequences_drawn_elsewhere_are_another_set(tmp_path):
         for kept in (tmp_path / "cache" / "shots").glob("*"):
             kept.write_text(shots)
         module = VideoMattingDataModule(
-            tmp_path, "video", videos="vid", evaluation="ev", height=32, width=48, cache_dir=tmp_path / "cache",
-            num_sequences=8, seq_length=3,
+            tmp_path, "video", videos="vid", evaluation="ev", height=32, width=48,
+            cache_dir=tmp_path / "cache", num_sequences=8, seq_length=3,
         )  # fmt: skip
         module.attach(make_teacher()[0], make_flow()[0])
         folders.append(module.calibration_set.folder)
@@ -218,7 +219,7 @@ def test_sequences_drawn_elsewhere_are_another_set(tmp_path):
 
 
 def test_the_portrait_is_asked_for_only_where_it_is_shown(tmp_path):
-    """A network that finds nobody is warned of when built-in clips are used, not when they might have been."""
+    """Warn about an empty portrait matte only if built-in clips are used."""
     write_shots(tmp_path / "vid" / "a.avi", 8)
 
     def blind(src, state=None):

@@ -1,4 +1,4 @@
-"""Networks to export: random, with values in a sane range."""
+"""Random float and quantized networks for the export tests."""
 
 import torch
 
@@ -8,7 +8,7 @@ from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 
 
 def random_network(**settings):
-    """A random network whose batch norms are set from noise, so that its values stay in a sane range."""
+    """Create a random network with BatchNorm statistics estimated on noise."""
     torch.manual_seed(0)
     network = RobustVideoMatting(**settings)
     with torch.no_grad():
@@ -18,7 +18,7 @@ def random_network(**settings):
 
 
 def calibrated_network(bits="W8A8", settings=None, **qconfig):
-    """The same quantized, calibrated on noise, with biases that β has moved."""
+    """Quantize `random_network`, observed on noise, with random γ and β absorbed."""
     config = QConfig(bits, range_method="minmax", **qconfig)
     network = quantize_network(random_network(**(settings or {})), config)
     network.qconfig = config

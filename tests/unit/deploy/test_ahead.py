@@ -1,4 +1,4 @@
-"""Steps side by side."""
+"""Tests of prefetching in a background thread."""
 
 import threading
 

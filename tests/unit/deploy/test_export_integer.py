@@ -1,4 +1,4 @@
-"""Exported quantized networks, against PyTorch, ONNX Runtime without its optimizer, and the targets' rules."""
+"""Tests of exported integer graphs against PyTorch, ONNX Runtime and the targets' constraints."""
 
 import numpy as np
 import onnx
@@ -36,7 +36,7 @@ def initializers(model):
 def test_integers_compute_what_the_layer_computed(tmp_path, weight, activation):
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, 3, stride=2, padding=2, dilation=2, groups=6)
-    conv.weight.data[0].abs_()  # an affine grid has all its codes above zero here
+    conv.weight.data[0].abs_()  # all codes of an affine grid are positive here
     layer = QuantizedConv2d(conv, weight, activation).requires_grad_(False)
     assert_exported_computes_the_same(layer, torch.randn(1, 6, 12, 15), tmp_path / "conv.onnx")
 
@@ -59,7 +59,7 @@ def test_integers_compute_what_the_linear_layer_computed(tmp_path, weight_bits, 
 
 def assert_exported_computes_the_same(layer, x, path):
     with observing(layer.activation_quantizers):
-        layer(x / 2)  # so that some values lie beyond the grid
+        layer(x / 2)  # so that some values exceed the range
     layer.fix_()
     integer = IntegerLayer(layer)
     with torch.no_grad():
@@ -78,14 +78,14 @@ def test_sums_and_bias_are_those_of_integer_kernels(bits):
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 4, 3, padding=1)
     with torch.no_grad():
-        conv.weight[1] = 0.0  # nothing but its bias is left of this channel
+        conv.weight[1] = 0.0  # a channel of zero weights
     spec, activation = QuantSpec(bits, "symmetric", "per_channel"), QuantSpec(8)
     layer = QuantizedConv2d(conv, spec, activation, quantize_output=True).requires_grad_(False)
     x = torch.randn(1, 6, 12, 15)
     with observing(layer.activation_quantizers):
         layer(x)
     layer.fix_()
-    learned = layer(x)  # as in training: float sums
+    learned = layer(x)  # with gradients: float accumulation
     with torch.no_grad():
         got = layer(x)
     integer = IntegerLayer(layer)
@@ -103,12 +103,13 @@ def test_sums_and_bias_are_those_of_integer_kernels(bits):
     np.testing.assert_allclose(got.numpy(), oracle, rtol=0, atol=1e-5)
     assert (
         got - learned
-    ).abs().max() <= 1.01 * scale  # the bias's rounding tips few values over, by one code
+    ).abs().max() <= 1.01 * scale  # rounding the bias changes few values, by one code
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(("bits", "options"), [
-    ("W8A8", {}), ("W4A8", {"pack": True}), ("W4A4", {"simulate": True}), ("W8A8", {"dynamic_size": True})
+    ("W8A8", {}), ("W4A8", {"pack": True}), ("W4A4", {"simulate": True}),
+    ("W8A8", {"dynamic_size": True}),
 ])  # fmt: skip
 def test_frames_equal_pytorch(tmp_path, runtime, bits, options):
     network = calibrated_network(
@@ -197,7 +198,7 @@ def test_rules_of_tensorrt(tmp_path):
 
 
 def resolve(name, source, stored):
-    """A constant, also behind Identity, which the exporter writes where two are equal."""
+    """Return a constant; the exporter deduplicates equal constants with Identity nodes."""
     while name not in stored:
         node = source[name]
         if node.op_type == "Constant":
@@ -238,7 +239,8 @@ def test_packed_weights_are_the_same_in_half_the_room(tmp_path, weight_grid):
 
 @pytest.mark.parametrize(("target", "settings", "message"), [
     ("openvino", {"bits": "W4A4"}, "activations of 4 bits.*--simulate"),
-    ("tensorrt", {"depthwise_granularity": "per_channel", "activation_grid": "symmetric"}, "a grid for each channel"),
+    ("tensorrt", {"depthwise_granularity": "per_channel", "activation_grid": "symmetric"},
+     "a grid for each channel"),
     ("onnxruntime", {}, "placement deploy.*--target.*full"),
     ("tensorrt", {}, "an affine grid.*activation_grid symmetric"),
     ("openvino", {"placement": "paper"}, "placement paper.*deploy"),

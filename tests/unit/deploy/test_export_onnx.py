@@ -16,7 +16,7 @@ TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
 
 class PerFrame(MattingModel):
-    """A network without a state."""
+    """Matting network without a recurrent state."""
 
     name = "per_frame"
 
@@ -42,7 +42,7 @@ def open_session(path):
 
 
 def assert_parity(network, path, height, width, frames=5):
-    """Frame by frame, each with its own state fed back."""
+    """Compare PyTorch and ONNX Runtime frame by frame, each with its own state fed back."""
     session = open_session(path)
     src = torch.rand(frames, 1, 3, height, width)
     state = network.initial_state(src[0])
@@ -60,7 +60,8 @@ def assert_parity(network, path, height, width, frames=5):
 
 
 @pytest.mark.parametrize("settings", [
-    {"downsample_ratio": 1.0}, {"downsample_ratio": 0.5}, {"downsample_ratio": 0.5, "refiner": "fast_guided_filter"}
+    {"downsample_ratio": 1.0}, {"downsample_ratio": 0.5},
+    {"downsample_ratio": 0.5, "refiner": "fast_guided_filter"},
 ])  # fmt: skip
 @pytest.mark.parametrize("size", [(64, 96), (77, 101)])
 def test_five_frames_equal_pytorch(tmp_path, settings, size):

@@ -34,7 +34,7 @@ def expected_composite(frames, bgr):
 def test_alpha_and_foreground(tmp_path, model, video, make_frames):
     frames = make_frames()
     assert matte_video(model, video, alpha=tmp_path / "a", foreground=tmp_path / "f").frames == 3
-    # The top left pixel shows that the state was carried, and that alpha is rounded: 0.1 is 25.5, 0.2 is 51.
+    # The top left pixel depends on the state and on rounding: 0.1 is 25.5, 0.2 is 51.
     np.testing.assert_array_equal(read(tmp_path / "a"), np.round(expected_alpha(frames) * 255))
     np.testing.assert_array_equal(read_rgb(tmp_path / "f"), 255 - frames)
     assert {path.name for path in tmp_path.iterdir()} == {"in.mkv", "a", "f"}
@@ -100,7 +100,7 @@ def test_progress_and_ratio(tmp_path, model, video):
 
 
 def two_shots(make_frames):
-    """Five frames of one picture, then four of another, as a recording has them."""
+    """Create two shots of five and four frames with sensor noise."""
     pictures = make_frames(count=2, seed=3)
     noise = np.random.default_rng(0).integers(0, 3, (9, 49, 65, 3), dtype=np.uint8)
     return pictures[[0] * 5 + [1] * 4] + noise
@@ -155,7 +155,7 @@ def test_frames_are_pulled_one_at_a_time(model, make_frames):
         assert pulled == list(range(number + 1))
         assert output.src.shape == output.fgr.shape == (3, 49, 65)
         assert output.pha.shape == (1, 49, 65)
-        # Inference mode covers the network, not its caller.
+        # Inference mode is active in the network only, not in the caller.
         assert output.pha.is_inference()
         assert not torch.is_inference_mode_enabled()
 
@@ -221,7 +221,7 @@ def test_bad_calls(tmp_path, model, video):
 
 
 def write_with_sound(path, frames, codec="aac"):
-    """Half a second of a 440 Hz tone beside the frames."""
+    """Write the frames with an audio track of 0.5 s of a 440 Hz tone."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264rgb", rate=30, options={"qp": "0"})
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "rgb24"

@@ -1,4 +1,4 @@
-"""Exported graphs behind the contract of a matting network, and what is no such graph."""
+"""Tests of exported graphs as matting networks, and of invalid graphs."""
 
 import importlib
 import json
@@ -104,7 +104,7 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(graph, monkeypa
 
 
 def forged(graph, path, change=lambda description: None, rewire=lambda graph: None):
-    """The graph with another description or other nodes."""
+    """Write a copy of the graph with changed metadata or nodes."""
     model = onnx.load(graph)
     description = json.loads(model.metadata_props[0].value)
     change(description)
@@ -165,7 +165,7 @@ def test_foreign_nodes_under_our_description_are_refused(graph, tmp_path, rewire
 
 def test_outputs_of_other_shapes_are_refused(graph, tmp_path):
     def turn(found):
-        # The last node that makes alpha makes something else; the description of the outputs stays.
+        # Change the shape of alpha and keep its declared shape.
         (last,) = [node for node in found.node if "pha" in node.output]
         last.output[:] = ["whole"]
         found.node.append(onnx.helper.make_node("Concat", ["whole", "whole"], ["pha"], axis=1))

@@ -4,7 +4,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Threads of small convolutions waiting for a busy core make RAFT here fifty times slower."""
+    """Use one thread: with more, RAFT's small convolutions are 50x slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

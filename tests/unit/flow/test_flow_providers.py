@@ -13,7 +13,10 @@ def photo():
 
 
 def moving_crops(dx, dy, frames=3, size=(144, 192), start=(120, 160)):
-    """A camera that moves: crop t starts at start + t (dy, dx), so what is at p in t+1 was at p + (dx, dy) in t."""
+    """Simulate a panning camera with crops at start + t (dy, dx).
+
+    A pixel at p in frame t + 1 was at p + (dx, dy) in frame t.
+    """
     y, x = start
     return torch.stack(
         [

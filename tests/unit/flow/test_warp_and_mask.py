@@ -78,7 +78,7 @@ def test_threshold_of_the_criterion():
 
 
 def test_occlusion_is_marked():
-    # A block moves right by 6 over a still background; behind it 6 columns appear that were covered before.
+    # A block moves right by 6 over a still background and uncovers 6 columns.
     backward, forward = torch.zeros(1, 2, H, W), torch.zeros(1, 2, H, W)
     forward[:, 0, 10:30, 20:40] = 6
     backward[:, 0, 10:30, 26:46] = -6

@@ -24,7 +24,7 @@ def test_reads_what_was_written_and_gives_the_space_back(tmp_path):
 
 
 def test_files_have_no_names_and_all_their_space(tmp_path, monkeypatch):
-    """Nothing of them is left after a kill, and a disk that fills later can't end the process."""
+    """Check that files are unlinked (a kill leaves nothing) and preallocated (no SIGBUS later)."""
     reserved, map_ = [], mmap.mmap
 
     def watched(file, size):
@@ -34,7 +34,7 @@ def test_files_have_no_names_and_all_their_space(tmp_path, monkeypatch):
     monkeypatch.setattr(mmap, "mmap", watched)
     store = SequenceStore(tmp_path / "store", 3)
     store.write("a", slice(0, 1), torch.rand(1, 400_000))
-    monkeypatch.delattr(os, "posix_fallocate", raising=False)  # as on systems without
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)  # systems without posix_fallocate
     store.write("b", slice(0, 1), torch.rand(1, 400_000))
     assert len(reserved) == 2
     assert min(reserved) >= 0

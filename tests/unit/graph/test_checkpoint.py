@@ -48,18 +48,20 @@ def test_absorbed_saved_and_loaded_network_computes_the_same(quantized, tmp_path
         loaded, loaded_qconfig = load_quantized(tmp_path / "q.safetensors")
         absorbed, after = network.unroll(src), loaded.unroll(src)
     assert loaded_qconfig == qconfig
-    # γ times a weight is not γ times a scale times a code, bit for bit: one rounding more.
+    # Not bit-identical: (γ * scale) * code is rounded differently from γ * (scale * code).
     torch.testing.assert_close(absorbed.pha, before.pha, rtol=0, atol=2e-2)
     torch.testing.assert_close(after.pha, absorbed.pha, rtol=0, atol=2e-2)
     assert (after.pha - absorbed.pha).abs().mean() < 1e-4
 
 
 def without_absorbed(path, made, into):
-    """As versions before wrote it: which γ was absorbed is not told."""
+    """Rewrite a checkpoint in the format of older versions, without the absorbed γ."""
     with safe_open(path, "pt") as file:
         tensors = {
-            name: file.get_tensor(name) for name in file.keys() if not name.endswith(".absorbed")
-        }  # noqa: SIM118
+            name: file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118
+            if not name.endswith(".absorbed")
+        }
     header = {**read_header(path), "made": made}
     save_file(tensors, into, metadata={"ptq4vm": json.dumps(header)})
     return into
@@ -130,7 +132,7 @@ class Evil:
 
 
 def rewritten(data, change):
-    """A checkpoint with another header: safetensors' own, in which ours is JSON."""
+    """Apply `change` to the safetensors header, with the ptq4vm header in it parsed."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = {"ptq4vm": json.loads(header["__metadata__"]["ptq4vm"])}
@@ -200,7 +202,7 @@ def test_a_forged_checkpoint_is_refused(forge, tmp_path, saved, monkeypatch):
 
 
 def changed(data, name, value):
-    """A checkpoint with one value of a tensor changed."""
+    """Replace the first value of a tensor in a checkpoint."""
     size = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + size])["__metadata__"]
     tensors = load(data)

@@ -23,7 +23,7 @@ from ptq4vm.quantizers import QConfig
 
 
 def randomized(name="rvm_mobilenetv3", **arguments):
-    """A network whose BatchNorms are not the identity."""
+    """Create a network with random BatchNorm statistics."""
     torch.manual_seed(0)
     network = create_model(name, **arguments)
     for module in network.modules():
@@ -37,7 +37,7 @@ def randomized(name="rvm_mobilenetv3", **arguments):
     ("name", "ratio"), [("rvm_mobilenetv3", 1.0), ("rvm_mobilenetv3", 0.5), ("rvm_resnet50", 1.0)]
 )
 def test_folding_batch_norm_changes_nothing(name, ratio):
-    # In float64, where nothing but a wrong formula could make a difference.
+    # In float64, rounding errors are negligible.
     network = randomized(name, downsample_ratio=ratio).double()
     folded = fold_batch_norm_(copy.deepcopy(network))
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
@@ -171,12 +171,12 @@ def test_a_block_with_state_needs_one():
 
 
 def test_paper_placement_of_resnet_computes_the_float_network():
-    """Each ReLU goes to its own convolution, and the one behind the shortcut stays."""
+    """Fuse each ReLU into its convolution, except the one after the residual addition."""
     network = randomized("rvm_resnet50")
     quantized = quantize_network(network, QConfig("W8A8", placement="paper", range_method="minmax"))
     for layer in quantized_layers(quantized).values():
         layer.output_quantizer.enabled = False
-        layer.weight_quantizer.mode = "fixed"  # the weight as it is
+        layer.weight_quantizer.mode = "fixed"  # use the float weight
     src = torch.rand(1, 1, 3, 64, 64)
     with torch.no_grad():
         a, b = network.unroll(src), quantized.unroll(src)
@@ -196,11 +196,11 @@ def test_full_placement_quantizes_each_tensor_once():
     layers = quantized_layers(network)
     relu = layers[
         "backbone.features.2.block.0.0"
-    ]  # expands, and ReLU hands on to the depthwise one
+    ]  # expansion; its ReLU feeds the depthwise convolution
     assert isinstance(relu.activation, torch.nn.ReLU)
     assert relu.output_quantizer.spec.grid == "unsigned"
     assert layers["backbone.features.2.block.1.0"].input_quantizer is None
-    swish = layers["backbone.features.7.block.0.0"]  # Hardswish stands between: two grids
+    swish = layers["backbone.features.7.block.0.0"]  # Hardswish is not fused: two grids
     assert swish.activation is None
     assert swish.output_quantizer.spec.grid == "affine"
     assert layers["backbone.features.7.block.1.0"].input_quantizer is not None
@@ -212,7 +212,7 @@ def test_full_placement_without_quantizers_computes_the_float_network():
     network = randomized()
     quantized = quantize_network(network, QConfig(placement="full"))
     for layer in quantized_layers(quantized).values():
-        layer.weight_quantizer.mode = "fixed"  # the weight as it is
+        layer.weight_quantizer.mode = "fixed"  # use the float weight
         for quantizer in layer.activation_quantizers:
             quantizer.enabled = False
     src = torch.rand(1, 2, 3, 64, 64)
@@ -231,7 +231,7 @@ def test_a_target_sets_what_it_executes():
 
 
 class Tokens(MattingModel):
-    """Tokens and what becomes of them, between two convolutions."""
+    """Network of a patch embedding, an inner module on tokens, and a head."""
 
     name = "tokens"
 

@@ -1,13 +1,11 @@
-"""The same network from a .pth, with BatchNorm, and from an ONNX file, where it is folded."""
+"""Tests of equal networks from a .pth with BatchNorm and from an ONNX file with it folded."""
 
 import copy
 import dataclasses
-from pathlib import Path
 
 import onnx
 import pytest
 import torch
-import yaml
 from onnx import helper, numpy_helper
 
 from ptq4vm.deploy import TARGETS
@@ -22,13 +20,16 @@ from ptq4vm.graph import (
 )
 from ptq4vm.models import create_model
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
+from ptq4vm.recipes import read_recipe, recipes_folder
 
 NAME = "rvm_mobilenetv3"
-RECIPES = Path(__file__).parents[3] / "lightning_configs" / "quantize"
 
 
 def write_official_layout(network, path):
-    """Its convolutions in order, BatchNorm folded, as RVM's authors export them; nothing else is read."""
+    """Write an ONNX file in the layout of RVM's official export.
+
+    It contains the convolutions in order with BatchNorm folded; the loader reads nothing else.
+    """
     folded = fold_batch_norm_(copy.deepcopy(network))
     nodes, stored = [], []
     for name, conv in folded.named_modules():
@@ -58,10 +59,10 @@ def files(tmp_path_factory):
 
 
 def recipe_qconfigs():
-    """By recipe and bits, each different one once."""
+    """Return the distinct quantization configurations of all recipes."""
     found = {}
-    for path in sorted(RECIPES.glob("*.yaml")):
-        recipe = yaml.safe_load(path.read_text())
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        recipe = read_recipe(path)
         for bits in recipe["bits"]:
             settings = {**recipe.get("qconfig", {}), "bits": "W4A4" if bits == "auto" else bits}
             qconfig = QConfig(**settings)
@@ -94,8 +95,8 @@ def test_both_give_the_same_quantized_network(files, qconfig, range_method):
             )
             for x in (one, other)
         ]
-        # Folding a second time, into an identity whose variance is 1 - eps rounded to float32, multiplies by less than
-        # half a unit in the last place beside 1: weights stay, bit for bit, and scales to float32's own 1e-7.
+        # The ONNX weights are folded again, into an identity BatchNorm of variance 1 - eps. In
+        # float32 its factor is within half an ulp of 1: codes are equal, scales within 1e-7.
         torch.testing.assert_close(*grids, rtol=1e-6, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""Makes tests/reference importable, also in processes spawned by a test."""
+"""Import path of tests/reference, also for processes spawned by a test."""
 
 import sys
 from pathlib import Path

@@ -12,7 +12,7 @@ from ptq4vm.metrics import DTSSD, MAD, MSE, Conn, Grad, dtssd, functional, matti
 
 CLASSES = {"mad": MAD, "mse": MSE, "grad": Grad, "conn": Conn, "dtssd": DTSSD}
 
-# A mean over frames is float32; the functions' values are averaged here in float64.
+# Metric classes return float32, the tests average the functions' values in float64.
 assert_close = partial(torch.testing.assert_close, check_dtype=False)
 
 
@@ -41,7 +41,7 @@ def test_mean_over_all_frames_of_all_clips():
 
 
 def test_metrics_do_not_share_states():
-    # equal first values must not merge two metrics of one collection (torchmetrics compute groups)
+    # Equal first values must not put two metrics into one torchmetrics compute group.
     metrics = matting_metrics()
     zero = torch.zeros(2, 1, 6, 6)
     metrics.update(zero, zero)

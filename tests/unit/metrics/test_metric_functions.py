@@ -19,7 +19,7 @@ def random_pair(frames=4, seed=0, size=SIZE):
 
 
 def disks(frames=4, size=(72, 96), shift=2.0, softness=5.0, radius=20.0):
-    """A soft disk moving to the right."""
+    """Create a soft disk moving to the right, (frames, 1, H, W)."""
     y, x = torch.meshgrid(*(torch.arange(s, dtype=torch.float32) for s in size), indexing="ij")
     centres = [size[1] / 3 + shift * t for t in range(frames)]
     distances = torch.stack([torch.hypot(x - c, y - size[0] / 2) for c in centres])[:, None]
@@ -33,7 +33,7 @@ def smooth_pair():
 
 
 def islands_pair():
-    """Two blobs; the prediction loses the bridge between them, so the smaller becomes disconnected."""
+    """Create two blobs joined by a bridge, which is cut in the prediction."""
     target, preds = torch.zeros(1, 1, 20, 40), torch.zeros(1, 1, 20, 40)
     target[..., 4:16, 4:20] = 1
     target[..., 6:14, 24:34] = 0.9
@@ -49,7 +49,7 @@ def png8_pair():
 
 
 def diagonal_pair():
-    """Checkerboard: 8-connected, but not 4-connected."""
+    """Create checkerboards, which are 8-connected but not 4-connected."""
     board = (torch.arange(12)[:, None] + torch.arange(12)).remainder(2).float()
     return (board * 0.8).expand(2, 1, 12, 12), board.expand(2, 1, 12, 12)
 
@@ -100,20 +100,22 @@ def test_grad_without_normalisation_equals_the_oracle():
 
 def test_conn_by_hand():
     preds, target = islands_pair()
-    # 1.0 blob: level 1.0 in both. Islands: cut off from the first threshold on, so level 0 and 0.9 above it in both:
-    # no difference. Bridge: 2 pixels right of the cut are islands too; left of it 2 pixels are level 0.5. The cut
-    # itself, level 0: 2 pixels with 0.5 in the target and 0 in the prediction.
+    # Large blob: level 1.0 in both. Island: disconnected from the first threshold on, so level 0
+    # in both and no difference. Bridge: its pixels right of the cut belong to the island, those
+    # left of it have level 0.5. The cut: 2 pixels at level 0, 0.5 in the target and 0 in the
+    # prediction.
     assert_close(conn(preds, target), torch.tensor([2 * 0.5 / 1000]))
-    # a prediction without the island at all misses 0.9 on each of its 80 pixels
+    # Without the island, the prediction lacks 0.9 on each of its 80 pixels.
     preds[..., 24:34] = 0
     assert_close(conn(preds, target), torch.tensor([(80 * 0.9 + 2 * 0.5) / 1000]))
-    # differences below 0.15 do not count, and 0.14 above a level is such
+    # Differences to the level below 0.15 are ignored.
     flat = torch.full((1, 1, 8, 8), 0.6)
     assert conn(flat + 0.14, flat) == 0
 
 
 def test_grad_by_hand():
-    # A ramp across x of slope s answers, away from the border, s * sum(u^2 g(u)) * sum(g(v)) / norm of the kernel.
+    # Inside the border, the response to a ramp of slope s along x is
+    # s * sum(u^2 g(u)) * sum(g(v)) / ||kernel||.
     u = np.arange(-4, 5)
     g = np.exp(-(u**2) / (2 * 1.4**2))
     response = (u**2 * g).sum() * g.sum() / np.sqrt((np.outer(g, u * g) ** 2).sum())
@@ -122,7 +124,7 @@ def test_grad_by_hand():
         ramp = (torch.arange(width, dtype=torch.float64) / 100).expand(1, 1, 30, width)
         return grad(ramp, torch.zeros_like(ramp), normalize=False).item()
 
-    # one column more adds one inner column; the border columns stay as they were
+    # The wider ramp has one more inner column; the contribution of the border is equal.
     assert error_of(41) - error_of(40) == pytest.approx(30 * (response / 100) ** 2 / 1000, rel=1e-9)
 
 

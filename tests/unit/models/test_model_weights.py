@@ -304,7 +304,7 @@ def test_floats_of_other_widths(network, blank, tmp_path, dtype):
 
 
 def rezip(path, compression, change=lambda name, content: content):
-    """A file of torch.save's again, its entries compressed or changed."""
+    """Rewrite a `torch.save` archive with another compression or changed entries."""
     with zipfile.ZipFile(path) as archive:
         entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -319,7 +319,7 @@ def compressed(path):
 
 
 def shared(path):
-    """Eight entries of the directory at one place of the file."""
+    """Write an archive with eight directory entries that share the same data."""
     torch.save({"a": torch.zeros(1 << 18)}, path)
     with zipfile.ZipFile(path, "a") as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data/0"))
@@ -332,7 +332,7 @@ def shared(path):
 
 
 def allocating(path):
-    """A pickle of a few bytes that asks for 1 GB."""
+    """Write an archive whose short pickle allocates 1 GB."""
     torch.save({"a": torch.zeros(1)}, path)
     pickled = b"\x80\x02cbuiltins\nbytearray\nJ" + (1 << 30).to_bytes(4, "little") + b"\x85R."
     return rezip(
@@ -369,14 +369,14 @@ def test_a_legacy_file_that_claims_more_than_it_holds(blank, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
-    assert content.count(b"K\x03") == 2  # the sizes of the storage and of the tensor
+    assert content.count(b"K\x03") == 2  # sizes of the storage and of the tensor
     path.write_bytes(content.replace(b"K\x03", b"J" + (1 << 29).to_bytes(4, "little")))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PTQ4VMError, match="is damaged"):
         load_weights(blank, path)
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18
-    )  # KiB; it claims 8 times as much
+    )  # in KiB; the file claims 8 times as much
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F8_E8M0", "F4", "F6_E2M3", "C64", "X9"])

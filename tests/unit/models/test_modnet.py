@@ -1,4 +1,4 @@
-"""MODNet against a functional reference on tensors under the authors' names; no published file is at hand."""
+"""Tests of MODNet against a functional reference with the authors' parameter names."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ SETTINGS = [
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 ]
-"""MobileNetV2's table 2: expansion, channels, repetitions, stride."""
+"""MobileNetV2, table 2: expansion, channels, repetitions, stride."""
 
 
 class Reference:
-    """Computes MODNet from nothing but its state dict, which it makes at random as it goes."""
+    """Functional MODNet that creates its state dict at random during the forward pass."""
 
     def __init__(self):
         self.state = {}
@@ -115,7 +115,7 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A file as the authors saved theirs, a frame, and its alpha by the reference."""
+    """Return a checkpoint in the authors' layout, a frame, and its reference alpha."""
     reference, src = Reference(), torch.rand(1, 3, 64, 96)
     alpha = reference(src)
     doubled = {

@@ -1,4 +1,4 @@
-"""Weights from ONNX files: what is inside them, and nothing else."""
+"""Tests of weights from ONNX files, which must not refer to external data."""
 
 import numpy as np
 import onnx
@@ -10,7 +10,7 @@ from ptq4vm.models import load_weights
 
 
 def save_graph(path, weight):
-    """A convolution with this weight."""
+    """Write an ONNX graph of one convolution with the given weight."""
     node = onnx.helper.make_node("Conv", ["x", weight.name], ["y"])
     kinds = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"

@@ -14,7 +14,7 @@ STATES = {"mobilenetv3": (16, 20, 40, 64), "resnet50": (16, 32, 64, 128)}
 
 
 def calibrated(*args, **kwargs) -> RobustVideoMatting:
-    """A random network whose batch norms are set from noise, so that its values stay in a sane range."""
+    """Create a random network with BatchNorm statistics estimated on noise."""
     torch.manual_seed(0)
     network = RobustVideoMatting(*args, **kwargs)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The proof that this network is RVM: the authors' own export, run by ONNX Runtime, gives the same matte."""
+"""Tests of RVM against the authors' ONNX export in ONNX Runtime."""
 
 import numpy as np
 import onnxruntime
@@ -11,7 +11,7 @@ from ptq4vm.models import create_model
 
 @pytest.fixture(scope="module")
 def frames():
-    """Five frames of a person who moves by a few pixels, (5, 3, 270, 333): an odd side, no multiple of 16."""
+    """Create five frames of a moving person, (5, 3, 270, 333): odd size, not a multiple of 16."""
     picture = data.astronaut()[:270].transpose(2, 0, 1).astype(np.float32) / 255
     return np.stack([picture[:, :, 7 * t : 7 * t + 333] for t in range(5)])
 

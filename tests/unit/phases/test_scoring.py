@@ -10,7 +10,7 @@ from ptq4vm.types import MattingClip
 
 
 class Grey(MattingModel):
-    """Alpha is the mean of the frame's colours."""
+    """Network whose alpha is the mean of RGB."""
 
     name = "grey"
 

@@ -1,4 +1,4 @@
-"""Backward passes written by hand, against torch's autograd on naive compositions."""
+"""Tests of hand-written backward passes against autograd on naive compositions."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def _piece(request, monkeypatch):
 
 
 def gradients(output, inputs, memory_format=torch.preserve_format):
-    """Of a fixed random functional of the output; by default the gradient that comes in is laid out as the output."""
+    """Compute gradients for a fixed random upstream gradient in the given memory format."""
     weight = torch.randn(
         output.shape, generator=torch.Generator().manual_seed(3), dtype=output.dtype
     )
@@ -58,7 +58,7 @@ def draw(*shapes, dtype=torch.float64):
 
 
 def naive_fake_quantize(x, scale, zero_point, low, high):
-    """Clamping by where, so that values on the bounds are inside."""
+    """Fake-quantize with `torch.where` as clamp, so that values on the bounds get a gradient."""
     code = round_ste(x / scale) + zero_point
     code = torch.where(code < low, torch.full_like(code, low), code)
     code = torch.where(code > high, torch.full_like(code, high), code)
@@ -73,7 +73,7 @@ def test_fake_quantize_has_the_gradients_of_the_naive_composition(
     low, high, zero_point, memory_format
 ):
     x = (draw((2, 5, 6, 7))[0].detach() * 3).contiguous(memory_format=memory_format)
-    # Ties, and values exactly on both bounds and half a step beyond them.
+    # Ties, and values on both bounds, half a step and one step beyond them.
     edges = (
         torch.tensor([low, high, low - 0.5, high + 0.5, low - 1, high + 1, 0.5, 1.5], dtype=x.dtype)
         - zero_point

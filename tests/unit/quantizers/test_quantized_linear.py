@@ -1,4 +1,4 @@
-"""QuantizedLinear against numpy's integers and plain torch; what it shares with convolutions is tested there."""
+"""Tests of QuantizedLinear against numpy integers and plain PyTorch."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from ptq4vm.quantizers import (
 )
 
 SHAPES = [(5, 6), (2, 7, 6), (2, 3, 4, 6)]
-"""Pooled, tokens, maps with channels last."""
+"""Shapes of pooled features, tokens, and channels-last maps."""
 
 
 def make(bits=8, **options):
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_the_formula():
     quantizer = layer.input_quantizer
     read = fake_quantize(x, quantizer.scale, quantizer.zero_point, 0, 255)
     y = F.linear(read, layer.weight_quantizer(layer.weight)) * layer.affine.log_scale.exp()
-    # γ scales the weight alone.
+    # γ scales the weight, not the bias.
     ((y + linear.bias + layer.affine.shift) * target).sum().backward()
     for name, parameter in layer.named_parameters():
         if name in got:

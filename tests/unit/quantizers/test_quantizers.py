@@ -232,7 +232,7 @@ def test_bits_by_layer_win():
 
 
 def test_weights_of_8_bits_have_no_zero_points():
-    """Less a zero point their codes would not be integers of 8 bits."""
+    """Check that 8-bit weights are symmetric: code minus zero point would not fit 8 bits."""
     qconfig = QConfig("W4A8", weight_grid="affine", layer_bits={"aspp": "W7A8", "wide": "W8A8"})
     grids = {name: qconfig.specs(name, edge=False)[0].grid for name in ("other", "aspp", "wide")}
     assert grids == {"other": "affine", "aspp": "affine", "wide": "symmetric"}
@@ -278,7 +278,7 @@ def test_codes_are_learned_on_within_one_step(bits):
     floats = torch.randn(3, 4, 3, 3)
     fresh = WeightQuantizer(floats, QuantSpec(bits, "symmetric", "per_channel"))
     keys = set(fresh.state_dict())
-    # As block reconstruction leaves it: on the grid, some roundings not to nearest.
+    # Like after block reconstruction: weights on the grid, some not rounded to nearest.
     fresh.start_rounding(floats)
     with torch.no_grad():
         fresh.rounding += torch.randn_like(fresh.rounding)
@@ -301,14 +301,14 @@ def test_codes_are_learned_on_within_one_step(bits):
     codes = (moved / fresh.scale).round()
     assert (
         0 < (codes - before).abs().max() <= 2
-    )  # from the edge of a code, one step may cross two boundaries
+    )  # a latent at the edge of its code may cross two boundaries
     assert codes.abs().max() <= 2 ** (bits - 1)
     assert set(fresh.state_dict()) == keys
     assert fresh.mode == "fixed"
 
 
 def pinned(quantizer):
-    """The share of latents that lie as near as they may to the edge of their code."""
+    """Compute the fraction of latents that are clamped to the edge of their code."""
     return float(((quantizer.latent - quantizer.latent.round()).abs() > 0.4899).float().mean())
 
 
@@ -356,7 +356,7 @@ def test_observers_of_shares_merge_into_one_of_all():
         whole, shares = Observer(spec), [Observer(spec) for _ in range(3)]
         for index, value in enumerate(values):
             whole.observe(value[None])
-            shares[index % 2].observe(value[None])  # the third sees nothing
+            shares[index % 2].observe(value[None])  # the third observer gets no values
         merged = merge_observers(shares)
         assert all(map(torch.equal, merged.calculate_qparams(), whole.calculate_qparams()))
     with pytest.raises(PTQ4VMError, match="got none"):

@@ -1,4 +1,4 @@
-"""Run folders with invented figures, as ``ptq4vm quantize`` leaves them."""
+"""Run folders of ``ptq4vm quantize`` with synthetic results."""
 
 import json
 
@@ -19,7 +19,7 @@ def write(path, content):
 
 
 def write_run(folder, bits=("W8A8", "W4A8"), finished=True, mad=5.0, seed=0):
-    """The folder of a run of two rows for each of the bits."""
+    """Write the folder of a run with two rows per bit width and return it."""
     rows = {
         name: {"title": title, "start": None, "options": {}, "qconfig": {}}
         for name, title in ROWS.items()
@@ -92,7 +92,7 @@ def write_frames(stem, mad):
 
 
 def make_shots(bits=("W8A8", "W4A8")):
-    """Alpha is white in the float network and black in the quantized ones."""
+    """Create shots with white alpha of the float network and black alpha of the quantized ones."""
     white = torch.ones(1, 36, 64)
     src = torch.linspace(0, 1, 64).expand(3, 36, 64)
     return [

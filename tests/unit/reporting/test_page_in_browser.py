@@ -1,4 +1,4 @@
-"""The report in Debian's chromium, as a reader sees it."""
+"""Tests of the report in Debian's chromium."""
 
 import io
 import shutil
@@ -48,7 +48,7 @@ def chromium():
 
 @pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=str)
 def page(chromium, url, request):
-    """The report at this width, in these colours."""
+    """Open the report at a given width and color scheme."""
     width, scheme = request.param
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -74,7 +74,7 @@ def test_it_opens_without_complaint_and_fits(page):
     assert whole <= inner
     assert inner in (1280, 390)
     images = find(page, "img")
-    assert len(images) == 5 + 4  # the second clip's true alpha is not known
+    assert len(images) == 5 + 4  # the second clip has no true alpha
     loaded = (
         "return arguments[0].decode().then(() => [arguments[0].naturalWidth, arguments[0].alt])"
     )
@@ -90,7 +90,7 @@ def test_the_slider_moves_the_picture_by_keyboard_and_by_pointer(page):
     for key, left, right in (
         ("\ue010", 255, 255),
         ("\ue011", 0, 0),
-    ):  # End: float alone, Home: quantized alone
+    ):  # End: float only, Home: quantized only
         slider.send_keys(key)
         picture = pixels(stage)
         rows, columns = picture.shape

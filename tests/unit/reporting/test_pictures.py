@@ -8,7 +8,7 @@ from ptq4vm.reporting import Strip, draw_strips
 
 
 def make_strip(height=36, width=64, error=0.5):
-    """Alpha is a disc; the quantized one is off by ``error`` in the right half."""
+    """Create a strip of a disc; its quantized alpha differs by `error` in the right half."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     alpha = (((y - height / 2) ** 2 + (x - width / 2) ** 2) < (height / 3) ** 2).float()[None]
     off = (alpha - error * (x >= width / 2)).abs()
@@ -35,13 +35,13 @@ def test_error_is_against_truth_and_else_against_float(tmp_path):
     strip = make_strip()
 
     def bright(strip):
-        """How much of the picture is in the heat map's last, yellow colour."""
+        """Compute the fraction of pixels in the heat map's maximum color, yellow."""
         picture = draw([strip], tmp_path / "pictures.png", dpi=50)
         return np.mean((picture[..., 0] > 240) & (picture[..., 2] < 200))
 
     exact = strip._replace(quantized_alpha=strip.float_alpha)
     assert bright(strip) > bright(exact) + 0.02
-    # Truth is far from both, so there is error; without it both agree.
+    # Both alphas are far from the true alpha; without it, they are compared and agree.
     far = exact._replace(true_alpha=1 - exact.float_alpha)
     assert bright(far) > bright(exact) + 0.1
     assert bright(far._replace(true_alpha=None)) < bright(exact) + 0.02

@@ -8,7 +8,7 @@ from ptq4vm.reporting import SteadyProgress, WorkBar
 
 
 class Pipe(io.StringIO):
-    """Not a terminal; tells when something has been written."""
+    """Stream other than a terminal that signals output."""
 
     def __init__(self):
         super().__init__()

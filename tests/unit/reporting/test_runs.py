@@ -92,7 +92,7 @@ def test_comparison_as_a_user_calls_it(tmp_path, capsys):
 
 
 def change(name, **values):
-    """A function of a run folder that gives one of its files other values."""
+    """Return a function that changes values in a JSON file of a run folder."""
 
     def write(run):
         path = run / name
@@ -104,25 +104,32 @@ def change(name, **values):
 @pytest.mark.parametrize(("command", "damage", "message"), [
     ("compare", lambda run: (run / "metrics.json").unlink(), "Expected a finished run"),
     ("compare", lambda run: (run / "settings.json").unlink(), "Expected a run folder"),
-    ("compare", lambda run: (run / "settings.json").write_text('{"network": "x"}'), "Expected the settings of a run"),
+    ("compare", lambda run: (run / "settings.json").write_text('{"network": "x"}'),
+     "Expected the settings of a run"),
     ("compare", lambda run: (run / "run.json").write_text("{"), "Expected JSON in"),
-    ("compare", lambda run: (run / "metrics.json").write_text('{"rows": [{"nome": "float"}]}'), "Expected rows"),
-    ("compare", lambda run: (run / "run.json").write_text('{"starts": [{"time": "soon"}]}'), "Expected times in"),
+    ("compare", lambda run: (run / "metrics.json").write_text('{"rows": [{"nome": "float"}]}'),
+     "Expected rows"),
+    ("compare", lambda run: (run / "run.json").write_text('{"starts": [{"time": "soon"}]}'),
+     "Expected times in"),
     ("compare", lambda run: (run / "metrics.json").write_text(
-        '{"rows": [{"name": "float", "bits": "", "placement": "", "metrics": {"mad": "low"}}]}'), "Expected rows"),
+        '{"rows": [{"name": "float", "bits": "", "placement": "", "metrics": {"mad": "low"}}]}'),
+     "Expected rows"),
     *((command, damage, message) for command in ("compare", "report") for damage, message in (
         (change("settings.json", bits=None), "Expected the settings of a run in"),
         (change("settings.json", bits=[]), "Expected the settings of a run, bits and rows, in"),
-        (change("settings.json", bits=["../../W4A4"]), "Expected the settings of a run, bits and rows, in"),
+        (change("settings.json", bits=["../../W4A4"]),
+         "Expected the settings of a run, bits and rows, in"),
         (change("settings.json", rows=[]), "[], not an object, for rows"),
-        (change("settings.json", rows={"../x": {"title": "BIQ"}}), "Expected the settings of a run, bits and rows, in"),
+        (change("settings.json", rows={"../x": {"title": "BIQ"}}),
+         "Expected the settings of a run, bits and rows, in"),
         (change("settings.json", rows={"biq": {}}), "nothing for rows.biq.title"),
         (change("settings.json", data={"root": []}), "for data."),
         (change("settings.json", network=10**400), "an integer of more than 64 bits"),
         (lambda run: (run / "settings.json").write_text("[" * 10_000 + "]" * 10_000), "nest"),
         (change("run.json", starts="soon"), "'soon', not a list, for starts"),
         (change("run.json", starts=[[]]), "for starts.0"),
-        (change("run.json", starts=[{"time": "2026-01-02", "versions": []}]), "for starts.0.versions"),
+        (change("run.json", starts=[{"time": "2026-01-02", "versions": []}]),
+         "for starts.0.versions"),
         (change("metrics.json", rows={}), "{}, not a list, for rows"),
         (change("metrics.json", rows=[[]]), "for rows.0"),
     )),

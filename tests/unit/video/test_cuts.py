@@ -12,7 +12,7 @@ SIZE = (96, 160)
 
 
 def scene(seed, count, step=1.0, size=SIZE):
-    """A disc that moves before a picture that is panned by ``step`` pixels a frame, and a little noise."""
+    """Create frames of a moving disc over a background panned by `step` pixels per frame."""
     random = np.random.default_rng(seed)
     base, spread = random.integers(40, 200, 3), random.integers(-40, 55, (7, 12, 3))
     middle, colour = random.uniform(0.2, 0.8), random.integers(0, 256, 3)
@@ -86,7 +86,7 @@ def test_what_changes_within_a_shot_is_no_cut(kind, seed):
 
 
 def test_another_picture_between_is_left_at_most_once():
-    """Going back to the shot before isn't another cut."""
+    """Report one cut for a short insert: the return to the previous shot is no cut."""
     before, other = scene(3, 30), scene(4, 2)
     assert find_cuts([*before[:10], *other, *before[12:]]) == [10]
 

@@ -1,4 +1,4 @@
-"""A signal at any moment leaves an output as it was, or whole."""
+"""Tests of interrupted writers: an output is either unchanged or complete."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def earlier(tmp_path):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_folder_that_is_replaced_is_there_whole(earlier, monkeypatch, step, after):
-    """Interrupted before or after each of the two steps that replace it."""
+    """Interrupt before or after each of the two renames that replace the folder."""
     rename, steps = Path.rename, []
 
     def interrupted(self, target):
@@ -46,7 +46,7 @@ def test_a_folder_that_is_replaced_is_there_whole(earlier, monkeypatch, step, af
 
     with pytest.raises(KeyboardInterrupt):
         write_two()
-    ownership._remove_made()  # as at the end of the process
+    ownership._remove_made()  # runs at process exit
     assert [path.name for path in earlier.parent.iterdir()] == ["frames"]
     assert len(list(earlier.iterdir())) == (2 if step and after else 1)
 

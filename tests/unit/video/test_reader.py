@@ -1,4 +1,4 @@
-"""Videos as cameras, phones and editors write them, and damaged ones. Written by PyAV, not by the code under test."""
+"""Tests of reading videos of various codecs and containers, and damaged ones, written by PyAV."""
 
 import os
 import struct
@@ -33,10 +33,12 @@ CODECS = {
 
 
 def numbered(count=COUNT, height=64, width=96):
-    """Frames that show their number as six vertical bars, dark or bright."""
+    """Create frames that encode their number in six dark or bright vertical bars."""
     bits = np.arange(width) * 6 // width
-    return [np.uint8(40 + 170 * ((number >> bits) & 1))[None, :, None].repeat(height, 0).repeat(3, 2)
-            for number in range(count)]  # fmt: skip
+    return [
+        np.uint8(40 + 170 * ((number >> bits) & 1))[None, :, None].repeat(height, 0).repeat(3, 2)
+        for number in range(count)
+    ]
 
 
 def number_of(frame):
@@ -60,7 +62,7 @@ def encode(path, frames, codec, pix_fmt, options=None, **context):
 
 
 def damage(path, place, keep):
-    """Overwrite what a packet holds, but for the first bytes, in the file."""
+    """Overwrite a packet's content in the file, except its first `keep` bytes."""
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
         content, position = bytes(packets[place]), packets[place].pos
@@ -123,10 +125,10 @@ def test_a_damaged_packet_costs_no_other_frame_its_place(tmp_path, name, place, 
 def test_display_matrices_with_and_without_mirroring(
     tmp_path, make_frames, make_video, matrix, expected
 ):
-    """ISO/IEC 14496-12: a pixel at (x, y) is shown at (a x + c y, b x + d y)."""
+    """Map a pixel at (x, y) to (a x + c y, b x + d y), see ISO/IEC 14496-12."""
     path = make_video(tmp_path / "in.mp4", make_frames(height=48, width=64, count=2))
     data = path.read_bytes()
-    at = data.find(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of the box's content
+    at = data.find(b"tkhd") + 4 + 40  # version 0: the matrix is at byte 40 of the box
     identity = np.int32([0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000]).astype(">i4").tobytes()
     assert data[at : at + 36] == identity
     a, b, c, d = (0x10000 * value for value in matrix)
@@ -152,13 +154,13 @@ def test_the_shape_of_pixels_is_carried_over(tmp_path, make_frames):
                 writer.write(frame)
         with av.open(str(tmp_path / f"out.{suffix}")) as container:
             stream = container.streams.video[0]
-            # VP9 and PyAV's WebM can't say it: resized to square pixels.
+            # VP9 in PyAV's WebM cannot store the aspect ratio: resized to square pixels.
             expected = (1, 128) if suffix == "webm" else (Fraction(4, 3), 96)
             assert (stream.sample_aspect_ratio, stream.width) == expected
 
 
 def test_interlaced_video_is_deinterlaced(tmp_path):
-    """A bar moves from field to field: woven together, its edges are combed."""
+    """Weave fields of a moving bar, which causes combing at its edges."""
     height, width, count = 64, 96, 8
     fields = np.zeros((2 * count, height, width), np.uint8)
     for number, field in enumerate(fields):
@@ -181,7 +183,7 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
     assert [time for time, _ in got] == [Fraction(round(1000 * i / 24), 1000) for i in range(count)]
     assert combing(frames[3]) > 10
     assert combing(got[3][1]) < combing(frames[3]) / 5
-    # The first field of each frame is what is kept.
+    # Deinterlacing keeps the first field of each frame.
     error = np.abs(got[3][1][..., 1].astype(float)[1::2] - fields[6][1::2]).mean()
     assert error < 3
 
@@ -190,7 +192,7 @@ def test_interlaced_video_is_deinterlaced(tmp_path):
     ("size", "bt709"), [((576, 720), False), ((536, 1280), True), ((720, 960), True)]
 )
 def test_the_matrix_of_untagged_frames_goes_by_size(tmp_path, size, bt709):
-    """Red in either matrix, limited range."""
+    """Decode limited-range red, encoded with the BT.709 or BT.601 matrix."""
     planes = {True: (63, 102, 240), False: (81, 90, 240)}
     with av.open(str(tmp_path / "in.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=24, options={"qp": "0"})
@@ -207,7 +209,7 @@ def test_the_matrix_of_untagged_frames_goes_by_size(tmp_path, size, bt709):
 
 
 def test_hdr_white_and_grey_come_out_as_in_sdr():
-    """ITU-R BT.2408: HDR reference white, 203 cd/m², is 58 % in PQ and 75 % in HLG."""
+    """Tone-map HDR reference white (203 cd/m², 58 % PQ, 75 % HLG, ITU-R BT.2408) and grey."""
     for transfer, code in ((PQ, 0.5807), (HLG, 0.75)):
         white = tone_map(np.full((1, 1, 3), round(code * 65535), np.uint16), transfer)
         assert 236 <= white.min() <= white.max() <= 246
@@ -218,7 +220,7 @@ def test_hdr_white_and_grey_come_out_as_in_sdr():
             np.linspace(0, 65535, 512).astype(np.uint16)[None, :, None].repeat(3, 2), transfer
         )
         assert (np.diff(ramp[0, :, 0].astype(int)) >= 0).all()
-    # 18 % grey of reference white, 36.5 cd/m², by the inverse of ST 2084.
+    # 18 % of reference white, 36.5 cd/m², encoded with the inverse EOTF of ST 2084.
     light = (0.18 * 203 / 10000) ** 0.1593017578125
     code = ((0.8359375 + 18.8515625 * light) / (1 + 18.6875 * light)) ** 78.84375
     grey = tone_map(np.full((1, 1, 3), round(code * 65535), np.uint16), PQ)
@@ -326,7 +328,7 @@ def test_an_image_sequence_keeps_its_names(tmp_path, make_frames):
     with open_writer(tmp_path / "out", (49, 65), names=("again",)) as writer:
         writer.write(frame)
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["again.png"]
-    # The same names in a folder that was not written here may be somebody's originals.
+    # Equal names in a folder not written by ptq4vm may be original files.
     with pytest.raises(PTQ4VMError, match=r"shot\.100.\.png in it; name another folder"):
         open_writer(tmp_path / "in", (49, 65), names=reader.names)
     with pytest.raises(PTQ4VMError, match="got two named a"):

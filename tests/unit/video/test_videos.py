@@ -34,7 +34,7 @@ def test_video_is_read_exactly(video, make_frames):
     reader = open_frames(video)
     assert (reader.width, reader.height, reader.rate, reader.num_frames) == (65, 49, 30, 3)
     np.testing.assert_array_equal(list(reader), make_frames())
-    # Each iteration begins again.
+    # Each iteration restarts at the first frame.
     np.testing.assert_array_equal(next(iter(reader)), make_frames()[0])
 
 
@@ -51,7 +51,7 @@ def test_video_is_decoded_as_asked(video, monkeypatch):
     convert = reader.to_rgb
     monkeypatch.setattr(reader, "to_rgb", lambda *args: decoded.append(1) or convert(*args))
     frames = iter(open_frames(video))
-    assert not decoded  # the size needs no picture
+    assert not decoded  # the size is known without decoding
     next(frames)
     assert len(decoded) == 1
     frames.close()
@@ -140,7 +140,8 @@ def test_video_round_trip_pads_odd_sizes(tmp_path, make_frames, monkeypatch, suf
     assert (reader.width, reader.height, reader.num_frames) == (66, 50, 3)
     assert float(reader.rate) == pytest.approx(29.97, abs=1e-2)
     padded = np.pad(frames, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
-    # On the mean and channel by channel: halved chroma blurs single pixels, a wrong matrix would tint whole channels.
+    # Compare channel means: chroma subsampling changes single pixels, a wrong color matrix whole
+    # channels.
     error = np.abs(np.array(list(reader), int) - padded.astype(int))
     assert error.mean((0, 1, 2)).max() < tolerance
     assert names(tmp_path) == [f"out.{suffix}"]
@@ -164,7 +165,7 @@ def test_folder_round_trip(tmp_path, make_frames):
     write_all(tmp_path / "deep" / "out", frames)
     assert names(tmp_path / "deep" / "out") == ["0000.png", "0001.png", "0002.png"]
     np.testing.assert_array_equal(list(open_frames(tmp_path / "deep" / "out")), frames)
-    # Earlier frames are replaced, even where there were more of them.
+    # All earlier frames are replaced, even if there were more.
     write_all(tmp_path / "deep" / "out", frames[:1, ..., 0])
     assert names(tmp_path / "deep") == ["out"]
     assert names(tmp_path / "deep" / "out") == ["0000.png"]
@@ -230,7 +231,7 @@ def test_no_permission(tmp_path, name):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PTQ4VMError, match="Can't write"):
         open_writer(tmp_path / "file" / name, (49, 65))
-    if os.geteuid() != 0:  # root may write anywhere
+    if os.geteuid() != 0:  # root ignores permissions
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(PTQ4VMError, match="Can't write"):
             open_writer(tmp_path / "locked" / name, (49, 65))
@@ -249,8 +250,8 @@ def test_full_disk(tmp_path, make_frames, monkeypatch):
 
 
 def test_grey_frames_are_the_grey_of_rgb_ones(tmp_path):
-    """Written as planes of their own, they must look as the library's conversion makes them."""
-    ramp = np.tile(np.arange(256, dtype=np.uint8), (33, 1))[:, :255]  # odd sides
+    """Compare grey frames, written as planes directly, with the library's RGB conversion."""
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (33, 1))[:, :255]  # odd size
     levels = []
     for name, frame in (("grey", ramp), ("rgb", np.repeat(ramp[..., None], 3, 2))):
         with open_writer(tmp_path / f"{name}.mkv", ramp.shape) as writer:
