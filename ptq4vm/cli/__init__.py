@@ -1,6 +1,6 @@
 """Command line: Lightning's subcommands and the subcommands of complete jobs."""
 
-# Fast imports only. Slow modules are imported inside main, which reports an interruption cleanly.
+# Fast imports only. Others are imported inside main, which reports an interruption cleanly.
 import logging
 import os
 import select
@@ -229,7 +229,7 @@ def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
 
 
 def _stop_all(message: str) -> str:
-    """End the other processes of the run; return the message on the leading process, else ``""``."""
+    """End the other processes of the run; return the message on the leading process, else ""."""
     distributed = sys.modules.get("ptq4vm.distributed")
     if distributed is None:
         return message
