@@ -21,9 +21,9 @@ _LIGHTNING = ("fit", "validate", "test", "predict")
 
 _EXPECTED_WARNINGS = (
     "does not have many workers",
-    "Found .* in eval mode at the start of training",  # a network being quantized stays in eval mode
+    "Found .* in eval mode at the start of training",  # quantization keeps the network in eval mode
     "The number of training batches .* is smaller than the logging interval",
-    "Checkpoint directory .* exists and is not empty",  # a resumed run, whose log is there too
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 
 

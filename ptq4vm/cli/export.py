@@ -17,8 +17,8 @@ def run_export(args: list[str]) -> None:
     """Write a network as an ONNX graph and check it in its runtime."""
     parser = ArgumentParser(
         prog="ptq4vm export",
-        description="Export a network as an ONNX graph of integers, run it on a clip in its runtime, "
-        "and keep the file only if the mattes agree within the tolerance.",
+        description="Export a network as an ONNX graph of integers, run it on a clip in its "
+        "runtime, and keep the file only if the mattes agree within the tolerance.",
     )
     parser.add_argument(
         "model", help="a network's name, a weights file, a quantized checkpoint or a run folder"
