@@ -41,7 +41,7 @@ def find_recipe(name: str) -> Path:
 
 
 def with_bases(path: Path) -> list[Path]:
-    """Return the files of a configuration in order of precedence, its ``base`` first.
+    """Return the files of a configuration: its chain of ``base`` files first, then ``path``.
 
     Raises:
         PTQ4VMError: The base is missing or circular.

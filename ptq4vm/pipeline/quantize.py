@@ -195,7 +195,7 @@ def _learns(row: Method) -> bool:
 
 
 def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConfig:
-    """Return ``plan`` with more bits in sensitive layers; keep the measurements in the run folder."""
+    """Return ``plan`` with more bits in sensitive layers; cache measurements in the run folder."""
     run.say("AUTO: each layer quantized alone")
     path = run.folder / AUTO / "sensitivity.json"
     bits = (BASE_BITS, *CANDIDATE_BITS)

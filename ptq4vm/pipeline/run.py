@@ -160,7 +160,7 @@ class Run:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Show a progress bar of the whole run on rank 0, with the current step and remaining time."""
+        """Show a progress bar of the run on rank 0, with the current step and remaining time."""
         columns = (
             SpinnerColumn(),
             text_column("{task.description}"),
@@ -364,7 +364,7 @@ class Run:
         return network, qconfig
 
     def _loggers(self) -> list[Any]:
-        """Return the user's loggers, which also receive the table's rows; the CSV logs only fits."""
+        """Return the user's loggers, which also receive the table's rows; the CSV has only fits."""
         loggers = self.trainer.get("logger") or []
         return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
 
