@@ -1,4 +1,4 @@
-"""The shipped recipes, by name."""
+"""Recipes included in the package."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ _HERE = Path(__file__).parent
 
 
 def recipes_folder() -> Path:
-    """Return the folder of the recipes: in a wheel inside the package, in a checkout beside it."""
+    """Return the recipes folder: inside an installed package, or next to it in a checkout."""
     installed = _HERE / "lightning_configs"
     return (installed if installed.is_dir() else _HERE.parent / "lightning_configs") / "quantize"
 
@@ -26,7 +26,7 @@ def list_recipes() -> dict[str, str]:
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe.
+    """Return the configuration file of a recipe.
 
     Raises:
         PTQ4VMError: There is no recipe of this name.
@@ -41,10 +41,10 @@ def find_recipe(name: str) -> Path:
 
 
 def with_bases(path: Path) -> list[Path]:
-    """Return the files that make up a configuration: that named by its key ``base`` first.
+    """Return the files of a configuration: its chain of ``base`` files first, then ``path``.
 
     Raises:
-        PTQ4VMError: The base is missing, or is based on itself.
+        PTQ4VMError: The base is missing or circular.
     """
     files = [path]
     while (base := _base(files[0])) is not None:
@@ -63,13 +63,13 @@ def _base(path: Path) -> str | None:
         with path.open(encoding="utf-8") as file:
             settings = yaml.safe_load(file)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None  # the command's own parser reports it
+        return None  # reported by the command's parser
     base = settings.get("base") if isinstance(settings, dict) else None
     return base if isinstance(base, str) else None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the settings of a configuration merged into those of its base, group by group."""
+    """Return the settings of a configuration, merged group by group into those of its base."""
     merged: dict[str, Any] = {}
     for file in with_bases(path):
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The float network as a teacher: its key in caches, and the function the datamodule calls."""
+"""Float network as a teacher: cache key and forward function for the datamodule."""
 
 import copy
 
@@ -13,16 +13,18 @@ from ptq4vm.types import MattingOutput, RecurrentState, Teacher
 
 
 def teacher_key(network: MattingModel) -> str:
-    """Return a key that changes with the network, its weights and its downsample ratio."""
+    """Return a cache key of the network's name, weights and downsample ratio."""
     return f"{network.name}-{weights_checksum(network)}-{network.downsample_ratio:g}"
 
 
 def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
-    """Wrap a copy of the float network, BatchNorm folded, as the :class:`~ptq4vm.types.Teacher` of a datamodule.
+    """Wrap a copy of the float network as a :class:`~ptq4vm.types.Teacher` for a datamodule.
+
+    BatchNorm is folded in the copy.
 
     Args:
-        network: the float network; the copy stays on its device.
-        key: name in caches; by default :func:`teacher_key`.
+        network: float network; the copy stays on its device.
+        key: cache key; by default :func:`teacher_key`.
     """
     key = key or teacher_key(network)
     given = fold_batch_norm_(copy.deepcopy(network))
@@ -30,7 +32,7 @@ def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
 
     @torch.no_grad()
     def forward(src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
-        # Loader workers are forked processes, in which no GPU can be used.
+        # DataLoader workers are forked processes, in which CUDA can't be used.
         network = given if get_worker_info() is None else on_cpu
         src = src.to(next(network.parameters()).device)
         state = network.initial_state(src[:, 0]) if state is None else state

@@ -1,6 +1,6 @@
-"""The command line: Lightning's own subcommands, and those that do a whole job in one go."""
+"""Command line: Lightning's subcommands and the subcommands of complete jobs."""
 
-# Only what is quick to import: all else is imported inside main, which tells an interruption in words.
+# Fast imports only. Others are imported inside main, which reports an interruption cleanly.
 import logging
 import os
 import select
@@ -21,32 +21,34 @@ _LIGHTNING = ("fit", "validate", "test", "predict")
 
 _EXPECTED_WARNINGS = (
     "does not have many workers",
-    "Found .* in eval mode at the start of training",  # a network being quantized stays in eval mode
+    "Found .* in eval mode at the start of training",  # quantization keeps the network in eval mode
     "The number of training batches .* is smaller than the logging interval",
-    "Checkpoint directory .* exists and is not empty",  # a run that goes on; its log lies there too
+    "Checkpoint directory .* exists and is not empty",  # a resumed run
 )
 
 
 _HELP = """\
 ptq4vm: post-training quantization of video matting networks.
 
-  ptq4vm weights rvm_mobilenetv3                     bring the official weights
-  ptq4vm quantize --config lightning_configs/quantize/demo.yaml
-                                                     both phases, evaluation and the table in one go
-  ptq4vm report RUN                                  one HTML page that shows a run; quantize writes it too
-  ptq4vm runs DIR                                    the runs below a folder
-  ptq4vm compare RUN RUN...                          runs side by side
-  ptq4vm sensitivity NETWORK --data.root ROOT ...    which layers quantization hurts most, one by one
-  ptq4vm evaluate MODEL --data ROOT                  score a network on an evaluation tree
-  ptq4vm matte INPUT --model MODEL --alpha OUT       turn a video into mattes
-  ptq4vm export MODEL --size 288x512 --out FILE      an integer ONNX graph for a runtime, checked in it
-  ptq4vm benchmark MODEL... --size 288x512           latency, frames per second, memory and size, side by side
-  ptq4vm fit --config FILE                           one phase as a Lightning fit (also: lightning fit)
-  ptq4vm validate|test|predict --config FILE         Lightning's other subcommands
+  ptq4vm quantize rvm_mobilenetv3 --data CLIPS --recipe w8a8 --size 720x1280
+                                               quantize, evaluate, report and export in one run
+  ptq4vm report RUN                            write the HTML report of a finished run again
+  ptq4vm runs DIR                              list the runs below a folder
+  ptq4vm compare RUN RUN...                    compare finished runs in one table
+  ptq4vm sensitivity NETWORK --data.root ROOT  measure the effect of quantizing each layer alone
+  ptq4vm evaluate MODEL --data ROOT            score a network on an evaluation tree
+  ptq4vm matte INPUT --model MODEL --alpha OUT
+                                               compute the alpha mattes of a video
+  ptq4vm export MODEL --size 288x512 --out FILE
+                                               export an ONNX graph and check it in its runtime
+  ptq4vm benchmark MODEL... --size 288x512     measure latency, frames per second and memory
+  ptq4vm weights NETWORK                       download and verify the official weights
+  ptq4vm fit --config FILE                     run one phase as a Lightning fit
+  ptq4vm validate|test|predict --config FILE   run Lightning's other subcommands
 
-MODEL is a network's name, a weights file, a quantized checkpoint, a run folder or, to evaluate or to matte with, what
-`ptq4vm export` wrote.
-`ptq4vm SUBCOMMAND --help` tells the options of each.
+MODEL is a network's name, a weights file, a quantized checkpoint or a run folder; evaluate, matte
+and benchmark also accept a graph written by `ptq4vm export`.
+`ptq4vm SUBCOMMAND --help` lists the options of a subcommand.
 """
 
 _AGAIN = "the same command begins anew."
@@ -55,9 +57,9 @@ _NOTHING = f"nothing was written; {_AGAIN}"
 
 class _Command(NamedTuple):
     function: str
-    """Module and function; the module is imported when its command is chosen."""
+    """Module and function; the module is imported when the command runs."""
     stopped: str
-    """The next step after it was stopped."""
+    """Advice printed after the command was stopped."""
 
 
 _COMMANDS = {
@@ -85,16 +87,16 @@ _COMMANDS = {
 def main(args: list[str] | None = None) -> int:
     """Run a command.
 
-    A user's mistake, a system's refusal or a signal is told in a line, without a traceback, and leaves no temporary
-    files behind.
+    User errors, operating system errors and signals are reported in one line without a traceback,
+    and no temporary files remain.
 
     Args:
-        args: of the command line; those of the program if not given. The program then ends with this function: a
-            signal that comes later, while Python clears up, ends it without a traceback.
+        args: command line arguments; by default those of the process, which is then expected to
+            exit after this function: a signal during interpreter shutdown causes no traceback.
 
     Returns:
-        The exit status: 0; 2 after an error; 130, 143 or 129 after SIGINT, SIGTERM or SIGHUP, 141 where nobody reads
-        standard output any more.
+        Exit status: 0; 2 after an error; 130, 143 or 129 after SIGINT, SIGTERM or SIGHUP; 141 if
+        standard output was closed by its reader.
     """
     is_program = args is None
     args = sys.argv[1:] if args is None else args
@@ -131,27 +133,29 @@ def _run(args: list[str]) -> None:
     command(args if args[0] in _LIGHTNING else args[1:])
 
 
-# ---- how a command may end ------------------------------------------------------------------------
+# ---- exit status ---------------------------------------------------------------------------------
 
 
 _ERROR = 2
 _RENEWED_AFTER = 0.05
-"""Seconds, by which a finalizer has ended."""
+"""Delay in seconds before a signal lost in a finalizer is sent again."""
 
 
 class _Stopped(SystemExit):
-    """A signal asks the process to end; unwinds the stack, so that what was begun is cleared away."""
+    """Exit after a signal; unwinds the stack so that temporary files are removed."""
 
 
 @contextmanager
 def _stopped_by_signals(is_program: bool) -> Iterator[Callable[[], None]]:
-    """Inside, SIGTERM and SIGHUP raise; one that is ignored, as by nohup, stays so.
+    """Raise :class:`_Stopped` on SIGTERM and SIGHUP inside the context.
+
+    Signals that are ignored already, e.g. by nohup, stay ignored.
 
     Args:
-        is_program: nothing but Python's own clearing up comes behind.
+        is_program: True if only interpreter shutdown follows; default handlers are set at exit.
 
     Yields:
-        Call it to have these and SIGINT ignored: the command has ended, and says so in peace.
+        Function that ignores SIGINT, SIGTERM and SIGHUP from then on, for the final message.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -162,7 +166,7 @@ def _stopped_by_signals(is_program: bool) -> Iterator[Callable[[], None]]:
             signal.signal(number, signal.SIG_IGN)
 
     def renew(lost: "sys.UnraisableHookArgs") -> None:
-        # Python prints what is raised in a finalizer, and goes on: the stop has to come once more.
+        # Python only prints exceptions raised in a finalizer, so the signal is sent again.
         if isinstance(lost.exc_value, KeyboardInterrupt | _Stopped):
             number = int(getattr(lost.exc_value, "code", 128 + signal.SIGINT)) - 128
             timer = threading.Timer(_RENEWED_AFTER, os.kill, (os.getpid(), number))
@@ -175,7 +179,7 @@ def _stopped_by_signals(is_program: bool) -> Iterator[Callable[[], None]]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if mine else ()
     before = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
     for number, handler in before.items():
-        if handler is signal.SIG_DFL:  # not SIGINT, which Python has a handler for
+        if handler is signal.SIG_DFL:  # not SIGINT, for which Python has a handler
             signal.signal(number, stop)
     print_it, sys.unraisablehook = sys.unraisablehook, renew
     try:
@@ -189,13 +193,15 @@ def _stopped_by_signals(is_program: bool) -> Iterator[Callable[[], None]]:
 
 
 def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
-    """The exit status, and a line or nothing; None where there is to be a traceback, or the exit is one already.
+    """Return the exit status and the message, which may be empty, for an exception.
+
+    The status is None if the exception is to be raised again: an internal error or a SystemExit.
 
     Args:
-        end: what ended the command.
-        stopped: what there is to do after the command was stopped.
+        end: exception that ended the command.
+        stopped: advice to print if the command was stopped.
     """
-    # Lightning ends a fit that was interrupted with a SystemExit of its own, rich a table that nobody reads.
+    # SystemExit is also raised by Lightning after an interrupted fit and by rich on a closed pipe.
     plain = isinstance(end, SystemExit) and not isinstance(end, _Stopped)
     cause = end.__context__ if plain else end
     if isinstance(cause, _Stopped):
@@ -203,16 +209,16 @@ def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
     if isinstance(cause, KeyboardInterrupt):
         return 128 + signal.SIGINT, _stop_all(f"interrupted; {stopped}")
     if isinstance(cause, BrokenPipeError) and (plain or _nobody_reads()):
-        # The interpreter flushes once more at its end.
+        # The interpreter flushes standard output again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE, ""
     if isinstance(end, OSError):
         return _ERROR, f"{end}. {remedy(end)}"
-    # jsonargparse buries what a constructor raised under the list of types it tried.
+    # jsonargparse wraps an exception of a constructor in a ValueError that lists the types tried.
     mistake = end.__cause__ if isinstance(end, ValueError) else end
     if isinstance(mistake, PTQ4VMError) or type(mistake).__name__ == "MisconfigurationException":
         return _ERROR, str(mistake)
-    # Not imported here: imports may be what was interrupted.
+    # Not imported here: the interruption may have hit an import.
     distributed = sys.modules.get("ptq4vm.distributed")
     lost = None if distributed is None else distributed.lost(end)
     if distributed is None or lost is None:
@@ -223,7 +229,7 @@ def _explain(end: BaseException, stopped: str) -> tuple[int | None, str]:
 
 
 def _stop_all(message: str) -> str:
-    """End the run's other processes too; the message, where this process is the one to say it."""
+    """End the other processes of the run; return the message on the leading process, else ""."""
     distributed = sys.modules.get("ptq4vm.distributed")
     if distributed is None:
         return message

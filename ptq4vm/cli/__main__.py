@@ -1,4 +1,4 @@
-"""``python -m ptq4vm.cli`` is ``ptq4vm``."""
+"""Entry point of ``python -m ptq4vm.cli``, the same as ``ptq4vm``."""
 
 import sys
 

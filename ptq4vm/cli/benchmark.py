@@ -1,4 +1,4 @@
-"""`ptq4vm benchmark`."""
+"""Command `ptq4vm benchmark`."""
 
 import platform
 from pathlib import Path
@@ -12,37 +12,58 @@ from ptq4vm.reporting import SteadyProgress, render_table, write_metrics
 
 
 def run_benchmark(args: list[str]) -> None:
-    """Time networks side by side."""
+    """Measure the speed of networks and print a table."""
     parser = ArgumentParser(
         prog="ptq4vm benchmark",
-        description="Time networks in alternation, each in a process of its own, on the CPU: ratios hold also where "
-        "the machine is noisy. Frames are noise; the time does not depend on them.",
+        description="Measure networks in alternation, each in its own process, on the CPU, so that "
+        "ratios are reliable on a busy machine. The input is random frames.",
     )
     parser.add_argument(
-        "models", nargs="+",
-        help="names, weights files, quantized checkpoints (simulated in torch), run folders or exported graphs; "
-        "graph.onnx@openvino names the runtime. Ratios are to the first.",
-    )  # fmt: skip
-    parser.add_argument(
-        "--size", type=str, required=True, help="height x width of the frames, e.g. 288x512"
-    )
-    add_ratio_option(parser, "Of networks in torch; graphs have theirs baked in.")
-    parser.add_argument("--rounds", type=int, default=30, help="how often each is timed")
-    parser.add_argument(
-        "--threads", type=int | None, default=None, help="of each; by default all cores"
+        "models",
+        nargs="+",
+        help="names, weights files, quantized checkpoints (simulated in torch), run folders or "
+        "exported graphs, optionally with a runtime: graph.onnx@openvino; ratios are relative to "
+        "the first",
     )
     parser.add_argument(
-        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+        "--size",
+        type=str,
+        required=True,
+        help="height x width of the frames in pixels, e.g. 288x512",
     )
-    parser.add_argument("--json", type=Path | None, default=None, help="write the figures here")
+    add_ratio_option(parser, "Exported graphs have a fixed ratio.")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="number of measurements of each network"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int | None,
+        default=None,
+        help="threads of each network; by default all cores",
+    )
+    parser.add_argument(
+        "--network",
+        type=str,
+        default="rvm_mobilenetv3",
+        help="architecture of a file of float weights",
+    )
+    parser.add_argument(
+        "--json", type=Path | None, default=None, help="write the results to this file"
+    )
     config = parser.parse_args(args)
     with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("loading", total=None)
         speeds = measure_speed(
-            config.models, *parse_size(config.size), config.downsample_ratio, config.rounds, config.threads,
+            config.models,
+            *parse_size(config.size),
+            config.downsample_ratio,
+            config.rounds,
+            config.threads,
             config.network,
-            progress=lambda done, all: progress.update(task, completed=done, total=all, description="timing"),
-        )  # fmt: skip
+            progress=lambda done, all: progress.update(
+                task, completed=done, total=all, description="timing"
+            ),
+        )
     rows = [speed_row(speed, speeds[0]) for speed in speeds]
     render_table(rows, console)
     if config.json is not None:

@@ -1,4 +1,4 @@
-"""Pieces that several commands share."""
+"""Options and helpers shared by several commands."""
 
 import re
 
@@ -17,10 +17,11 @@ console = plain_console()
 
 
 TRUST = (
-    "A configuration is code: its class_path can name any class that is installed, whose module is imported, and its "
-    "settings say where files are written. Run only those you trust, as you would a script."
+    "A configuration is code: its class_path can name any installed class, whose module is "
+    "imported, and its settings set the paths of written files. Run only configurations you "
+    "trust, as you would a script."
 )
-"""For the help of commands that take one."""
+"""Warning in the help of commands that take a configuration."""
 
 
 COLUMNS = (
@@ -32,21 +33,29 @@ COLUMNS = (
 
 
 def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
-    """Parse, and instantiate classes; raises PTQ4VMError on settings of another kind."""
+    """Parse arguments and instantiate the classes they configure.
+
+    Raises:
+        PTQ4VMError: A setting has the wrong type.
+    """
     try:
         return parser.instantiate_classes(parser.parse_args(args))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error.__cause__, PTQ4VMError):
             raise
-        # jsonargparse lets some nulls pass, `data:` with nothing below it for one, and stumbles over them later; so it
-        # does over numbers of hundreds of digits and very deep nesting.
+        # jsonargparse accepts some nulls, e.g. an empty `data:`, and fails on them later; likewise
+        # numbers of hundreds of digits and very deep nesting.
         raise PTQ4VMError(
             f"Expected settings of their own kinds, got: {error}. Look for empty ones."
         ) from error
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``288x512`` -> (288, 512). Raises PTQ4VMError on anything else."""
+    """Parse ``288x512`` as (height, width) = (288, 512).
+
+    Raises:
+        PTQ4VMError: The text has another form, or the size is out of range.
+    """
     match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
     if match is None:
         raise PTQ4VMError(f"Expected a size as HEIGHTxWIDTH, e.g. 288x512, got {text!r}.")
@@ -56,7 +65,11 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of this name, or by default what there is."""
+    """Return the device of this name; by default the available accelerator, or the CPU.
+
+    Raises:
+        PTQ4VMError: The device is not available.
+    """
     default = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         device = torch.empty(0, device=name or default).device
@@ -70,10 +83,10 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def device_line(accelerator: str | None = None) -> str:
-    """Return a line that names the device in use.
+    """Return a line with the name of the device in use.
 
     Args:
-        accelerator: Lightning's name; None and ``auto`` take what there is.
+        accelerator: Lightning's name; None and ``auto`` select the available device.
     """
     device = torch.device("cpu") if accelerator == "cpu" else pick_device(None)
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
@@ -81,12 +94,14 @@ def device_line(accelerator: str | None = None) -> str:
 
 
 def add_ratio_option(parser: ArgumentParser, use: str) -> None:
-    """Add ``--downsample_ratio``, by default auto; ``use`` says what it applies to."""
+    """Add ``--downsample_ratio``, by default auto, with a note ``use`` in its help."""
     parser.add_argument(
-        "--downsample_ratio", type=Ratio, default="auto",
-        help=f"the network's body works at this fraction of the frame's size, in (0, 1]; auto: its longer side becomes "
-        f"{LONG_SIDE} pixels, as RVM's authors advise. {use}",
-    )  # fmt: skip
+        "--downsample_ratio",
+        type=Ratio,
+        default="auto",
+        help="fraction of the frame's size at which the network's body works, in (0, 1]; auto: its "
+        f"longer side becomes {LONG_SIDE} pixels, as RVM's authors advise. {use}",
+    )
 
 
 def add_runtime_options(parser: ArgumentParser) -> None:
@@ -95,16 +110,16 @@ def add_runtime_options(parser: ArgumentParser) -> None:
         "--runtime",
         type=Runtime | None,
         default=None,
-        help="of an exported graph; by default the one it is for",
+        help="runtime of an exported graph; by default its target",
     )
     parser.add_argument(
         "--threads",
         type=int | None,
         default=None,
-        help="of an exported graph; by default all cores",
+        help="threads of an exported graph; by default all cores",
     )
 
 
 def open_model(config: Namespace) -> MattingModel:
-    """Open the network that ``--model`` names."""
+    """Open the network given by ``--model``."""
     return open_network(config.model, config.network, config.runtime, config.threads)

@@ -1,4 +1,4 @@
-"""`ptq4vm evaluate`."""
+"""Command `ptq4vm evaluate`."""
 
 from pathlib import Path
 
@@ -25,33 +25,43 @@ def run_evaluate(args: list[str]) -> None:
         "model", help="name, weights file, quantized checkpoint, run folder or exported graph"
     )
     parser.add_argument(
-        "--data", type=str, required=True, help="a tree <set>/<clip>/{com,pha,fgr}/<frame>"
+        "--data", type=str, required=True, help="folder <set>/<clip>/{com,pha,fgr}/<frame>"
     )
-    parser.add_argument("--json", type=Path | None, default=None, help="write the metrics here")
     parser.add_argument(
-        "--alpha", type=Path | None, default=None, help="write the mattes here, as 8-bit PNG"
+        "--json", type=Path | None, default=None, help="write the metrics to this file"
+    )
+    parser.add_argument(
+        "--alpha",
+        type=Path | None,
+        default=None,
+        help="write the mattes to this folder, as 8-bit PNG",
     )
     parser.add_argument(
         "--scoring",
         type=str,
         default="float",
         choices=["float", "png8"],
-        help="how mattes are scored",
+        help="png8 truncates mattes to 8 bits before scoring",
     )
     parser.add_argument(
-        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+        "--network",
+        type=str,
+        default="rvm_mobilenetv3",
+        help="architecture of a file of float weights",
     )
+    parser.add_argument("--clips", type=int | None, default=None, help="maximum number of clips")
     parser.add_argument(
-        "--clips", type=int | None, default=None, help="score at most so many clips"
-    )
-    parser.add_argument(
-        "--frames", type=int | None, default=None, help="score at most so many frames of a clip"
+        "--frames", type=int | None, default=None, help="maximum number of frames per clip"
     )
     accelerators = ["auto", "cpu", "gpu", "cuda", "mps"]
     parser.add_argument(
-        "--accelerator", type=str, default="auto", choices=accelerators, help="where to run"
+        "--accelerator",
+        type=str,
+        default="auto",
+        choices=accelerators,
+        help="Lightning's accelerator",
     )
-    add_ratio_option(parser, "An exported graph has its own.")
+    add_ratio_option(parser, "An exported graph has a fixed ratio.")
     add_runtime_options(parser)
     config = parser.parse_args(args)
     network = open_model(config)
@@ -66,9 +76,15 @@ def run_evaluate(args: list[str]) -> None:
     row = _row(str(config.model), network, metrics, *size)
     render_table([row], console)
     if config.json is not None:
-        write_metrics(config.json, [row], {
-            "data": config.data, "scoring": config.scoring, "downsample_ratio": network.downsample_ratio
-        })  # fmt: skip
+        write_metrics(
+            config.json,
+            [row],
+            {
+                "data": config.data,
+                "scoring": config.scoring,
+                "downsample_ratio": network.downsample_ratio,
+            },
+        )
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""`ptq4vm export`."""
+"""Command `ptq4vm export`."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,34 +17,44 @@ def run_export(args: list[str]) -> None:
     """Write a network as an ONNX graph and check it in its runtime."""
     parser = ArgumentParser(
         prog="ptq4vm export",
-        description="Write a network as an ONNX graph of integers, play a clip through it in its runtime, and keep the "
-        "file only if the mattes are the same.",
+        description="Export a network as an ONNX graph of integers, run it on a clip in its "
+        "runtime, and keep the file only if the mattes agree within the tolerance.",
     )
     parser.add_argument(
         "model", help="a network's name, a weights file, a quantized checkpoint or a run folder"
     )
     parser.add_argument(
-        "--size", type=str, required=True, help="height x width of the frames, e.g. 288x512"
+        "--size",
+        type=str,
+        required=True,
+        help="height x width of the frames in pixels, e.g. 288x512",
     )
     parser.add_argument("--out", type=Path, required=True, help="the ONNX file")
     parser.add_argument(
-        "--bits", type=Literal[32] | None, default=None, help="32: insist on a float model"
+        "--bits",
+        type=Literal[32] | None,
+        default=None,
+        help="32: fail unless the model is a float model",
     )
     parser.add_argument(
-        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+        "--network",
+        type=str,
+        default="rvm_mobilenetv3",
+        help="architecture of a file of float weights",
     )
-    add_ratio_option(parser, "It is baked in, also where sizes are left open.")
+    add_ratio_option(parser, "Fixed in the graph, also with a dynamic size.")
     parser.add_function_arguments(
         export, skip={"network", "height", "width", "path", "progress"}, as_group=False
     )
     config = parser.parse_args(args)
     size = parse_size(config.size)
-    # All that needs no network, since to load one takes seconds.
+    # Checks without the network come first, since loading it takes seconds.
     require_job(*size, config.out, config.target, config.opset, config.clip, config.frames)
     network = load_model(config.model, config.network)
     if config.bits == 32 and getattr(network, "qconfig", None) is not None:
         raise PTQ4VMError(
-            f"Expected a float model with --bits 32, got {config.model}. Name the network or its weights."
+            f"Expected a float model with --bits 32, got {config.model}. Name the network or its "
+            "weights."
         )
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     chosen = (
@@ -61,16 +71,22 @@ def run_export(args: list[str]) -> None:
     with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("exporting", total=None)
         exported = export(
-            network, *size, config.out, **{name: config[name] for name in chosen},
-            progress=lambda done, total, what: progress.update(task, completed=done, total=total, description=what),
-        )  # fmt: skip
+            network,
+            *size,
+            config.out,
+            **{name: config[name] for name in chosen},
+            progress=lambda done, total, what: progress.update(
+                task, completed=done, total=total, description=what
+            ),
+        )
     parity = exported.parity
     console.print(
         f"file        {exported.path}  ({exported.size_mb:.2f} MB)\n"
         f"ratio       {network.downsample_ratio:.4g} of {config.size}, baked in\n"
         f"executes    {exported.storage}\n"
-        f"parity      mean |Δα| {parity.mean:.1e}, largest {parity.highest:.1e}, {100 * parity.share:.2f} % of pixels "
-        f"more than 1/255 apart, over {parity.frames} frames in {exported.runtime}",
+        f"parity      mean |Δα| {parity.mean:.1e}, largest {parity.highest:.1e}, "
+        f"{100 * parity.share:.2f} % of pixels more than 1/255 apart, over {parity.frames} frames "
+        f"in {exported.runtime}",
         highlight=False,
         soft_wrap=True,
     )

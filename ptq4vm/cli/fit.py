@@ -1,4 +1,4 @@
-"""Lightning's own subcommands: fit, validate, test and predict."""
+"""Lightning's subcommands: fit, validate, test and predict."""
 
 import sys
 from contextlib import ExitStack
@@ -24,7 +24,7 @@ class _CLI(LightningCLI):
     owns: ExitStack
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Lightning's, whose help says that a configuration is code."""
+        """Return Lightning's parser with a warning in its help that a configuration is code."""
         return super().init_parser(epilog=TRUST, **kwargs)
 
     def __init__(self, *args: Any, bar: WorkBar, **kwargs: Any) -> None:
@@ -32,13 +32,13 @@ class _CLI(LightningCLI):
         super().__init__(*args, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
-        """Look early whether it is a checkpoint; settings aren't taken from it."""
+        """Check early that the file is a checkpoint; no settings are read from it."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path is not None and Path(path).is_file():
             WholeCheckpoints().load_checkpoint(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Lightning's Trainer; what it refuses is a user's mistake."""
+        """Create Lightning's Trainer; re-raise its configuration errors as `PTQ4VMError`."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except ValueError as error:
@@ -49,16 +49,16 @@ class _CLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Lightning's; the data's long work shows on the bar."""
+        """Instantiate the classes and show the datamodule's progress on the bar."""
         super().instantiate_classes()
         if self.trainer.is_global_zero:
             self.datamodule.progress = self.bar
 
     def before_fit(self) -> None:
-        """Check everything before Lightning's loggers write, and say what is gone on from."""
+        """Check model, data and checkpoint before loggers write; print the resume point."""
         options, stage = self.config_init[self.subcommand], TrainerFn(self.subcommand)
         try:
-            # Which file "last" or "best" means.
+            # Resolves "last" and "best" to a file.
             path = self.trainer._checkpoint_connector._select_ckpt_path(
                 stage, options.get("ckpt_path"), model_provided=True, model_connected=False
             )
@@ -71,7 +71,7 @@ class _CLI(LightningCLI):
             and self.model.output is not None
             and self.trainer.is_global_zero
         ):
-            # Of two fits with one output the work of one would be lost.
+            # Two fits with the same output would overwrite each other.
             self.owns.enter_context(owned(Path(self.model.output)))
         if said is not None:
             rank_zero_only(console.print)(said, highlight=False, markup=False, soft_wrap=True)
@@ -79,13 +79,16 @@ class _CLI(LightningCLI):
     before_validate = before_test = before_fit
 
     def before_predict(self) -> None:
-        """Mattes go to files as they come (add ptq4vm.phases.callbacks.AlphaWriter); kept, they would fill the memory."""
+        """Disable the collection of predictions, which would exhaust memory.
+
+        To write mattes to files, add :class:`ptq4vm.phases.callbacks.AlphaWriter`.
+        """
         self.config_init["predict"]["return_predictions"] = False
         self.before_fit()
 
 
 def run_lightning(args: list[str]) -> None:
-    """Hand the command line to Lightning's CLI."""
+    """Run Lightning's CLI with these arguments."""
     with ExitStack() as _CLI.owns, WorkBar(console=console) as bar:
         _CLI(
             PTQPhase,
@@ -96,7 +99,7 @@ def run_lightning(args: list[str]) -> None:
             save_config_callback=LoggedConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"parser_mode": "yaml"},
-            # Lightning warns where arguments are given twice.
+            # Lightning warns if args are given in addition to sys.argv.
             args=None if args == sys.argv[1:] else args,
             bar=bar,
         )

@@ -1,4 +1,4 @@
-"""`ptq4vm matte`."""
+"""Command `ptq4vm matte`."""
 
 from pathlib import Path
 
@@ -22,59 +22,74 @@ from ptq4vm.video import CutList, open_frames
 
 class _FramesPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Over the last seconds; over all once it is done."""
+        """Render the speed of the last seconds, or of the whole task when it is finished."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.1f} fps")
 
 
 def run_matte(args: list[str]) -> None:
-    """Matte a video."""
+    """Compute mattes of a video and write the requested files."""
     parser = ArgumentParser(
-        prog="ptq4vm matte", description="Turn a video or a folder of frames into mattes."
+        prog="ptq4vm matte", description="Compute the mattes of a video or a folder of frames."
     )
     parser.add_argument("input", type=Path, help="a video file, a folder of frames or an image")
     parser.add_argument(
         "--model",
         type=str,
         default="rvm_mobilenetv3",
-        help="name, weights, checkpoint or run folder",
+        help="name, weights, checkpoint, run folder or graph",
     )
     parser.add_argument(
-        "--network", type=str, default="rvm_mobilenetv3", help="what a file of float weights is of"
+        "--network",
+        type=str,
+        default="rvm_mobilenetv3",
+        help="architecture of a file of float weights",
     )
     parser.add_argument(
         "--alpha",
         type=Path | None,
         default=None,
-        help="alpha: .mp4, .mkv, .webm, or a folder of PNG",
-    )
-    parser.add_argument("--foreground", type=Path | None, default=None, help="foreground, likewise")
-    parser.add_argument(
-        "--composite", type=Path | None, default=None, help="over the background, likewise"
+        help="write alpha to .mp4, .mkv, .webm or a folder of PNG",
     )
     parser.add_argument(
-        "--cutout", type=Path | None, default=None,
-        help="foreground and alpha in one: .mov (ProRes 4444), .webm (VP9), or a folder of PNG",
-    )  # fmt: skip
+        "--foreground", type=Path | None, default=None, help="write the foreground, likewise"
+    )
+    parser.add_argument(
+        "--composite",
+        type=Path | None,
+        default=None,
+        help="write the composite over the background, likewise",
+    )
+    parser.add_argument(
+        "--cutout",
+        type=Path | None,
+        default=None,
+        help="write foreground and alpha to one .mov (ProRes 4444), .webm (VP9) or folder of PNG",
+    )
     parser.add_argument(
         "--sound", type=bool, default=True, help="copy a video's sound to composite and cutout"
     )
     parser.add_argument(
-        "--cuts", type=str, default="auto",
-        help="where a new shot begins and the network starts anew: auto finds it in the frames, off: nowhere, "
-        "or a file with a frame's number (from 0) or a time (12.5, 1:02.5) a line",
-    )  # fmt: skip
+        "--cuts",
+        type=str,
+        default="auto",
+        help="cuts between shots, at which the recurrent state is reset: auto (detected in the "
+        "frames), off, or a file with a frame number (from 0) or a time (12.5, 1:02.5) per line",
+    )
     parser.add_argument(
         "--background", type=str, default="green", help="a colour, an image or a video"
     )
-    add_ratio_option(parser, "An exported graph has its own.")
+    add_ratio_option(parser, "An exported graph has a fixed ratio.")
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="stop at a damaged frame, instead of repeating the one before",
+        help="stop at a damaged frame instead of repeating the previous one",
     )
     parser.add_argument(
-        "--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is"
+        "--device",
+        type=str | None,
+        default=None,
+        help="cpu, cuda, ...; by default an available accelerator",
     )
     add_runtime_options(parser)
     config = parser.parse_args(args)
@@ -83,7 +98,7 @@ def run_matte(args: list[str]) -> None:
     check_paths(config.input, targets, background)
     open_frames(config.input)
     if config.cuts not in ("auto", "off"):
-        CutList.read(Path(config.cuts))  # refused, if so, before the network is loaded
+        CutList.read(Path(config.cuts))  # fails before the network is loaded
     network = open_model(config)
     if not isinstance(network, ExportedNetwork):
         network.to(pick_device(config.device))
@@ -91,10 +106,20 @@ def run_matte(args: list[str]) -> None:
     with SteadyProgress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
         task = progress.add_task("matting", total=None)
         report = matte_video(
-            network, config.input, config.alpha, config.composite, background, config.foreground,
-            config.downsample_ratio, lambda done, total: progress.update(task, completed=done, total=total),
-            config.cutout, config.sound, config.cuts, config.strict, notes.append,
-        )  # fmt: skip
+            network,
+            config.input,
+            config.alpha,
+            config.composite,
+            background,
+            config.foreground,
+            config.downsample_ratio,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            config.cutout,
+            config.sound,
+            config.cuts,
+            config.strict,
+            notes.append,
+        )
     found = " found" if config.cuts == "auto" else ""
     cuts = (
         ""

@@ -1,4 +1,4 @@
-"""`ptq4vm quantize`: its short form and its help, without heavy imports."""
+"""Command `ptq4vm quantize`: short form and help, without slow imports."""
 
 import argparse
 import sys
@@ -59,12 +59,17 @@ def _front() -> argparse.ArgumentParser:
         "--recipe", metavar="NAME", help=f"by default {DEFAULT_RECIPE} if --data is given"
     )
     front.add_argument(
-        "--config", metavar="FILE", action="append", help="settings of your own; later files win"
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file of settings; later files take precedence",
     )
     front.add_argument(
-        "--size", metavar="HxW", help="export for frames of this size, check parity, time it"
+        "--size",
+        metavar="HxW",
+        help="export for frames of this size, check parity and measure latency",
     )
-    # Part of the settings as well; listed here for the help only.
+    # These are settings too; they are listed here for the help.
     for name, metavar, text in (
         ("--target", "RUNTIME", "openvino (default of the recipes), onnxruntime or tensorrt"),
         ("--weights", "FILE", "float weights; by default the official ones"),
@@ -78,13 +83,13 @@ def _front() -> argparse.ArgumentParser:
         const="short",
         choices=["short", "all", *GROUPS],
         metavar="GROUP",
-        help="this help, or that of a group of settings",
+        help="show this help, or the help of a group of settings",
     )
     return front
 
 
 def _expand(named: argparse.Namespace, rest: list[str]) -> list[str]:
-    """Write the short form as settings: configurations first, so that all others overrule them."""
+    """Return the short form as settings, configurations first so that options override them."""
     settings = []
     if rest and not rest[0].startswith("-"):
         settings += ["--network", rest.pop(0)]

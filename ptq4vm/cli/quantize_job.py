@@ -1,4 +1,4 @@
-"""The settings of `ptq4vm quantize`, and the job itself."""
+"""Settings and execution of `ptq4vm quantize`."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def print_settings(group: str) -> None:
 
 
 def run(args: list[str], size: str | None) -> None:
-    """Quantize, print the table and, with a size, export every network of the run and time it."""
+    """Quantize and print the table; with a size, also export and time every network of the run."""
     config = parse_settings(_settings(), args)
     options = _options(config)
     frame = None if size is None else parse_size(size)
@@ -63,10 +63,13 @@ def run(args: list[str], size: str | None) -> None:
 def _settings() -> ArgumentParser:
     parser = ArgumentParser(prog="ptq4vm quantize", epilog=TRUST, description=quantize.__doc__)
     parser.add_argument(
-        "--config", action="config", help="YAML file; may be given several times, later ones win."
+        "--config", action="config", help="YAML file; may be repeated, later files take precedence"
     )
     parser.add_argument(
-        "--base", type=str | None, default=None, help="in a file: the file with its defaults"
+        "--base",
+        type=str | None,
+        default=None,
+        help="in a YAML file: path of the file with its defaults",
     )
     for group in ("data", "block_reconstruction", "gac", "trainer"):
         _add_group(parser, group)
@@ -94,12 +97,13 @@ def _add_group(parser: ArgumentParser, group: str) -> None:
 
 
 def _options(config: Namespace) -> dict[str, Any]:
-    """Return keyword arguments for :func:`quantize`, groups of options as dictionaries."""
+    """Return keyword arguments of :func:`quantize`, with groups of options as dictionaries."""
     options = {key: value for key, value in vars(config).items() if key not in ("config", "base")}
     for group in ("block_reconstruction", "gac", "trainer"):
         if not isinstance(options[group], Namespace):
             raise PTQ4VMError(
-                f"Expected settings below {group}, got {options[group]!r}. Name some, or leave it out."
+                f"Expected settings below {group}, got {options[group]!r}. Name some, or leave it "
+                "out."
             )
         options[group] = dict(vars(options[group]))
     return options

@@ -1,4 +1,4 @@
-"""`ptq4vm report`, `ptq4vm runs` and `ptq4vm compare`."""
+"""Commands `ptq4vm report`, `ptq4vm runs` and `ptq4vm compare`."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from ptq4vm.reporting import compare_runs, list_runs, read_run
 
 
 def run_report(args: list[str]) -> None:
-    """Write the report of a run."""
+    """Write the HTML report of a finished run."""
     parser = ArgumentParser(prog="ptq4vm report", description=report_run.__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument(
-        "--out", type=Path | None, default=None, help="the HTML file; by default RUN/report.html"
+        "--out", type=Path | None, default=None, help="HTML file; by default RUN/report.html"
     )
     config = parser.parse_args(args)
     path, problem = report_run(config.run, config.out)
@@ -26,18 +26,22 @@ def run_report(args: list[str]) -> None:
 
 
 def run_runs(args: list[str]) -> None:
-    """List runs."""
+    """List the runs below a folder."""
     parser = ArgumentParser(
         prog="ptq4vm runs", description="List the runs of `ptq4vm quantize` below a folder."
     )
-    parser.add_argument("folder", type=Path, help="e.g. runs")
+    parser.add_argument("folder", type=Path, help="folder to search, e.g. runs")
     list_runs(parser.parse_args(args).folder, console)
 
 
 def run_compare(args: list[str]) -> None:
-    """Compare runs."""
-    parser = ArgumentParser(prog="ptq4vm compare", description="Put finished runs side by side.")
-    parser.add_argument("runs", nargs="+", type=Path, help="their folders")
-    parser.add_argument("--json", type=Path | None, default=None, help="write the same here")
+    """Print a table that compares finished runs."""
+    parser = ArgumentParser(
+        prog="ptq4vm compare", description="Compare finished runs in one table."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument(
+        "--json", type=Path | None, default=None, help="write the comparison to this file"
+    )
     config = parser.parse_args(args)
     compare_runs([read_run(folder) for folder in config.runs], console, config.json)

@@ -1,4 +1,4 @@
-"""`ptq4vm sensitivity`."""
+"""Command `ptq4vm sensitivity`."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from ptq4vm.reporting import LayerBar, SteadyProgress, draw_sensitivity
 
 
 def run_sensitivity(args: list[str]) -> None:
-    """Measure the sensitivity of each layer."""
+    """Measure the sensitivity of each layer and write a table and a picture."""
     parser = ArgumentParser(
         prog="ptq4vm sensitivity", epilog=TRUST, description=measure_sensitivity.__doc__
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file; may be given several times, later ones win."
+        "--config", action="config", help="YAML file; may be repeated, later files take precedence"
     )
     parser.add_argument("network", help=", ".join(list_models()))
     parser.add_argument(
@@ -34,19 +34,25 @@ def run_sensitivity(args: list[str]) -> None:
         "--downsample_ratio",
         type=float,
         default=1.0,
-        help="the body works at this share of the size",
+        help="fraction of the frame's size at which the network's body works",
     )
     parser.add_argument(
         "--bits", type=list[str] | str, default="W4A4", help="e.g. W4A4, or [W4A4, W4A8, W8A8]"
     )
     parser.add_argument(
-        "--sequences", type=int | None, default=None, help="measure on so many; by default on all"
+        "--sequences",
+        type=int | None,
+        default=None,
+        help="number of calibration sequences; by default all",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/sensitivity"), help="a folder for what was found"
+        "--output", type=Path, default=Path("runs/sensitivity"), help="folder of the results"
     )
     parser.add_argument(
-        "--device", type=str | None, default=None, help="cpu, cuda, ...; by default what there is"
+        "--device",
+        type=str | None,
+        default=None,
+        help="cpu, cuda, ...; by default an available accelerator",
     )
     parser.add_class_arguments(
         VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"}

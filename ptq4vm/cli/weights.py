@@ -1,4 +1,4 @@
-"""`ptq4vm weights`."""
+"""Command `ptq4vm weights`."""
 
 from jsonargparse import ArgumentParser
 
@@ -7,9 +7,9 @@ from ptq4vm.models import fetch_weights, list_models
 
 
 def run_weights(args: list[str]) -> None:
-    """Fetch official weights."""
+    """Download the official weights of a network and print their path."""
     parser = ArgumentParser(
-        prog="ptq4vm weights", description="Bring a network's official weights, verified."
+        prog="ptq4vm weights", description="Download and verify the official weights of a network."
     )
     parser.add_argument("network", help=", ".join(list_models()))
     path = fetch_weights(

@@ -1,4 +1,4 @@
-"""The main job, from a float network to a table, a report and a quantized checkpoint."""
+"""Complete jobs: quantization of a float network with table and report, and evaluation."""
 
 from ptq4vm.pipeline.evaluation import evaluate
 from ptq4vm.pipeline.quantize import QuantizeResult, quantize

@@ -44,21 +44,23 @@ def _graph(folder: Path, target: str, height: int, width: int) -> Path:
 def deliver(
     result: QuantizeResult, network: str, weights: str, target: TargetName, height: int, width: int
 ) -> list[str]:
-    """Export the float network and every network of a run, check parity, time them, renew the report.
+    """Export the float network and every network of a run, check parity and measure latency.
+
+    The run's report is written again, with the latencies.
 
     Args:
         result: The finished run.
         network: Name of the float network.
-        weights: ``official``, or a file of its weights.
+        weights: ``official``, or a file of float weights.
         target: The runtime.
         height: Height of the frames in pixels.
         width: Width of the frames in pixels.
 
     Returns:
-        A line for each quantized graph: file, size, parity.
+        A line for each quantized graph: file, size in MB and parity.
 
     Raises:
-        PTQ4VMError: As :func:`ptq4vm.deploy.export`.
+        PTQ4VMError: See :func:`ptq4vm.deploy.export`.
     """
     console = plain_console()
     reference = create_model(network, weights=weights)

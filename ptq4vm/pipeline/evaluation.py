@@ -1,4 +1,4 @@
-"""Scores of one network on evaluation clips."""
+"""Evaluation of a network on evaluation clips."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ def evaluate(
     """Score a network on the evaluation clips of a datamodule.
 
     Args:
-        network: Float, quantized or exported.
-        data: Its evaluation clips need true alpha, or the float network's from
+        network: Float, quantized or exported network.
+        data: Evaluation clips, with true alpha or with the float network's alpha from
             :meth:`VideoMattingDataModule.add_references`.
         scoring: ``float``, or ``png8`` for mattes truncated to 8 bits.
         accelerator: Lightning's accelerator.

@@ -1,4 +1,4 @@
-"""The main job: block reconstruction, global calibration, evaluation and the table, in one resumable run folder."""
+"""Quantization job: block reconstruction, global calibration and evaluation in a run folder."""
 
 import dataclasses
 import shutil
@@ -29,12 +29,12 @@ from ptq4vm.reporting.page import REPORT
 from ptq4vm.reporting.runs import METRICS, read_run
 
 AUTO = "auto"
-"""Stands among the bits for W4A4 with more bits in the layers that need them most."""
+"""Bits of a W4A4 network with more bits in the most sensitive layers."""
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What :func:`quantize` leaves behind."""
+    """Result of :func:`quantize`."""
 
     folder: Path
     rows: list[ResultRow]
@@ -43,7 +43,7 @@ class QuantizeResult:
     metrics: Path
     report: Path
     checkpoints: dict[str, Path]
-    """The finished quantized checkpoint of each bit width."""
+    """Final quantized checkpoint by bits."""
 
 
 def quantize(
@@ -66,35 +66,38 @@ def quantize(
     scoring: Scoring = "float",
     trainer: dict[str, Any] | None = None,
 ) -> QuantizeResult:
-    """Quantize a network through both phases, score each step on the evaluation clips, and draw mattes.
+    """Quantize a network in two phases, score each step on the evaluation clips and draw mattes.
 
-    Every finished step stays in the run folder and is not done again; a killed step goes on from its last block or
-    epoch.
+    Finished steps are kept in the run folder and are not repeated; a killed step resumes from its
+    last block or epoch.
 
     Args:
         data: calibration and evaluation clips.
-        output: the run folder.
-        network: the registry's name of the network.
+        output: run folder.
+        network: registry name of the network.
         weights: ``official``, or a file of float weights.
-        downsample_ratio: the network's body works at this fraction of the frame's size.
-        bits: one or more of W8A8, W4A8, W4A4, ..., or ``auto``: W4A4, but W4A8 or W8A8 in the layers that gain most,
-            found by quantizing each alone on calibration sequences.
-        budget: of ``auto``: the share of all bit operations that layers above W4A4 may take, first and last included.
-        rows: the table's rows by name, the last of which is the run's result; the paper's steps if not given.
-        qconfig: everything else about quantization; its ``bits`` are replaced by each of ``bits``.
-        target: the runtime that the result is for; sets in ``qconfig`` what it needs to execute integers: placement,
-            depthwise_granularity and, for TensorRT, activation_grid. By default ``qconfig`` stays as it is.
-        block_reconstruction: options of :class:`BlockReconstructionModule`; rows may change them.
-        gac: options of :class:`GACModule`; rows may change them.
-        block_steps: steps for each block.
-        block_batch_size: sequences in a step of block reconstruction.
-        gac_epochs: passes through the calibration set in global calibration.
-        gac_batch_size: sequences in a step of global calibration.
-        scoring: ``float`` or ``png8``.
+        downsample_ratio: fraction of the frame's size at which the network's body works.
+        bits: one or more of W8A8, W4A8, W4A4, ..., or ``auto``: W4A4, with W4A8 or W8A8 in the
+            layers that gain most, selected by quantizing each layer alone on calibration sequences.
+        budget: for ``auto``: maximum share of all bit operations in layers above W4A4, the first
+            and last layers included.
+        rows: rows of the table by name, the last of which is the run's result; by default the
+            steps of the paper.
+        qconfig: all other quantization settings; its ``bits`` are replaced by each of ``bits``.
+        target: runtime of the result; sets in ``qconfig`` the options it needs to execute integers:
+            placement, depthwise_granularity and, for TensorRT, activation_grid. By default
+            ``qconfig`` is unchanged.
+        block_reconstruction: options of :class:`BlockReconstructionModule`; rows may override them.
+        gac: options of :class:`GACModule`; rows may override them.
+        block_steps: optimization steps per block.
+        block_batch_size: sequences per step of block reconstruction.
+        gac_epochs: passes over the calibration set in global calibration.
+        gac_batch_size: sequences per step of global calibration.
+        scoring: ``float``, or ``png8`` to truncate mattes to 8 bits.
         trainer: options of Lightning's Trainer: accelerator, devices, logger, ...
 
     Raises:
-        PTQ4VMError: bad settings or data; or ``output`` holds a run with other settings.
+        PTQ4VMError: Invalid settings or data, or ``output`` contains a run with other settings.
     """
     settings = {
         name: value for name, value in locals().items() if name not in ("data", "output", "trainer")
@@ -102,12 +105,16 @@ def quantize(
     run = Run(Path(output), data, dict(trainer or {}), scoring)
     if target is not None:
         qconfig = find_target(target).fit(qconfig)
-    # A folder is claimed only for what can be run.
+    # Settings are validated before the folder is claimed.
     plans = {
         one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits
     }
-    counts = {"block_steps": block_steps, "block_batch_size": block_batch_size, "gac_epochs": gac_epochs,
-              "gac_batch_size": gac_batch_size}  # fmt: skip
+    counts = {
+        "block_steps": block_steps,
+        "block_batch_size": block_batch_size,
+        "gac_epochs": gac_epochs,
+        "gac_batch_size": gac_batch_size,
+    }
     for name, count in counts.items():
         if count < 1:
             raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
@@ -188,16 +195,16 @@ def _learns(row: Method) -> bool:
 
 
 def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConfig:
-    """The plan with more bits for the layers that gain most; what was measured for it stays in the run folder."""
+    """Return ``plan`` with more bits in sensitive layers; cache measurements in the run folder."""
     run.say("AUTO: each layer quantized alone")
     path = run.folder / AUTO / "sensitivity.json"
     bits = (BASE_BITS, *CANDIDATE_BITS)
     with run.on_device(teacher), run.second_bar() as progress:
-        # All processes measure the same rather than wait: a process group gives up on who doesn't answer.
+        # All ranks repeat the measurement: waiting ranks would exceed the process group's timeout.
         found = distributed.gather(
             measure_sensitivity(teacher, run.data, bits, plan, path=path, progress=progress)
         )[0]
-    # What the user set wins.
+    # Bits set by the user take precedence.
     return dataclasses.replace(
         plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits}
     )
@@ -206,7 +213,7 @@ def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConf
 def _report(
     run: Run, teacher: MattingModel, names: list[str], table: list[ResultRow]
 ) -> QuantizeResult:
-    """Table, metrics.json, pictures and the report."""
+    """Write table, metrics.json, pictures and report; return the result."""
     checkpoints = {name: run.folder / name.lower() / FINAL_CHECKPOINT for name in names}
     meta = {
         "scoring": run.scoring,
@@ -228,7 +235,7 @@ def _report(
         part.write_text(markdown_table(table))
     networks = load_networks(run.folder, names)
     shots, src = collect_shots(run.data, teacher, networks)
-    # The first of each clip, through the network of the last bits.
+    # The first shot of each clip, by the network of the last bits.
     first = {shot.clip: shot for shot in reversed(shots)}
     draw_strips([shot.strip(names[-1]) for shot in reversed(first.values())], result.pictures)
     record_end(run.folder)

@@ -1,4 +1,4 @@
-"""What a run folder says of its own making: versions, code, seed, weights, and when."""
+"""Provenance record of a run: versions, revision, seed, weights and times."""
 
 import platform
 from datetime import datetime, timezone
@@ -23,11 +23,12 @@ _PACKAGES = (
 
 
 def record_start(folder: Path, facts: dict[str, Any]) -> None:
-    """Add a start to the run's record, which begins with the first.
+    """Add a start to the run's record; create the record on the first start.
 
     Args:
-        folder: the run folder.
-        facts: the same for every start, plain JSON: seed, checksum of the weights, what settings.json leaves out.
+        folder: run folder.
+        facts: JSON values that replace those of earlier starts: seed, checksum of the weights, and
+            settings that settings.json omits.
     """
     record = {"starts": [], **read_record(folder), **facts}
     record["starts"].append(
@@ -37,13 +38,13 @@ def record_start(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def record_end(folder: Path) -> None:
-    """Say in the record when the run was finished first."""
+    """Add the time at which the run was first finished to the record."""
     record = read_record(folder)
     write_json(folder / RECORD, {**record, "finished": record.get("finished") or now()})
 
 
 def now() -> str:
-    """ISO 8601, to the second, in UTC."""
+    """Return the current UTC time in ISO 8601 format, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -58,10 +59,10 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Revision of the checkout that this code lies in, and whether files in it were changed; None outside of one."""
+    """Return revision and changed state of the checkout of this code; None outside a checkout."""
     here = Path(__file__).parent
     try:
-        # Tracked, or it is a copy that happens to lie in a checkout of something else.
+        # An untracked file is a copy inside a checkout of another project.
         _ask(here, "ls-files", "--error-unmatch", Path(__file__).name)
         changed = _ask(here, "status", "--porcelain", "--untracked-files=no")
         return {"revision": _ask(here, "rev-parse", "HEAD"), "changed": bool(changed)}
@@ -70,7 +71,7 @@ def _git() -> dict[str, Any] | None:
 
 
 def _ask(folder: Path, *command: str) -> str:
-    # A checkout's own settings may name a program that watches its files; and asking writes nothing.
+    # fsmonitor would run a program named in the checkout's settings; optional locks would write.
     done = run_program(
         ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *command], folder
     )

@@ -1,4 +1,4 @@
-"""What the pictures and the report of a run need of its networks: a few frames played through them."""
+"""Report of a run: frames, layer signals and runtimes of its networks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,24 +20,25 @@ from ptq4vm.reporting.runs import RunFolder, read_run, require_finished
 from ptq4vm.types import MattingClip
 
 _WARMUP = 12
-"""So many frames into a clip the recurrent state no longer changes what is seen."""
+"""Frames of warm-up, after which the recurrent state has settled."""
 _PLAYED = 24
+"""Maximum frames of a clip that are matted."""
 _MEASURED = 4
-"""On so many frames the layers' signals are compared."""
+"""Frames on which the layers' signals are compared."""
 
 
 def report_run(folder: Path, out: Path | None = None) -> tuple[Path, str | None]:
-    """Write the report of a finished run, from what its folder holds and a few frames of its evaluation clips.
+    """Write the report of a finished run from its folder and some frames of its evaluation clips.
 
     Args:
-        folder: the run folder.
-        out: the HTML file; ``report.html`` in the run folder if not given.
+        folder: run folder.
+        out: HTML file; by default ``report.html`` in the run folder.
 
     Returns:
-        The file, and why there are no frames in it, if so.
+        The HTML file, and the reason if it contains no frames, else None.
 
     Raises:
-        PTQ4VMError: no finished run, a damaged one, or nothing can be written there.
+        PTQ4VMError: The run is unfinished or damaged, or the file can't be written.
     """
     run = read_run(Path(folder))
     require_finished(run)
@@ -52,7 +53,7 @@ def report_run(folder: Path, out: Path | None = None) -> tuple[Path, str | None]
         data = _evaluation_data(run)
         data.attach(make_teacher(teacher))
         shots, src = collect_shots(data, teacher, networks)
-    except PTQ4VMError as error:  # data or float weights were moved: the folder still has all else
+    except PTQ4VMError as error:  # data or float weights were moved; report the rest
         problem = str(error)
     path = out or run.folder / REPORT
     write_report(run, networks, teacher, shots, src, path, problem)
@@ -71,16 +72,16 @@ def write_report(
     """Write the report of a finished run.
 
     Args:
-        run: the run.
-        networks: what it ends with, by bits.
-        teacher: the float network, if it is there.
-        shots: from :func:`collect_shots`.
-        src: likewise.
-        path: the HTML file.
-        problem: why there are no shots.
+        run: finished run.
+        networks: final quantized networks by bits.
+        teacher: float network, if available.
+        shots: shots from :func:`collect_shots`.
+        src: frames from :func:`collect_shots`, (T, 3, H, W).
+        path: HTML file.
+        problem: reason if there are no shots.
 
     Raises:
-        PTQ4VMError: a file in the run folder is damaged, or nothing can be written there.
+        PTQ4VMError: A file in the run folder is damaged, or the report can't be written.
     """
     titles = {name: row["title"] for name, row in (run.settings.get("rows") or {}).items()}
     titles = titles or {name: row.title for name, row in DEFAULT_ROWS.items()}
@@ -89,12 +90,12 @@ def write_report(
 
 
 def load_networks(folder: Path, bits: list[str]) -> dict[str, MattingModel]:
-    """What a run ends with, by bits."""
+    """Load the final quantized networks of a run, by bits."""
     return {name: load_quantized(folder / name.lower() / FINAL_CHECKPOINT)[0] for name in bits}
 
 
 def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
-    """The run's evaluation clips; what only calibration needs is left out."""
+    """Return a datamodule with the run's evaluation clips, without calibration data."""
     settings = run.settings["data"]
     height, width = settings["size"]
     options = {name: settings[name] for name in ("evaluation", "eval_clips", "eval_frames")}
@@ -108,7 +109,14 @@ def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
 def look_inside(
     networks: dict[str, MattingModel], teacher: MattingModel | None, src: torch.Tensor | None
 ) -> dict[str, Inside]:
-    """What the report says of the layers; their signals only where there are frames (T, 3, H, W) to measure them on."""
+    """Describe the layers, learned blocks and runtimes of each network, by bits.
+
+    Args:
+        networks: quantized networks by bits.
+        teacher: float network, if available.
+        src: frames (T, 3, H, W) on which signals are measured; without them, or without the
+            teacher, signals are left out.
+    """
     found = {}
     for bits, network in networks.items():
         qconfig: Any = network.qconfig
@@ -144,7 +152,15 @@ def collect_shots(
     networks: dict[str, MattingModel],
     count: int = 4,
 ) -> tuple[list[Shot], torch.Tensor]:
-    """Three frames, after the state has settled, of some evaluation clips, through all networks.
+    """Matte the beginnings of evaluation clips with all networks and select up to 3 frames of each.
+
+    Frames are selected after warm-up of the recurrent state.
+
+    Args:
+        data: datamodule with evaluation clips.
+        teacher: float network, for clips without its alpha.
+        networks: quantized networks by bits.
+        count: maximum number of clips.
 
     Returns:
         The shots, and the frames of the first clip, (T, 3, H, W).
@@ -169,7 +185,7 @@ def collect_shots(
 
 
 def _beginning(data: VideoMattingDataModule, number: int) -> MattingClip:
-    """The first frames of an evaluation clip, which may lie in several chunks."""
+    """Return the first frames of an evaluation clip, joined from its chunks."""
     chunks = data.evaluation_set
     early = [
         i for i, chunk in enumerate(chunks.chunks) if chunk.clip == number and chunk.start < _PLAYED

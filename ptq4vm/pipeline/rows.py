@@ -1,4 +1,4 @@
-"""The rows of the table: each is a method, what it starts from and what it does otherwise."""
+"""Rows of the results table: methods, their starting points and their options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from ptq4vm.errors import PTQ4VMError
 
 @dataclass(frozen=True)
 class Method:
-    """One method: block reconstruction, or global calibration of what another row left behind.
+    """Method of a row: block reconstruction, or global calibration of another row's network.
 
     Args:
-        title: its name in the table.
-        start: the row whose network global calibration goes on with; block reconstruction if not given.
-        options: of that phase, over those that the run gives to all.
-        qconfig: changes of the run's qconfig; only where there is no ``start``.
+        title: name in the table.
+        start: row whose network is calibrated globally; None for block reconstruction.
+        options: options of the phase, which override those of the run.
+        qconfig: changes of the run's qconfig; only without ``start``.
     """
 
     title: str
@@ -30,20 +30,22 @@ DEFAULT_ROWS = {
     "gac": Method("BIQ + GAC", start="biq", options={"flow_weight": 0.0}),
     "ofa": Method("BIQ + GAC + OFA", start="biq"),
 }
-"""The paper's steps, by the name of their files."""
+"""Steps of the paper, by file name."""
 
 
 def check_rows(rows: Mapping[str, Method]) -> dict[str, Method]:
-    """The rows, seen to follow from each other.
+    """Check that rows are well named and start only from earlier rows; return them as a dict.
 
     Raises:
-        PTQ4VMError: there are none, one starts from a row that doesn't come before it, or changes its qconfig.
+        PTQ4VMError: There are no rows, a name is not an identifier, a row starts from one that
+            doesn't come before it, or a row with a start changes the qconfig.
     """
     seen: dict[str, Method] = {}
     for name, row in rows.items():
         if not name.isidentifier():
             raise PTQ4VMError(
-                f"Expected rows named by letters, digits and _, got {name!r}. Their files are named so."
+                f"Expected rows named by letters, digits and _, got {name!r}. Their files are "
+                "named so."
             )
         if row.start is not None and row.start not in seen:
             known = ", ".join(seen) or "none"
@@ -52,7 +54,8 @@ def check_rows(rows: Mapping[str, Method]) -> dict[str, Method]:
             )
         if row.start is not None and row.qconfig:
             raise PTQ4VMError(
-                f"Expected row {name} to keep the qconfig of {row.start}, got changes. Remove qconfig."
+                f"Expected row {name} to keep the qconfig of {row.start}, got changes. Remove "
+                "qconfig."
             )
         seen[name] = row
     if not seen:

@@ -1,4 +1,4 @@
-"""One run folder: its steps, each done once, and how far they are."""
+"""Run folder: resumable steps and progress."""
 
 import dataclasses
 import json
@@ -44,11 +44,18 @@ _KINDS = {
     "held_out": "held-out clips",
     "format": "this version's way of reading clips",
 }
-"""Parts of a run folder's ``content``, in words."""
+"""Descriptions of the parts of ``content`` in a run folder's settings."""
 
 
 class Run:
-    """One run folder: what is in it, and what is still to do."""
+    """Steps of a run, whose finished results are kept in its folder and are not repeated.
+
+    Args:
+        folder: run folder.
+        data: calibration and evaluation clips.
+        trainer: options of Lightning's Trainer.
+        scoring: ``float``, or ``png8`` to truncate mattes to 8 bits.
+    """
 
     def __init__(
         self, folder: Path, data: VideoMattingDataModule, trainer: dict[str, Any], scoring: Scoring
@@ -61,10 +68,12 @@ class Run:
         self._scoring_work = 0.0
 
     def claim(self, settings: dict[str, Any], teacher: MattingModel) -> None:
-        """Write the settings into a new folder, or see that an existing one has the same.
+        """Write the settings to a new folder, or check that an existing folder has the same.
 
-        Weights and clips are compared by what they hold. They may lie elsewhere and have other
-        names, which are then written down.
+        Weights and clips are compared by content. Their paths may change and are then updated.
+
+        Raises:
+            PTQ4VMError: The folder has other settings, weights or clips.
         """
         path = self.folder / SETTINGS
         content = {"weights": weights_checksum(teacher), **self.data.content()}
@@ -97,7 +106,10 @@ class Run:
             )
 
     def begin(self, teacher: MattingModel) -> None:
-        """Keep how the run was started beside its settings; unlike those it may change when the run goes on."""
+        """Record seed, weights, data and trainer of this start, and pass them to the loggers.
+
+        Unlike the settings, these may differ when the run is resumed.
+        """
         facts = {
             "seed": self.data.seed,
             "weights_checksum": weights_checksum(teacher),
@@ -112,7 +124,7 @@ class Run:
             )
 
     def end(self, table: list[ResultRow], pictures: dict[str, Path], models: list[Path]) -> None:
-        """Tell what came out to the callbacks that log it."""
+        """Pass the results to the loggers and to the :class:`ResultLog` callbacks."""
         for logger in self._loggers():
             logger.log_metrics(
                 {f"result/{name}": value for name, value in table[-1].metrics.items()}
@@ -123,7 +135,7 @@ class Run:
                 callback.on_run_end(self._loggers(), [headings, *body], pictures, models)
 
     def launch(self) -> None:
-        """Start the other processes, if the trainer wants several: each runs this same command from its beginning."""
+        """Start the other ranks if the trainer has several; each runs the whole command."""
         names = ("accelerator", "devices", "num_nodes", "strategy")
         settings = {
             "devices": 1,
@@ -135,20 +147,29 @@ class Run:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Inside, the folder is this run's alone; raises PTQ4VMError where another run works in it."""
+        """Own the folder exclusively inside the context.
+
+        Raises:
+            PTQ4VMError: Another run owns the folder.
+        """
         with ExitStack() as stack:
             distributed.once(lambda: stack.enter_context(owned(self.folder, folder=True)))
             yield
 
-    # ---- progress ---------------------------------------------------------------------------------------------
+    # ---- progress --------------------------------------------------------------------------------
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """A bar for the whole run: what it is doing and how long is left."""
+        """Show a progress bar of the run on rank 0, with the current step and remaining time."""
         columns = (
-            SpinnerColumn(), text_column("{task.description}"), BarColumn(), text_column("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), text_column("left:"), TimeRemainingColumn(),
-        )  # fmt: skip
+            SpinnerColumn(),
+            text_column("{task.description}"),
+            BarColumn(),
+            text_column("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            text_column("left:"),
+            TimeRemainingColumn(),
+        )
         if distributed.rank() > 0:
             yield
             return
@@ -159,7 +180,7 @@ class Run:
             yield
 
     def say(self, text: str) -> None:
-        """Tell what is done now, and keep it in the run's log."""
+        """Show the current step and append it to the run's log; rank 0 only."""
         if distributed.rank() > 0:
             return
         with (self.folder / LOG).open("a") as log:
@@ -178,7 +199,7 @@ class Run:
             self._bar.update(self._task, completed=done, total=total, description=what)
 
     def draw(self) -> None:
-        """Look at the data and draw the calibration sequences."""
+        """Set up the datamodule, which draws the calibration sequences."""
         self.data.progress = self._attached
         try:
             self.data.setup("fit")
@@ -186,11 +207,11 @@ class Run:
             self.data.progress = None
 
     def prepare(self, teacher: MattingModel, work: Mapping[str, float]) -> None:
-        """Make the calibration set and the references, and set the bar up.
+        """Create the calibration set and the float references, and compute the work of each row.
 
         Args:
-            teacher: the float network.
-            work: what each row costs for each frame of the calibration set, in frames that go forward once.
+            teacher: float network.
+            work: cost of each row per frame of the calibration set, in forward passes of a frame.
         """
         self._macs = {layer.name: layer.macs for layer in trace(teacher, example_frame(teacher))}
         self.say("calibration set: frames, float mattes, optical flow")
@@ -205,14 +226,14 @@ class Run:
         self._scoring_work = float(self.data.evaluation_set.num_frames + self.data.held_out_frames)
 
     def expect(self, plans: int) -> None:
-        """Know how much work is ahead."""
+        """Set the total work of the progress bar for this number of quantization plans."""
         if self._bar is not None:
             rows = sum(self._work.values()) + len(self._work) * self._scoring_work
             self._bar.reset(self._task, total=self._scoring_work + plans * rows)
 
     @contextmanager
     def on_device(self, network: MattingModel) -> Iterator[None]:
-        """Inside, the network is where Lightning would put it."""
+        """Move the network to Lightning's device inside the context, then to the CPU."""
         network.to(self._make_trainer(self.folder, logger=False).strategy.root_device)
         try:
             yield
@@ -221,7 +242,7 @@ class Run:
 
     @contextmanager
     def second_bar(self) -> Iterator[Callable[[int, int, str], None] | None]:
-        """A bar for one long step."""
+        """Show a second bar for one long step; yield its update function, or None without a bar."""
         bar = self._bar
         if bar is None:
             yield None
@@ -234,7 +255,7 @@ class Run:
         finally:
             bar.remove_task(task)
 
-    # ---- steps ------------------------------------------------------------------------------------------------
+    # ---- steps -----------------------------------------------------------------------------------
 
     def _make_trainer(self, folder: Path, **options: Any) -> L.Trainer:
         settings = {
@@ -243,7 +264,7 @@ class Run:
             "enable_model_summary": False,
             "log_every_n_steps": 10,
             **{key: value for key, value in self.trainer.items() if value is not None},
-            # The report draws the CSV's losses. A version for each start: what was logged before a kill stays.
+            # The report plots the losses of the CSV, which has one version per start of the run.
             "logger": [*self._loggers(), CSVLogger(folder.parent, name=folder.name)],
             **options,
             "default_root_dir": folder,
@@ -267,7 +288,18 @@ class Run:
         steps: int | None,
         epochs: int,
     ) -> None:
-        """Run one phase, or go on with it, unless its checkpoint is there."""
+        """Run or resume one phase, unless its output checkpoint exists.
+
+        Args:
+            folder: folder of the bits.
+            name: name of the row and of its files.
+            row: method of the row.
+            module: class of the phase.
+            options: arguments of ``module``.
+            batch: sequences per step.
+            steps: steps per epoch; None for a pass over the calibration set.
+            epochs: maximum number of epochs.
+        """
         output = folder / f"{name}.safetensors"
         self.say(
             f"{folder.name.upper()}: {row.title}" + (" (done before)" if output.is_file() else "")
@@ -277,7 +309,7 @@ class Run:
             return
         L.seed_everything(self.data.seed, verbose=False)
         self.data.batch_size, self.data.steps_per_epoch = batch, steps
-        # Not save_last with save_top_k=0, which since Lightning 2.6 writes nothing.
+        # save_last with save_top_k=0 writes nothing since Lightning 2.6.
         keep = ModelCheckpoint(
             folder / name,
             filename="last",
@@ -300,20 +332,20 @@ class Run:
             trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
         if distributed.rank() > 0:
             return
-        if resume is None:  # else only what was left to do was measured
+        if resume is None:  # a resumed fit measures only its remainder
             _write_json(folder / f"{name}.usage.json", usage)
         last.unlink(missing_ok=True)
 
     def load(self, path: Path, start: Path | None, plan: QConfig) -> tuple[MattingModel, QConfig]:
-        """A row's quantized network and what it was converted with.
+        """Load the quantized network of a row and its quantization settings.
 
         Args:
-            path: its checkpoint.
-            start: the checkpoint that the row starts from, if it does.
-            plan: how a row without one is quantized.
+            path: checkpoint of the row.
+            start: checkpoint from which the row starts, if any.
+            plan: expected settings of a row without ``start``.
 
         Raises:
-            PTQ4VMError: one of the two files isn't what this run made.
+            PTQ4VMError: One of the two files was not made by this run.
         """
         network, qconfig = load_quantized(path)
         remedy = f"Put the file back, or remove {path} and what was made of it."
@@ -332,14 +364,24 @@ class Run:
         return network, qconfig
 
     def _loggers(self) -> list[Any]:
-        """The loggers that the user asked for, which get the table's rows too; the CSV logs only fits."""
+        """Return the user's loggers, which also receive the table's rows; the CSV has only fits."""
         loggers = self.trainer.get("logger") or []
         return [] if loggers is True else loggers if isinstance(loggers, list) else [loggers]
 
     def score(
         self, path: Path, title: str, network: MattingModel, plan: QConfig | None = None
     ) -> ResultRow:
-        """A row of the table; scored once and kept at ``path``. Without a plan it is the float network's."""
+        """Return a row of the table, scored once and cached at ``path``.
+
+        Args:
+            path: JSON file of the scores.
+            title: title of the row.
+            network: network to score.
+            plan: quantization settings; None for the float network.
+
+        Raises:
+            PTQ4VMError: The cached scores belong to another network.
+        """
         checksum = weights_checksum(network)
         if not path.is_file():
             self.say(f"{path.parent.name.upper()}: scoring {title}")
@@ -390,7 +432,7 @@ class Run:
     def _test(
         self, folder: Path, module: MattingModule, clips: Any = None
     ) -> tuple[dict[str, float], dict[str, dict[str, list[float]]]]:
-        """The metrics, and those of each frame by clip."""
+        """Return the metrics by name, and per-frame metrics by clip and name."""
         trainer = self._make_trainer(folder / "evaluation", logger=False)
         where = {"datamodule": self.data} if clips is None else {"dataloaders": clips}
         (metrics,) = trainer.test(module, verbose=False, **where)
@@ -404,7 +446,7 @@ class Run:
 
 @contextmanager
 def _trainer_settings() -> Iterator[None]:
-    """What Lightning refuses is a user's mistake."""
+    """Re-raise Lightning's configuration errors as `PTQ4VMError`."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -414,16 +456,32 @@ def _trainer_settings() -> Iterator[None]:
 
 
 def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
-    """What of the data decides the result; not where caches lie or how many processes read."""
+    """Return the data settings that affect the result, without cache paths and worker counts."""
     names = (
-        "sources", "foregrounds", "backgrounds", "photographs", "composites", "videos", "held_out", "labels",
-        "evaluation", "score_held_out", "num_sequences", "seq_length", "size", "enlarge", "augment", "seed", "eval_clips", "eval_frames",
-    )  # fmt: skip
+        "sources",
+        "foregrounds",
+        "backgrounds",
+        "photographs",
+        "composites",
+        "videos",
+        "held_out",
+        "labels",
+        "evaluation",
+        "score_held_out",
+        "num_sequences",
+        "seq_length",
+        "size",
+        "enlarge",
+        "augment",
+        "seed",
+        "eval_clips",
+        "eval_frames",
+    )
     return {"root": str(data.root.resolve()), **{name: getattr(data, name) for name in names}}
 
 
 def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings less the names of files and folders, whose content is compared instead."""
+    """Return settings without paths, whose content is compared instead."""
     data = settings.get("data")
     if isinstance(data, dict):
         data = {name: value for name, value in data.items() if name not in _PLACES}
@@ -436,5 +494,5 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON for what json itself doesn't know."""
+    """Convert values that json can't serialize."""
     return dataclasses.asdict(value) if isinstance(value, QConfig | Method) else str(value)
