@@ -1,5 +1,6 @@
 """Recipes included in the package."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import yaml
 
 from ptq4vm.errors import PTQ4VMError
 
+FORMER_NAMES = {"edge_bits": "first_last_bits", "float_modules": "ignored_modules"}
+"""Settings by the names they had in version 0.1."""
 _HERE = Path(__file__).parent
+_FORMER = re.compile(rf"(?:^|[\s.{{,])({'|'.join(FORMER_NAMES)})\s*[:=]", re.MULTILINE)
 
 
 def recipes_folder() -> Path:
@@ -38,6 +42,25 @@ def find_recipe(name: str) -> Path:
             "with --config FILE."
         )
     return recipes_folder() / f"{name}.yaml"
+
+
+def refuse_former_names(args: list[str]) -> None:
+    """Check a command line and the YAML files it names for settings that were renamed.
+
+    Raises:
+        PTQ4VMError: One is used; the message has its present name.
+    """
+    for arg in args:
+        path = Path(arg.removeprefix("--config="))
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            text, place = path.read_text(encoding="utf-8", errors="replace"), f" in {path}"
+        else:
+            text, place = f"{arg}=", ""
+        if (match := _FORMER.search(text)) is not None:
+            raise PTQ4VMError(
+                f"Expected the setting {FORMER_NAMES[match[1]]}, got its former name {match[1]}"
+                f"{place}. Rename it."
+            )
 
 
 def with_bases(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from ptq4vm.errors import PTQ4VMError, remedy
+from ptq4vm.recipes import refuse_former_names
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 
@@ -128,6 +129,7 @@ def _run(args: list[str]) -> None:
     if args[0] not in _COMMANDS:
         known = ", ".join(_COMMANDS)
         raise PTQ4VMError(f"Expected a subcommand ({known}), got {args[0]!r}. See `ptq4vm --help`.")
+    refuse_former_names(args)
     module, function = _COMMANDS[args[0]].function.split(".")
     command = getattr(import_module(f"ptq4vm.cli.{module}"), function)
     command(args if args[0] in _LIGHTNING else args[1:])

@@ -1,0 +1,81 @@
+"""Recipes by name, their bases, and settings that were renamed."""
+
+import configparser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ptq4vm import cli
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.quantizers import QConfig
+from ptq4vm.recipes import find_recipe, list_recipes, read_recipe, refuse_former_names, with_bases
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_recipes_are_the_shipped_files_and_have_a_line_of_help():
+    files = {path.stem for path in (ROOT / "lightning_configs" / "quantize").glob("*.yaml")}
+    assert set(list_recipes()) == files
+    assert all(len(text) > 10 and text[-1] != ":" for text in list_recipes().values())
+
+
+def test_an_unknown_recipe_is_refused_with_the_names_there_are():
+    with pytest.raises(PTQ4VMError, match=r"Expected a recipe of demo, full, .*got 'w3a3'"):
+        find_recipe("w3a3")
+
+
+def test_settings_of_a_recipe_overrule_those_of_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("a: 1\ngroup: {x: 1, y: 2}\nrows: {biq: 1, ofa: 2}\n")
+    (tmp_path / "middle.yaml").write_text("base: base.yaml\ngroup: {y: 3}\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base: middle.yaml\na: 2\nrows: {biq: 5}\n")
+    assert [file.name for file in with_bases(path)] == ["base.yaml", "middle.yaml", "recipe.yaml"]
+    assert read_recipe(path) == {"a": 2, "group": {"x": 1, "y": 3}, "rows": {"biq": 5}}
+
+
+@pytest.mark.parametrize("base", ["recipe.yaml", "missing.yaml"])
+def test_a_base_that_is_missing_or_itself_is_refused(tmp_path, base):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"base: {base}\n")
+    with pytest.raises(PTQ4VMError, match=r"Expected `base` of .*recipe.yaml to name another"):
+        with_bases(path)
+
+
+def test_recipes_name_no_folder_of_a_data_set():
+    for name in list_recipes():
+        assert not {"foregrounds", "backgrounds", "videos", "evaluation"} & set(
+            read_recipe(find_recipe(name))["data"]
+        )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["quantize", "--qconfig.edge_bits", "8"], ["fit", "--model.init_args.qconfig.edge_bits=8"]],
+)
+def test_a_former_name_on_the_command_line_is_refused_with_the_present_one(args, capsys):
+    assert cli.main(args) == 2
+    assert "Expected the setting first_last_bits, got its former name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["{file}", "--config={file}"])
+def test_a_former_name_in_a_file_is_refused_with_the_present_one(tmp_path, form):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"qconfig": {"float_modules": ["refiner"]}}))
+    with pytest.raises(PTQ4VMError, match=r"setting ignored_modules, .* in .*mine.yaml"):
+        refuse_former_names([form.format(file=path)])
+
+
+def test_a_configuration_of_an_earlier_version_is_read():
+    former = {"bits": "W4A8", "edge_bits": 6, "float_modules": ["a"]}
+    qconfig = QConfig.from_dict(former)
+    assert (qconfig.first_last_bits, list(qconfig.ignored_modules)) == (6, ["a"])
+    assert QConfig.from_dict(qconfig.to_dict()) == qconfig
+
+
+def test_the_wheel_lists_every_package():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = {line for line in config["options"]["packages"].split("\n") if line and line[0] != "#"}
+    rooms = {f"ptq4vm.{path.parent.name}" for path in (ROOT / "ptq4vm").glob("*/__init__.py")}
+    assert listed == {"ptq4vm", "ptq4vm.lightning_configs"} | rooms
