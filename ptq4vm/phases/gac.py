@@ -18,7 +18,7 @@ from ptq4vm.calibration.losses import cosine
 from ptq4vm.graph import load_quantized, quantized_layers
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings
-from ptq4vm.quantizers import cached_weights
+from ptq4vm.quantizers import LatentRounding, cached_weights
 from ptq4vm.types import CalibrationClip
 
 
@@ -110,10 +110,9 @@ class GACModule(PTQPhase):
         )
 
     def configure_optimizers(self) -> Any:  # noqa: D102
-        latents = [
-            layer.weight_quantizer.latent for layer in quantized_layers(self.network).values()
-        ]
-        latents = [latent for latent in latents if latent is not None]
+        layers = quantized_layers(self.network).values()
+        roundings = [layer.weight_quantizer.rounding for layer in layers]
+        latents = [one.latent for one in roundings if isinstance(one, LatentRounding)]
         known = set(map(id, latents))
         others = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
         groups = [{"params": others, "lr": self.lr}, {"params": latents, "lr": self.weight_lr}]
