@@ -4,8 +4,7 @@ The methods are settings: AdaRound (arXiv 2004.10568), BRECQ (arXiv 2102.05426),
 2203.05740) and rounding to nearest.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from ptq4vm.quantizers import (
     NearestRounding,
     Observer,
     QuantizedLayer,
-    QuantizedLinear,
     annealed_beta,
     cached_weights,
     dropping,
@@ -78,7 +76,7 @@ class BlockReport:
     """By h(V) ≥ ½, as the weights are in the end."""
 
 
-# ---- the plain loop -------------------------------------------------------------------------------
+# ---- the plain loop ------------------------------------------------------------------------------
 
 
 def reconstruct_block(
@@ -115,21 +113,36 @@ def reconstruct_block(
     find_ranges(layers, data.run_each)
     with temporary_rounding(layers, NearestRounding):
         nearest = data.score()
-    optimizer = make_optimizer(layers, settings)
-    for step in range(steps if optimizer is not None else 0):
-        set_scale_lr(optimizer, settings, step / steps)
-        part = data if batch_size is None else data.draw(batch_size)
-        losses = block_step(
-            part.loss, layers, part.inputs, part.float_inputs, settings, step / steps
-        )
-        optimizer.zero_grad()
-        losses.total.backward()
-        optimizer.step()
-        if on_step is not None:
-            on_step(step + 1)
+    if settings.learns:
+        _learn(layers, data, settings, steps, batch_size, on_step or _ignore)
     soft = data.score()
     harden(layers)
     return BlockReport(nearest, soft, data.score())
+
+
+def _learn(
+    layers: Sequence[QuantizedLayer],
+    data: "_Sequences",
+    settings: ReconstructionSettings,
+    steps: int,
+    batch_size: int | None,
+    on_step: Callable[[int], None],
+) -> None:
+    optimizer = make_optimizer(layers, settings)
+    for step in range(steps):
+        progress = step / steps
+        set_scale_lr(optimizer, settings, progress)
+        batch = data if batch_size is None else data.draw(batch_size)
+        inputs, floats = batch.inputs, batch.float_inputs
+        losses = block_step(batch.loss, layers, inputs, floats, settings, progress)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        on_step(step + 1)
+
+
+def _ignore(_: int) -> None:
+    pass
 
 
 class _Sequences(NamedTuple):
@@ -167,7 +180,7 @@ class _Sequences(NamedTuple):
             one.loss(one.inputs)
 
 
-# ---- its steps ------------------------------------------------------------------------------------
+# ---- its steps -----------------------------------------------------------------------------------
 
 
 def prepare_layers(layers: Iterable[QuantizedLayer], settings: ReconstructionSettings) -> None:
@@ -203,8 +216,8 @@ def find_ranges(
 
 def make_optimizer(
     layers: Iterable[QuantizedLayer], settings: ReconstructionSettings
-) -> torch.optim.Adam | None:
-    """Return Adam over all that is learned in these layers, in named groups; None for nothing."""
+) -> torch.optim.Adam:
+    """Return Adam over all that is learned in these layers: groups ``rounding`` and ``scales``."""
     layers = list(layers)
     scales = [
         parameter
@@ -216,8 +229,7 @@ def make_optimizer(
         {"params": _learned_roundings(layers), "lr": settings.rounding_lr, "name": "rounding"},
         {"params": scales, "lr": settings.scale_lr, "name": "scales"},
     ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.Adam(groups) if groups else None
+    return torch.optim.Adam([group for group in groups if group["params"]])
 
 
 def set_scale_lr(
@@ -266,30 +278,6 @@ def harden(layers: Iterable[QuantizedLayer]) -> None:
         layer.weight_quantizer.rounding.harden()
 
 
-def layerwise_loss(
-    layers: Sequence[nn.Module],
-    originals: Sequence[nn.Module],
-    run: Callable[[], object],
-    run_float: Callable[[], object],
-) -> Tensor:
-    """Return the summed reconstruction loss of every single layer; no gradient passes between them.
-
-    Args:
-        layers: the quantized layers of a block.
-        originals: the float layers, in the same order.
-        run: runs the quantized block.
-        run_float: runs the float block.
-    """
-    with torch.no_grad(), _recording(originals, detach=False) as targets:
-        run_float()
-    with _recording(layers, detach=True) as outputs:
-        run()
-    # As (N, 1, C, h, w), the form of the blocks' outputs.
-    return reconstruction_loss(
-        tuple(y[:, None] for y in outputs), tuple(y[:, None] for y in targets)
-    )
-
-
 def _activation_quantizers(layers: Iterable[QuantizedLayer]) -> list[LearnedScaleFakeQuantize]:
     return [one for layer in layers for one in layer.activation_quantizers]
 
@@ -302,23 +290,3 @@ def _learned_roundings(layers: Iterable[QuantizedLayer]) -> list[nn.Parameter]:
 def _mix(quantized: Tensor, floats: Tensor, drop_prob: float) -> Tensor:
     """Replace a random share of the quantized values by float ones."""
     return torch.lerp(quantized, floats, random_mask(quantized, drop_prob).to(quantized.dtype))
-
-
-@contextmanager
-def _recording(layers: Sequence[nn.Module], *, detach: bool) -> Iterator[list[Tensor]]:
-    """Collect the outputs of layers in order of execution, (N, C, ...); ``detach`` their inputs."""
-    outputs: list[Tensor] = []
-
-    def keep(layer: nn.Module, _: object, y: Tensor) -> None:
-        channels_last = isinstance(layer, nn.Linear | QuantizedLinear)
-        outputs.append(y.movedim(-1, 1) if channels_last else y)
-
-    def cut(_: nn.Module, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(value.detach() for value in x)
-
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(layer.register_forward_hook(keep).remove)
-            if detach:
-                stack.callback(layer.register_forward_pre_hook(cut).remove)
-        yield outputs

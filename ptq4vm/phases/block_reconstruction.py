@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ptq4vm import distributed
+from ptq4vm.calibration.layerwise import layerwise_loss
 from ptq4vm.calibration.losses import reconstruction_loss
 from ptq4vm.calibration.reconstruction import (
     ReconstructionSettings,
     block_step,
     find_ranges,
     harden,
-    layerwise_loss,
     make_optimizer,
     prepare_layers,
     set_scale_lr,
@@ -128,7 +128,7 @@ class BlockReconstructionModule(PTQPhase):
     epoch_is = "block"
     keeps_sequences = True
 
-    # ---- the fit ----------------------------------------------------------------------------------
+    # ---- the fit ---------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:  # noqa: D102
         super().setup(stage)
@@ -140,7 +140,7 @@ class BlockReconstructionModule(PTQPhase):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the roundings of learned blocks hard; without a fit, those of all blocks."""
         super().on_load_checkpoint(checkpoint)
-        fitting = self.trainer.state.fn == "fit"
+        fitting = str(self.trainer.state.fn.value) == "fit"  # type: ignore[union-attr]
         for block in self.learned_blocks[: reached(checkpoint)[0] if fitting else None]:
             harden(self._layers(block))
 
@@ -154,7 +154,8 @@ class BlockReconstructionModule(PTQPhase):
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """Return Adam over what all blocks learn; None for rounding to nearest."""
-        return make_optimizer(quantized_layers(self.network).values(), self.reconstruction)
+        layers = quantized_layers(self.network).values()
+        return make_optimizer(layers, self.reconstruction) if self.learns else None
 
     def on_fit_start(self) -> None:
         """Open the store of activations; a resumed fit runs the finished blocks again."""
@@ -251,7 +252,7 @@ class BlockReconstructionModule(PTQPhase):
             layer.fix_()
         self._save({"phase": "block_reconstruction"})
 
-    # ---- the pieces -------------------------------------------------------------------------------
+    # ---- the pieces ------------------------------------------------------------------------------
 
     @property
     def walk(self) -> BlockWalk:

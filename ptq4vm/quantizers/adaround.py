@@ -25,7 +25,7 @@ def rounding_regularizer(v: Tensor, beta: float) -> Tensor:
 
 
 class _RoundingRegularizer(torch.autograd.Function):
-    # Each power is computed once: half of autograd's work, in blocks of many weights and few pixels.
+    # Each power is computed once: half of autograd's work, in blocks with many weights, few pixels.
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, beta: float) -> Tensor:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Rounding of a weight to the codes of its grid: to nearest, learned (AdaRound), latent or fixed."""
+"""Rounding of a weight to its grid's codes: to nearest, learned (AdaRound), latent or fixed."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
