@@ -58,7 +58,7 @@ class IntegerLayer(nn.Module):
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
-        if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
+        if not layer.weight_quantizer.fixed or layer.affine is not None:
             raise RuntimeError("a layer is exported with its weight fixed and its affine absorbed")
         weight = layer.weight_quantizer
         self.geometry = layer.geometry if isinstance(layer, QuantizedConv2d) else None

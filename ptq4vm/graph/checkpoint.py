@@ -20,7 +20,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph.convert import quantize_network, quantized_layers
 from ptq4vm.graph.described import create_described
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QConfig, QuantizedLayer, QuantSpec
+from ptq4vm.quantizers import FixedRounding, QConfig, QuantizedLayer, QuantSpec
 from ptq4vm.reading import load_safetensors, parse_json, typed
 
 FORMAT_VERSION = 1
@@ -63,7 +63,7 @@ def save_quantized(
     require_calibrated(network)
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     for name, layer in layers.items():
-        if layer.weight_quantizer.mode != "fixed" or layer.affine is not None:
+        if not layer.weight_quantizer.fixed or layer.affine is not None:
             raise RuntimeError(
                 f"layer {name} must be fixed and its affine absorbed before it is saved"
             )
@@ -182,7 +182,7 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
     _check_fit(network, tensors, path)
     for name, layer in layers.items():
         tensors[f"{name}.weight"] = _dequantized(name, layer, tensors, path)
-        layer.weight_quantizer.mode = "fixed"
+        layer.weight_quantizer.rounding = FixedRounding()
     network.load_state_dict(tensors)
     network.qconfig = qconfig  # type: ignore[assignment]
     return network.eval().requires_grad_(False), qconfig

@@ -276,6 +276,8 @@ class PTQPhase(MattingModule):
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            return
         mean = self.trainer.strategy.reduce(
             torch.cat([grad.flatten() for grad in gradients]), reduce_op="mean"
         )

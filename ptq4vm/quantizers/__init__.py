@@ -4,12 +4,12 @@ This subpackage is independent of networks and of Lightning.
 """
 
 from ptq4vm.quantizers.adaround import (
-    WeightQuantizer,
     annealed_beta,
     inverse_rectified_sigmoid,
     rectified_sigmoid,
     rounding_regularizer,
 )
+from ptq4vm.quantizers.contexts import disable_quantization, temporary_rounding
 from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import (
     LearnedScaleFakeQuantize,
@@ -32,15 +32,29 @@ from ptq4vm.quantizers.layers import (
     QuantizedLayer,
     QuantizedLinear,
     cached_weights,
-    disable_quantization,
 )
 from ptq4vm.quantizers.observers import Observer, find_range, merge_observers
 from ptq4vm.quantizers.qconfig import Placement, QConfig, QuantSpec, canonical_bits, parse_bits
+from ptq4vm.quantizers.rounding import (
+    FixedRounding,
+    LatentRounding,
+    LearnedRounding,
+    NearestRounding,
+    NoRounding,
+    Rounding,
+    WeightGrid,
+)
+from ptq4vm.quantizers.weight_quantizer import WeightQuantizer
 
 __all__ = [
     "AffineCalibration",
     "ConvGeometry",
+    "FixedRounding",
+    "LatentRounding",
+    "LearnedRounding",
     "LearnedScaleFakeQuantize",
+    "NearestRounding",
+    "NoRounding",
     "Observer",
     "Placement",
     "QConfig",
@@ -48,6 +62,8 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedLayer",
     "QuantizedLinear",
+    "Rounding",
+    "WeightGrid",
     "WeightQuantizer",
     "activation_quantizers",
     "affine_conv2d",
@@ -71,4 +87,5 @@ __all__ = [
     "rectified_sigmoid",
     "round_ste",
     "rounding_regularizer",
+    "temporary_rounding",
 ]

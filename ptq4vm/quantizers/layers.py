@@ -11,16 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.quantizers.adaround import WeightQuantizer
 from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize
 from ptq4vm.quantizers.qconfig import Grid, QuantSpec
+from ptq4vm.quantizers.weight_quantizer import WeightQuantizer
 
 
 class AffineCalibration(nn.Module):
-    """Scale and shift (γ, β in the paper) on a quantized layer's output, y = γ (W_q ∗ x_q) + b + β.
+    """Scale and shift (γ, β) of a quantized layer's output, y = γ (W_q ∗ x_q) + b + β.
 
-    The scale is kept positive by its parametrisation: a negative one could not be absorbed into a weight scale.
+    γ is an exponential, and so positive: a negative one could not be absorbed into a weight scale.
+
+    Args:
+        channels: the number of γ and of β.
     """
 
     def __init__(self, channels: int) -> None:
@@ -29,11 +32,11 @@ class AffineCalibration(nn.Module):
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def scale_like(self, weight: Tensor) -> Tensor:
-        """γ, shaped to multiply a weight (out channels, ...)."""
+        """Return γ, shaped to multiply a weight (out channels, ...)."""
         return self.log_scale.exp().reshape(-1, *(1,) * (weight.dim() - 1))
 
     def forward(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight and bias that give the affine output: exact, and cheaper than touching the output."""
+        """Return the weight and bias of the affine layer; cheaper than scaling its output."""
         return weight * self.scale_like(weight), bias + self.shift
 
 
@@ -44,14 +47,15 @@ class QuantizedLayer(nn.Module, ABC):
         layer: what is quantized.
         weight_spec: grid of the weight.
         activation_spec: grid of its activations.
-        quantize_input: whether what it reads is quantized here; it may have been already.
-        quantize_output: whether what it hands on is; behind ReLU it gets no codes below zero.
-        activation: the function that follows it, which the layer takes along to quantize what leaves it.
-        source: the quantizer that put on its grid what is not quantized here.
+        quantize_input: quantize the input here; otherwise ``source`` may have done so.
+        quantize_output: quantize the output; behind ReLU without codes below zero.
+        activation: the function that follows, which the layer takes over so that its output can be
+            quantized.
+        source: the quantizer of another layer on whose grid the input lies.
 
-    Once its weight is fixed, and no gradient is asked for, it adds up integer codes, as the runtimes do: sums that come
-    out the same in any order. One that quantizes its output too has its bias rounded to the step of those sums, the
-    32-bit bias of integer kernels (arXiv 1712.05877).
+    With a fixed weight, and without gradients, the layer adds integer codes, as the runtimes do:
+    such sums are the same in any order. If its output is quantized too, its bias is rounded to the
+    step of those sums, the 32-bit bias of integer kernels (arXiv 1712.05877).
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class QuantizedLayer(nn.Module, ABC):
         source: LearnedScaleFakeQuantize | None = None,
     ) -> None:
         super().__init__()
-        # A kernel in channels_last has its convolution compute, and return, in that format: on CPU the faster one.
+        # A channels_last kernel makes the convolution compute in that format, on CPU the faster.
         layout = torch.channels_last if layer.weight.dim() == 4 else torch.contiguous_format
         self.weight = nn.Parameter(
             layer.weight.detach().clone(memory_format=layout), requires_grad=False
@@ -96,7 +100,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     @property
     def activation_quantizers(self) -> list[LearnedScaleFakeQuantize]:
-        """The input's and the output's, as far as there are."""
+        """The quantizers of input and output, where present."""
         return [one for one in (self.input_quantizer, self.output_quantizer) if one is not None]
 
     @property
@@ -120,19 +124,19 @@ class QuantizedLayer(nn.Module, ABC):
 
     @abstractmethod
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the layer computes with this weight and bias."""
+        """Return the layer's output for this weight and bias."""
 
     def _multiply_affine(self, x: Tensor, weight: Tensor, affine: AffineCalibration) -> Tensor:
-        """The same with its bias, and γ and β."""
+        """Return the output for this weight, the layer's bias, and γ and β."""
         return self._multiply(x, *affine(weight, self.bias))
 
     @abstractmethod
     def _for_each_output(self, values: Tensor) -> Tensor:
-        """(out channels,), shaped to meet what the layer computes."""
+        """Reshape (out channels,) to broadcast against the output."""
 
     def _adds_codes(self) -> bool:
         grid = self.input_grid
-        fixed = self.weight_quantizer.mode == "fixed" and self.affine is None
+        fixed = self.weight_quantizer.fixed and self.affine is None
         return fixed and grid is not None and grid.on_grid and not torch.is_grad_enabled()
 
     def _add_codes(self, x: Tensor) -> Tensor:
@@ -149,32 +153,40 @@ class QuantizedLayer(nn.Module, ABC):
         return x.add_((bias / step).round_()).mul_(step)
 
     def _weight_codes(self) -> Tensor:
-        """The integers, less their zero points, that the weight consists of."""
+        """Return the weight's codes less their zero points."""
         return self.weight_quantizer.codes(self.weight) - self.weight_quantizer.zero_point
 
     def accumulator_scale(self) -> Tensor:
-        """What one unit of the sum of products of codes is worth, (out channels,)."""
+        """Return the value of one unit of a sum of products of codes, (out channels,).
+
+        Raises:
+            RuntimeError: the grid of the input is not known.
+        """
         if self.input_grid is None:
             raise RuntimeError("the grid of the input is not known")
         return self.weight_quantizer.scale.flatten() * self.input_grid.scale.flatten()
 
     def start_affine(self, *, per_channel: bool) -> None:
-        """Begin global affine calibration: one γ, β for each output channel, or for the layer."""
+        """Add γ = 1 and β = 0, one for each output channel or for the layer."""
         self.affine = AffineCalibration(self.weight.shape[0] if per_channel else 1).to(
             self.weight.device
         )
 
     @torch.no_grad()
     def fix_(self) -> None:
-        """Put the weight on its grid for good; learned roundings become hard."""
+        """Put the weight on its grid for good, in place."""
         self.weight_quantizer.fix_(self.weight)
 
     @torch.no_grad()
     def absorb_affine_(self) -> None:
-        """Fold γ into weight and weight scale, β into the bias; the layer computes what it did before."""
+        """Fold γ into weight and weight scale, β into the bias; the output stays the same.
+
+        Raises:
+            RuntimeError: the weight is not fixed.
+        """
         if self.affine is None:
             return
-        if self.weight_quantizer.mode != "fixed":
+        if not self.weight_quantizer.fixed:
             raise RuntimeError("fix_ must come before absorb_affine_")
         self.weight_quantizer.absorb_(self.affine.scale_like(self.weight))
         weight, bias = self.affine(self.weight, self.bias)
@@ -184,7 +196,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def to_float(self) -> nn.Module:
-        """A plain layer with the weight and bias that this one computes with."""
+        """Return a plain layer with this one's rounded weight and its bias."""
         weight, bias = self.weight_quantizer(self.weight), self.bias
         if self.affine is not None:
             weight, bias = self.affine(weight, bias)
@@ -194,7 +206,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     @abstractmethod
     def _plain(self) -> nn.Module:
-        """A plain layer of the same shape, its values still to be loaded."""
+        """Return a plain layer of the same shape, of any values."""
 
 
 class QuantizedConv2d(QuantizedLayer):
@@ -203,8 +215,9 @@ class QuantizedConv2d(QuantizedLayer):
     def __init__(self, conv: nn.Conv2d, *args: Any, **kwargs: Any) -> None:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise PTQ4VMError(
-                f"Expected a convolution padded with a number of zeros, got padding={conv.padding!r} "
-                f"({conv.padding_mode}). Add its name to ignored_modules, or pad before the convolution."
+                "Expected a convolution padded with a number of zeros, got "
+                f"padding={conv.padding!r} ({conv.padding_mode}). Add its name to ignored_modules, "
+                "or pad before the convolution."
             )
         super().__init__(conv, *args, **kwargs)
         self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
@@ -226,7 +239,7 @@ class QuantizedConv2d(QuantizedLayer):
 
 
 class QuantizedLinear(QuantizedLayer):
-    """A quantized linear layer over the last dimension of what it reads; arguments as in :class:`QuantizedLayer`."""
+    """A quantized linear layer over the last dimension; arguments as in :class:`QuantizedLayer`."""
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -240,10 +253,10 @@ class QuantizedLinear(QuantizedLayer):
 
 @contextmanager
 def cached_weights(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
-    """Inside, each layer quantizes its weight once, at the start, and not anew for each frame of a rollout.
+    """Quantize each layer's weight once, at the start, rather than for each frame of a rollout.
 
-    The gradient is the same: it passes through that one quantization. Open it around one forward pass, and let the
-    optimizer step, or a change of the weight quantizers' mode, come after it.
+    The gradient is the same: it passes through that one quantization. Enter it for a single forward
+    pass: the cache does not follow optimizer steps or a replaced rounding.
     """
     layers = list(layers)
     for layer in layers:
@@ -254,23 +267,3 @@ def cached_weights(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._prepared = layer._prepared_codes = None
-
-
-@contextmanager
-def disable_quantization(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
-    """Inside, these layers compute as the float layers they were made from; their weights must not be fixed."""
-    weights = [(layer.weight_quantizer, layer.weight_quantizer.mode) for layer in layers]
-    activations = [(one, one.enabled) for layer in layers for one in layer.activation_quantizers]
-    if any(mode == "fixed" for _, mode in weights):
-        raise RuntimeError("a fixed weight lies on its grid: its float value is gone")
-    for quantizer, _ in weights:
-        quantizer.mode = "float"
-    for one, _ in activations:
-        one.enabled = False
-    try:
-        yield
-    finally:
-        for quantizer, mode in weights:
-            quantizer.mode = mode
-        for one, enabled in activations:
-            one.enabled = enabled

@@ -19,7 +19,7 @@ def latents(checkpoint, weights):
     """Return the initial latent weights of global calibration by layer."""
     network = GACModule(checkpoint, weights=weights, weight_lr=1e-3).network
     return {
-        name: layer.weight_quantizer.latent.detach()
+        name: layer.weight_quantizer.rounding.latent.detach()
         for name, layer in quantized_layers(network).items()
     }
 

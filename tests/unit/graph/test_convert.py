@@ -19,7 +19,7 @@ from ptq4vm.graph import (
 from ptq4vm.graph.partition import block_layers
 from ptq4vm.models import create_model
 from ptq4vm.models.base import Block, MattingModel
-from ptq4vm.quantizers import QConfig
+from ptq4vm.quantizers import NoRounding, QConfig
 
 
 def randomized(name="rvm_mobilenetv3", **arguments):
@@ -176,7 +176,7 @@ def test_paper_placement_of_resnet_computes_the_float_network():
     quantized = quantize_network(network, QConfig("W8A8", placement="paper", range_method="minmax"))
     for layer in quantized_layers(quantized).values():
         layer.output_quantizer.enabled = False
-        layer.weight_quantizer.mode = "fixed"  # use the float weight
+        layer.weight_quantizer.rounding = NoRounding()
     src = torch.rand(1, 1, 3, 64, 64)
     with torch.no_grad():
         a, b = network.unroll(src), quantized.unroll(src)
@@ -212,7 +212,7 @@ def test_full_placement_without_quantizers_computes_the_float_network():
     network = randomized()
     quantized = quantize_network(network, QConfig(placement="full"))
     for layer in quantized_layers(quantized).values():
-        layer.weight_quantizer.mode = "fixed"  # use the float weight
+        layer.weight_quantizer.rounding = NoRounding()
         for quantizer in layer.activation_quantizers:
             quantizer.enabled = False
     src = torch.rand(1, 2, 3, 64, 64)

@@ -212,11 +212,11 @@ def test_prepared_weights_give_the_same_rollout(mode, affine):
         layer(x)
     if mode == "soft":
         layer.weight_quantizer.start_rounding(layer.weight)
-    if mode == "latent":
-        floats = layer.weight.detach().clone()
+    floats = layer.weight.detach().clone()
+    if mode in ("latent", "fixed"):
         layer.fix_()
+    if mode == "latent":
         layer.weight_quantizer.start_latent(layer.weight, floats)
-    layer.weight_quantizer.mode = mode
     if affine:
         layer.start_affine(per_channel=True)
 
@@ -233,6 +233,6 @@ def test_prepared_weights_give_the_same_rollout(mode, affine):
         prepared, prepared_gradients = rollout()
     assert torch.equal(plain, prepared)
     torch.testing.assert_close(plain_gradients, prepared_gradients)
-    assert ("weight_quantizer.rounding" in plain_gradients) == (mode == "soft")
-    assert ("weight_quantizer.latent" in plain_gradients) == (mode == "latent")
+    assert ("weight_quantizer.rounding.v" in plain_gradients) == (mode == "soft")
+    assert ("weight_quantizer.rounding.latent" in plain_gradients) == (mode == "latent")
     assert layer._prepared is None

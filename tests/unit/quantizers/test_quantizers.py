@@ -179,11 +179,10 @@ def test_soft_rounding_starts_at_the_float_weight_and_hard_is_within_one_step(bi
     weight = torch.randn(8, 4, 3, 3)
     quantizer = WeightQuantizer(weight, QuantSpec(bits, "symmetric", granularity, "minmax"))
     quantizer.start_rounding(weight)
-    quantizer.mode = "soft"
     torch.testing.assert_close(
         quantizer(weight), weight, rtol=0, atol=float(quantizer.scale.max()) * 0.51
     )
-    quantizer.mode = "hard"
+    quantizer.rounding.harden()
     assert ((quantizer(weight) - weight).abs() <= quantizer.scale * 1.001).all()
     fixed = weight.clone()
     quantizer.fix_(fixed)
@@ -281,7 +280,7 @@ def test_codes_are_learned_on_within_one_step(bits):
     # Like after block reconstruction: weights on the grid, some not rounded to nearest.
     fresh.start_rounding(floats)
     with torch.no_grad():
-        fresh.rounding += torch.randn_like(fresh.rounding)
+        fresh.rounding.v += torch.randn_like(fresh.rounding.v)
     fixed = floats.clone()
     fresh.fix_(fixed)
     before = fresh.codes(fixed)
@@ -293,9 +292,9 @@ def test_codes_are_learned_on_within_one_step(bits):
         (before > -(2 ** (bits - 1))) & (before < 2 ** (bits - 1) - 1), 0.0
     )
     inside = expected != 0
-    torch.testing.assert_close(fresh.latent.grad[inside], expected[inside])
+    torch.testing.assert_close(fresh.rounding.latent.grad[inside], expected[inside])
     with torch.no_grad():
-        fresh.latent += 100 * torch.randn_like(fresh.latent)
+        fresh.rounding.latent += 100 * torch.randn_like(fresh.rounding.latent)
     moved = fixed.clone()
     fresh.fix_(moved)
     codes = (moved / fresh.scale).round()
@@ -304,12 +303,13 @@ def test_codes_are_learned_on_within_one_step(bits):
     )  # a latent at the edge of its code may cross two boundaries
     assert codes.abs().max() <= 2 ** (bits - 1)
     assert set(fresh.state_dict()) == keys
-    assert fresh.mode == "fixed"
+    assert fresh.fixed
 
 
 def pinned(quantizer):
     """Compute the fraction of latents that are clamped to the edge of their code."""
-    return float(((quantizer.latent - quantizer.latent.round()).abs() > 0.4899).float().mean())
+    latent = quantizer.rounding.latent
+    return float(((latent - latent.round()).abs() > 0.4899).float().mean())
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -329,7 +329,7 @@ def test_codes_are_learned_on_from_where_they_were_however_often_gamma_was_absor
     for _ in range(3):
         for layer in (plain, calibrated):
             layer.weight_quantizer.start_latent(layer.weight, floats)
-        latents = [layer.weight_quantizer.latent.detach() for layer in (plain, calibrated)]
+        latents = [layer.weight_quantizer.rounding.latent.detach() for layer in (plain, calibrated)]
         torch.testing.assert_close(latents[1], latents[0], rtol=0, atol=1e-3)
         shares = [pinned(layer.weight_quantizer) for layer in (plain, calibrated)]
         assert shares[1] == pytest.approx(shares[0], abs=1e-3)
@@ -338,7 +338,7 @@ def test_codes_are_learned_on_from_where_they_were_however_often_gamma_was_absor
         calibrated.affine.log_scale.data.fill_(0.02)
         moves = 0.05 * torch.randn_like(floats)
         for layer in (plain, calibrated):
-            layer.weight_quantizer.latent.data += moves
+            layer.weight_quantizer.rounding.latent.data += moves
             layer.fix_()
         calibrated.absorb_affine_()
         codes = [layer.weight_quantizer.codes(layer.weight) for layer in (plain, calibrated)]

@@ -1,0 +1,171 @@
+"""The loss of global affine calibration (GAC) and of optical flow assistance (OFA)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptq4vm.calibration.losses import alpha_loss, feature_loss, temporal_loss
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import quantized_layers, run_blocks
+from ptq4vm.models.base import MattingModel
+from ptq4vm.quantizers import clamp_ste
+from ptq4vm.types import CalibrationClip
+
+
+@dataclass(frozen=True)
+class GlobalLossSettings:
+    """Weights of the terms of :func:`global_loss`.
+
+    Raises:
+        PTQ4VMError: neither ``truth_weight`` nor ``teacher_weight`` is above 0.
+    """
+
+    truth_weight: float = 0.5
+    """Alpha against the true alpha; against the teacher's where there is no true one."""
+    teacher_weight: float = 0.5
+    """Alpha against the teacher's."""
+    l1_weight: float = 1.0
+    """Mean absolute error within both alpha terms."""
+    mse_weight: float = 5.0
+    """Mean squared error within both alpha terms."""
+    fgr_weight: float = 0.1
+    """Mean absolute error of the foreground against the teacher's."""
+    state_weight: float = 0.02
+    """Mean absolute error of the recurrent states against the teacher's."""
+    feature_weight: float = 0.0
+    """Error of the blocks' feature maps against the teacher's, as a share of their variance."""
+    coherence_weight: float = 0.0
+    """Mean squared error of alpha's change between frames against the teacher's."""
+    flow_weight: float = 0.05
+    """λ of optical flow assistance."""
+
+    def __post_init__(self) -> None:
+        if self.truth_weight <= 0 and self.teacher_weight <= 0:
+            raise PTQ4VMError(
+                "Expected truth_weight or teacher_weight above 0, got neither. Set one of them."
+            )
+
+
+def begin_global_calibration(
+    network: MattingModel, teacher: MattingModel, *, per_channel: bool, learn_codes: bool
+) -> None:
+    """Add γ and β to every quantized layer, in place; all learned parameters require gradients.
+
+    Args:
+        network: quantized, its weights fixed.
+        teacher: the float network, BatchNorm folded.
+        per_channel: one γ and β for each output channel, or for each layer.
+        learn_codes: learn the weights' codes too.
+
+    Raises:
+        PTQ4VMError: codes are to be learned, and the γ in the weight scales are not known.
+    """
+    for name, layer in quantized_layers(network).items():
+        layer.start_affine(per_channel=per_channel)
+        for quantizer in layer.activation_quantizers:
+            quantizer.log_scale.requires_grad_(True)
+            quantizer.offset.requires_grad_(quantizer.spec.grid == "affine")
+        if learn_codes:
+            floats = teacher.get_submodule(name).weight
+            layer.weight_quantizer.start_latent(layer.weight, floats)  # type: ignore[arg-type]
+
+
+def end_global_calibration(network: MattingModel) -> None:
+    """Fix the weights and fold γ and β into weight scales and biases, in place."""
+    for layer in quantized_layers(network).values():
+        layer.fix_()
+        layer.absorb_affine_()
+
+
+def draw_window(time: int, window: int | None, seed: int) -> slice:
+    """Draw ``window`` successive frames out of ``time``; all of them if None or not fewer."""
+    if window is None or window >= time:
+        return slice(0, time)
+    # A generator of its own: a resumed fit draws the same frames.
+    generator = torch.Generator().manual_seed(seed)
+    start = int(torch.randint(time - window + 1, (), generator=generator))
+    return slice(start, start + window)
+
+
+def global_loss(
+    network: MattingModel,
+    teacher: MattingModel,
+    batch: CalibrationClip,
+    settings: GlobalLossSettings,
+    frames: slice,
+) -> Tensor:
+    """Unroll the quantized network over frames of a batch of clips; return the weighted loss.
+
+    The network's own state is fed back; before the first of ``frames`` it is the teacher's.
+
+    Args:
+        network: the quantized network.
+        teacher: the float network, run with a ``feature_weight`` alone: ``batch`` has its outputs.
+        batch: clips, (B, T, C, H, W).
+        settings: the weights of the terms.
+        frames: start and stop within T.
+
+    Returns:
+        The weighted sum of the terms, ().
+    """
+    state = network.initial_state(batch.src[:, 0])
+    if frames.start > 0:
+        state = tuple(steps[:, frames.start - 1] for steps in batch.teacher_state)
+    src = batch.src[:, frames]
+    values, states = run_blocks(network.blocks(), {"src": src}, state)
+    # A loss against a target in [0, 1] then has no gradient where the clamp already gives the
+    # target, and a helpful one where it doesn't.
+    raw = values.get("pha_unclamped")
+    pha = values["pha"] if raw is None else clamp_ste(raw, 0.0, 1.0)
+    losses = [
+        weight * alpha_loss(pha, target[:, frames], settings.l1_weight, settings.mse_weight)
+        for weight, target in _alpha_targets(batch, settings)
+    ]
+    if settings.fgr_weight > 0:
+        error = values["fgr"] - batch.teacher_fgr[:, frames]
+        losses.append(settings.fgr_weight * error.abs().mean())
+    if settings.state_weight > 0:
+        pairs = zip(states, batch.teacher_state, strict=True)
+        losses += [settings.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
+    if settings.feature_weight > 0:
+        with torch.no_grad():
+            features, _ = run_blocks(teacher.blocks(), {"src": src}, state)
+        losses.append(settings.feature_weight * feature_loss(values, features))
+    losses += _temporal_losses(pha, batch, settings, frames.start)
+    return torch.stack(losses).sum()
+
+
+def _alpha_targets(
+    batch: CalibrationClip, settings: GlobalLossSettings
+) -> list[tuple[float, Tensor]]:
+    """Return the weights above 0 with their alphas, (B, T, 1, H, W)."""
+    pairs = [(settings.truth_weight, batch.pha), (settings.teacher_weight, batch.teacher_pha)]
+    return [(weight, alpha) for weight, alpha in pairs if weight > 0]
+
+
+def _temporal_losses(
+    pha: Tensor, batch: CalibrationClip, settings: GlobalLossSettings, start: int
+) -> list[Tensor]:
+    """Compare alpha's changes from frame to frame; a mean over frames, of which the first has none.
+
+    Args:
+        pha: alpha of the unrolled frames, (B, t, 1, H, W).
+        batch: the clips with their flow.
+        settings: ``flow_weight`` and ``coherence_weight``.
+        start: index of the first unrolled frame in the clips.
+    """
+    losses: list[Tensor] = []
+    time = pha.shape[1]
+    if time == 1:
+        return losses
+    share, pairs = (time - 1) / time, slice(start, start + time - 1)
+    if settings.flow_weight > 0:
+        along = (pha[:, 1:], pha[:, :-1], batch.flow[:, pairs], batch.visible[:, pairs])
+        error = temporal_loss(*(x.flatten(0, 1) for x in along))
+        losses.append(share * settings.flow_weight * error)
+    if settings.coherence_weight > 0:
+        change = batch.teacher_pha[:, start : start + time].diff(dim=1)
+        error = (pha.diff(dim=1) - change).square().mean()
+        losses.append(share * settings.coherence_weight * error)
+    return losses
