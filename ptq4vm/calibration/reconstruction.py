@@ -32,7 +32,7 @@ from ptq4vm.quantizers import (
 
 @dataclass(frozen=True)
 class ReconstructionSettings:
-    """What is learned of a block, and how."""
+    """Settings of block reconstruction; the defaults are QDrop."""
 
     learn_rounding: bool = True
     """Learn the rounding of the weights, else round to nearest."""
@@ -100,7 +100,7 @@ def reconstruct_block(
         network: the quantized network; the block's layers are changed in place.
         inputs: from the quantized blocks before, (B, T, C, h, w) for each of ``block.inputs``.
         targets: the float block's outputs, and last its states where it has them, likewise.
-        settings: what is learned.
+        settings: of block reconstruction.
         float_inputs: from the float blocks before, which QDrop mixes into ``inputs``.
         steps: optimizer steps.
         batch_size: sequences in a step, drawn anew for each; None takes all.
@@ -219,6 +219,7 @@ def make_optimizer(
 ) -> torch.optim.Adam:
     """Return Adam over all that is learned in these layers: groups ``rounding`` and ``scales``."""
     layers = list(layers)
+    roundings = _learned_roundings(layers) if settings.learn_rounding else []
     scales = [
         parameter
         for quantizer in _activation_quantizers(layers)
@@ -226,7 +227,7 @@ def make_optimizer(
         if parameter.requires_grad and settings.learn_scales
     ]
     groups = [
-        {"params": _learned_roundings(layers), "lr": settings.rounding_lr, "name": "rounding"},
+        {"params": roundings, "lr": settings.rounding_lr, "name": "rounding"},
         {"params": scales, "lr": settings.scale_lr, "name": "scales"},
     ]
     return torch.optim.Adam([group for group in groups if group["params"]])
@@ -256,7 +257,7 @@ def block_step(
         layers: of the block.
         inputs: from the quantized blocks before, (B, T, C, h, w) each.
         float_inputs: from the float blocks before; None mixes none into ``inputs``.
-        settings: what is learned.
+        settings: of block reconstruction.
         progress: share of the block's steps that are done, in [0, 1].
     """
     if settings.drop_prob > 0.0 and float_inputs is not None:
