@@ -70,8 +70,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
             out of `videos` by the float network, with `backgrounds`. `auto` uses all layouts that
             :func:`~ptq4vm.data.discovery.discover` finds in `root`; without an evaluation tree it
             keeps every fifth video out of calibration and scores those.
-        foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout; by default
-            `videomatte240k_layout`.
+        foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout; by
+            default `videomatte240k_layout`.
         backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still. By default
             `backgrounds`.
         photographs: Add photographs shipped with scikit-image to the backgrounds.

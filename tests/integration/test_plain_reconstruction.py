@@ -23,8 +23,13 @@ def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path):
     weights, qconfig = str(tmp_path / "tiny.safetensors"), QConfig("W4A4")
     save_file(tiny.TinyMatting().state_dict(), weights)
     data = VideoMattingDataModule(
-        num_sequences=1, seq_length=3, height=32, width=48, steps_per_epoch=STEPS, cache_dir=tmp_path
-    )  # fmt: skip
+        num_sequences=1,
+        seq_length=3,
+        height=32,
+        width=48,
+        steps_per_epoch=STEPS,
+        cache_dir=tmp_path,
+    )
     phase = BlockReconstructionModule("tiny", weights, qconfig=qconfig, drop_prob=0.0)
     settings = {"accelerator": "cpu", "devices": 1, "default_root_dir": tmp_path, **QUIET}
     L.Trainer(**settings).fit(phase, datamodule=data)
