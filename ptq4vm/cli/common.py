@@ -82,15 +82,15 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def device_line(accelerator: str | None = None) -> str:
-    """Return a line with the name of the device in use.
+def print_device(device: torch.device) -> None:
+    """Print the name of the device in use."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    console.print(f"device      {name}", highlight=False)
 
-    Args:
-        accelerator: Lightning's name; None and ``auto`` select the available device.
-    """
-    device = torch.device("cpu") if accelerator == "cpu" else pick_device(None)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
-    return f"device      {name}"
+
+def trainer_device(accelerator: object) -> torch.device:
+    """Return the device that Lightning chooses for an accelerator, by default the available one."""
+    return torch.device("cpu") if accelerator == "cpu" else pick_device(None)
 
 
 def add_ratio_option(parser: ArgumentParser, use: str) -> None:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from ptq4vm.cli.common import add_ratio_option, add_runtime_options, console, open_model
+from ptq4vm.cli.common import (
+    add_ratio_option,
+    add_runtime_options,
+    console,
+    open_model,
+    print_device,
+    trainer_device,
+)
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import ExportedNetwork
 from ptq4vm.deploy.runner import choose_downsample_ratio
@@ -72,6 +79,8 @@ def run_evaluate(args: list[str]) -> None:
     size = data.evaluation_set[0].src.shape[-2:]
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
+    if not isinstance(network, ExportedNetwork):
+        print_device(trainer_device(config.accelerator))
     metrics = evaluate(network, data, config.scoring, config.accelerator, callbacks)
     row = _row(str(config.model), network, metrics, *size)
     render_table([row], console)

@@ -13,6 +13,7 @@ from ptq4vm.cli.common import (
     console,
     open_model,
     pick_device,
+    print_device,
 )
 from ptq4vm.deploy import ExportedNetwork, matte_video
 from ptq4vm.deploy.runner import check_paths
@@ -101,7 +102,9 @@ def run_matte(args: list[str]) -> None:
         CutList.read(Path(config.cuts))  # fails before the network is loaded
     network = open_model(config)
     if not isinstance(network, ExportedNetwork):
-        network.to(pick_device(config.device))
+        device = pick_device(config.device)
+        print_device(device)
+        network.to(device)
     notes: list[str] = []
     with SteadyProgress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
         task = progress.add_task("matting", total=None)

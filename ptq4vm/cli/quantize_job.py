@@ -6,7 +6,14 @@ import lightning.pytorch as L
 from jsonargparse import ArgumentParser, Namespace
 
 from ptq4vm import distributed
-from ptq4vm.cli.common import TRUST, console, device_line, parse_settings, parse_size
+from ptq4vm.cli.common import (
+    TRUST,
+    console,
+    parse_settings,
+    parse_size,
+    print_device,
+    trainer_device,
+)
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import BlockReconstructionModule, GACModule
@@ -43,7 +50,8 @@ def run(args: list[str], size: str | None) -> None:
     frame = None if size is None else parse_size(size)
     if frame is not None:
         require_deliverable(options["bits"], options["target"], options["output"], *frame)
-    console.print(device_line(options["trainer"].get("accelerator")), highlight=False)
+    if distributed.rank() == 0:
+        print_device(trainer_device(options["trainer"].get("accelerator")))
     result = quantize(**options)
     if distributed.rank() > 0:
         return

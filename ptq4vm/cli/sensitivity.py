@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ptq4vm.calibration import make_teacher
 from ptq4vm.calibration.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
-from ptq4vm.cli.common import COLUMNS, TRUST, console, parse_settings, pick_device
+from ptq4vm.cli.common import COLUMNS, TRUST, console, parse_settings, pick_device, print_device
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.flow import create_flow
 from ptq4vm.models import create_model, list_models
@@ -63,9 +63,11 @@ def run_sensitivity(args: list[str]) -> None:
         canonical_bits(one)
         for one in ([config.bits] if isinstance(config.bits, str) else config.bits)
     ]
+    device = pick_device(config.device)
     network = create_model(
         config.network, weights=config.weights, downsample_ratio=config.downsample_ratio
-    ).to(pick_device(config.device))
+    ).to(device)
+    print_device(device)
     path = config.output / "sensitivity.json"
     with owned(config.output, folder=True), SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("calibration set", total=None)
