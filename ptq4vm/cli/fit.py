@@ -41,7 +41,7 @@ class _CLI(LightningCLI):
         """Create Lightning's Trainer; re-raise its configuration errors as `PTQ4VMError`."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise PTQ4VMError(
                 f"Expected trainer settings that Lightning takes, got: {error}"
             ) from error

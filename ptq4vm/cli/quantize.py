@@ -33,7 +33,7 @@ def run_quantize(args: list[str]) -> None:
     if named.help is not None:
         quantize_job.print_settings(named.help)
         return
-    quantize_job.run(_expand(named, rest), named.size)
+    quantize_job.run(_expand(named, rest), named.size, named.tolerance)
 
 
 def _front() -> argparse.ArgumentParser:
@@ -68,6 +68,13 @@ def _front() -> argparse.ArgumentParser:
         "--size",
         metavar="HxW",
         help="export for frames of this size, check parity and measure latency",
+    )
+    front.add_argument(
+        "--tolerance",
+        metavar="ERROR",
+        type=float,
+        default=5e-4,
+        help="largest mean difference of alpha between PyTorch and the runtime (default 5e-4)",
     )
     # These are settings too; they are listed here for the help.
     for name, metavar, text in (

@@ -43,7 +43,7 @@ def print_settings(group: str) -> None:
     parser.print_help()
 
 
-def run(args: list[str], size: str | None) -> None:
+def run(args: list[str], size: str | None, tolerance: float) -> None:
     """Quantize and print the table; with a size, also export and time every network of the run."""
     config = parse_settings(_settings(), args)
     options = _options(config)
@@ -58,7 +58,9 @@ def run(args: list[str], size: str | None) -> None:
     render_table(result.rows, console)
     files = []
     if frame is not None:
-        files = deliver(result, options["network"], options["weights"], options["target"], *frame)
+        files = deliver(
+            result, options["network"], options["weights"], options["target"], *frame, tolerance
+        )
     for name in ("report", "table", "pictures"):
         console.print(f"{name:12}{getattr(result, name)}", highlight=False, soft_wrap=True)
     for bits, path in result.checkpoints.items():

@@ -42,7 +42,13 @@ def _graph(folder: Path, target: str, height: int, width: int) -> Path:
 
 
 def deliver(
-    result: QuantizeResult, network: str, weights: str, target: TargetName, height: int, width: int
+    result: QuantizeResult,
+    network: str,
+    weights: str,
+    target: TargetName,
+    height: int,
+    width: int,
+    tolerance: float = 5e-4,
 ) -> list[str]:
     """Export the float network and every network of a run, check parity and measure latency.
 
@@ -55,6 +61,7 @@ def deliver(
         target: The runtime.
         height: Height of the frames in pixels.
         width: Width of the frames in pixels.
+        tolerance: Largest accepted mean |Δα| between PyTorch and the runtime.
 
     Returns:
         A line for each quantized graph: file, size in MB and parity.
@@ -73,7 +80,17 @@ def deliver(
             one.downsample_ratio = ratio
             path = _graph(result.folder / bits.lower(), target, height, width)
             path.parent.mkdir(exist_ok=True)
-            exported = export(one, height, width, path, target, OPSET, frames=FRAMES, progress=bar)
+            exported = export(
+                one,
+                height,
+                width,
+                path,
+                target,
+                OPSET,
+                frames=FRAMES,
+                tolerance=tolerance,
+                progress=bar,
+            )
             graphs.append(str(path))
             if quantized:
                 lines.append(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -213,3 +214,63 @@ def test_what_lightning_refuses_is_told_without_a_traceback(
     ]
     assert cli.main([*args, "--data.num_sequences", "1", *extra]) == 2
     assert extra[1] in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_checkpoint_callbacks_of_one_kind_are_refused_without_a_traceback(
+    capsys, tmp_path, monkeypatch, official_weights
+):
+    monkeypatch.chdir(tmp_path)
+    config = str(CONFIGS / "fit" / "rtn.yaml")
+    twice = ["--trainer.callbacks+", "lightning.pytorch.callbacks.ModelCheckpoint"]
+    twice += ["--trainer.callbacks.filename", "last"]
+    twice += ["--trainer.callbacks.enable_version_counter", "false"]
+    assert cli.main(["fit", "--config", config, *twice]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "Expected trainer settings that Lightning takes, got: Found more than one" in error
+
+
+def test_the_short_help_names_the_recipes_without_importing_torch(tmp_path):
+    script = (
+        "import sys; from ptq4vm import cli; cli.main(['quantize', '--help']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "w4a4_mixed" in done.stdout
+    assert len(done.stdout.splitlines()) < 60
+
+
+@pytest.mark.parametrize("group", ["all", "data", "qconfig", "gac", "trainer"])
+def test_help_of_a_group_lists_its_settings(group, capsys):
+    cli.main(["quantize", f"--help={group}"])
+    text = capsys.readouterr().out
+    assert ("--gac.lr" in text) == (group in ("all", "gac"))
+    assert ("--trainer.devices" in text) == (group in ("all", "trainer"))
+
+
+def test_short_form_sets_what_the_settings_do(options_of, tmp_path):
+    seen = options_of(
+        "rvm_resnet50", "--data", str(tmp_path), "--recipe", "w4a8", "--target", "onnxruntime",
+        "--gac_epochs", "3", "--output", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert seen["network"] == "rvm_resnet50"
+    assert (seen["bits"], seen["gac_epochs"], seen["target"]) == (["W4A8"], 3, "onnxruntime")
+    assert (seen["data"].root, seen["data"].sources) == (tmp_path, ["auto"])
+    assert seen["block_reconstruction"]["drop_prob"] == 0.0  # of the recipe
+    assert seen["gac"]["average"] == 0.98  # of its base
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--recipe", "w4a4", "--size", "64x64"], "Expected 8-bit activations to export"),
+        (["--recipe", "w8a8", "--size", "0x64"], "at least 1 x 1 pixels"),
+        (["--size", "64x64"], "Expected --target with --size"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_any_work(args, message, capsys, tmp_path):
+    assert cli.main(["quantize", *args, "--output", str(tmp_path / "run")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
