@@ -109,15 +109,16 @@ def quantize(
     plans = {
         one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits
     }
-    counts = {
-        "block_steps": block_steps,
-        "block_batch_size": block_batch_size,
-        "gac_epochs": gac_epochs,
-        "gac_batch_size": gac_batch_size,
-    }
-    for name, count in counts.items():
-        if count < 1:
-            raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
+    common = {"network": network, "weights": weights, "downsample_ratio": downsample_ratio}
+    phases = _Phases(
+        {**common, **(block_reconstruction or {})},
+        {"weights": weights, **(gac or {})},
+        block_steps,
+        block_batch_size,
+        gac_epochs,
+        gac_batch_size,
+    )
+    phases.require_counts()
     if not plans:
         raise PTQ4VMError(
             "Expected at least one of bits, e.g. W8A8, got none. Leave bits out for W8A8."
@@ -136,53 +137,80 @@ def quantize(
     with run.owned(), run.progress():
         distributed.first_alone(lambda: run.claim(settings, teacher))
         distributed.once(run.begin, teacher)
-        steps = block_steps * block_batch_size / data.num_sequences
-        learns = {
-            name: 3.0 * (gac_epochs if row.start else 1 + steps * _learns(row))
-            for name, row in methods.items()
-        }
-        run.prepare(teacher, learns)
+        run.prepare(teacher, phases.work(methods, data.num_sequences))
         if AUTO in plans:
             plans[AUTO] = _mix(run, teacher, plans[AUTO], budget)
         run.expect(len(plans))
         table = [run.score(run.folder / "float.json", "float", teacher)]
-        common = {"network": network, "weights": weights, "downsample_ratio": downsample_ratio}
         for bits_name, plan in plans.items():
-            folder = run.folder / bits_name.lower()
-            for name, row in methods.items():
-                plan_of_row, start = dataclasses.replace(plan, **row.qconfig), None
-                if row.start is None:
-                    options = {
-                        **common,
-                        "qconfig": plan_of_row,
-                        **(block_reconstruction or {}),
-                        **row.options,
-                    }
-                    steps_of_row = block_steps if _learns(row) else 1
-                    run.fit(
-                        folder,
-                        name,
-                        row,
-                        BlockReconstructionModule,
-                        options,
-                        block_batch_size,
-                        steps_of_row,
-                        1,
-                    )
-                else:
-                    start = folder / f"{row.start}.safetensors"
-                    options = {
-                        "weights": weights,
-                        "checkpoint": start,
-                        **(gac or {}),
-                        **row.options,
-                    }
-                    run.fit(folder, name, row, GACModule, options, gac_batch_size, None, gac_epochs)
-                scored, made_with = run.load(folder / f"{name}.safetensors", start, plan_of_row)
-                table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
-            distributed.once(_copy_whole, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
+            table += _quantize_rows(run, run.folder / bits_name.lower(), plan, methods, phases)
         run.say("writing the table, the pictures and the report")
         return _report(run, teacher, list(plans), table)
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """Options and lengths of the two phases.
+
+    Args:
+        block_reconstruction: options of block reconstruction, which rows may override.
+        gac: options of global calibration, which rows may override.
+        block_steps: optimization steps per block.
+        block_batch_size: sequences per step of block reconstruction.
+        gac_epochs: passes over the calibration set in global calibration.
+        gac_batch_size: sequences per step of global calibration.
+    """
+
+    block_reconstruction: dict[str, Any]
+    gac: dict[str, Any]
+    block_steps: int
+    block_batch_size: int
+    gac_epochs: int
+    gac_batch_size: int
+
+    def require_counts(self) -> None:
+        """Check that all lengths are at least 1."""
+        for name in ("block_steps", "block_batch_size", "gac_epochs", "gac_batch_size"):
+            if (count := getattr(self, name)) < 1:
+                raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
+
+    def work(self, methods: dict[str, Method], sequences: int) -> dict[str, float]:
+        """Return the cost of each row per frame of the calibration set, in forward passes."""
+        steps = self.block_steps * self.block_batch_size / sequences
+        return {
+            name: 3.0 * (self.gac_epochs if row.start else 1 + steps * _learns(row))
+            for name, row in methods.items()
+        }
+
+    def fit_blocks(self, run: Run, folder: Path, name: str, row: Method, plan: QConfig) -> None:
+        """Run block reconstruction for one row."""
+        options = {"qconfig": plan, **self.block_reconstruction, **row.options}
+        steps = self.block_steps if _learns(row) else 1
+        module = BlockReconstructionModule
+        run.fit(folder, name, row, module, options, self.block_batch_size, steps, 1)
+
+    def fit_network(self, run: Run, folder: Path, name: str, row: Method, start: Path) -> None:
+        """Run global calibration for one row."""
+        options = {"checkpoint": start, **self.gac, **row.options}
+        run.fit(folder, name, row, GACModule, options, self.gac_batch_size, None, self.gac_epochs)
+
+
+def _quantize_rows(
+    run: Run, folder: Path, plan: QConfig, methods: dict[str, Method], phases: _Phases
+) -> list[ResultRow]:
+    """Make and score the networks of all rows for one plan; copy the last one's checkpoint."""
+    table = []
+    for name, row in methods.items():
+        plan_of_row, start = dataclasses.replace(plan, **row.qconfig), None
+        if row.start is None:
+            phases.fit_blocks(run, folder, name, row, plan_of_row)
+        else:
+            start = folder / f"{row.start}.safetensors"
+            phases.fit_network(run, folder, name, row, start)
+        scored, made_with = run.load(folder / f"{name}.safetensors", start, plan_of_row)
+        table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
+    distributed.once(_copy_whole, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
+    return table
 
 
 def _copy_whole(source: Path, target: Path) -> None:
