@@ -37,7 +37,7 @@ Chunks = TypeVar("Chunks", bound=EvaluationChunks | ReferencedChunks)
 
 
 class PreparedClips:
-    """Clips that a datamodule has prepared so far, for settings that each call is given."""
+    """Sources, sequences and cached outputs of a datamodule, kept between its calls."""
 
     def __init__(self) -> None:
         self.calibration_sources: list[ClipSource] = []
