@@ -1,4 +1,4 @@
-"""Evaluation chunks, sampling order and batch collation."""
+"""Evaluation chunks and their loader, sampling order and batch collation."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
+from ptq4vm import distributed
 from ptq4vm.data.sources import ClipSource, derive_seed
 from ptq4vm.types import CalibrationClip, MattingClip
 from ptq4vm.video.cuts import CutDetector
@@ -183,3 +184,22 @@ def collate_chunk(chunks: list[MattingClip]) -> MattingClip:
     known = (chunk.pha, chunk.fgr, chunk.flow, chunk.float_pha)
     pha, fgr, flow, float_pha = (None if part is None else part[None] for part in known)
     return chunk._replace(src=chunk.src[None], pha=pha, fgr=fgr, flow=flow, float_pha=float_pha)
+
+
+def evaluation_loader(
+    clips: Dataset[MattingClip], by_clip: list[list[int]], num_workers: int
+) -> DataLoader[MattingClip]:
+    """Return a loader of this rank's share of whole clips.
+
+    Args:
+        clips: Chunks of clips.
+        by_clip: Chunk indices of each clip.
+        num_workers: Worker processes.
+    """
+    share = [index for clip in distributed.share(by_clip) for index in clip]
+    own: Dataset[MattingClip] = Subset(clips, share) if share else NoFrames()
+    # Any other sampler is replaced by Lightning, which would split clips across ranks.
+    sampler: DistributedSampler[int] = DistributedSampler(
+        own, num_replicas=1, rank=0, shuffle=False
+    )
+    return DataLoader(own, sampler=sampler, num_workers=num_workers, collate_fn=collate_chunk)

@@ -17,6 +17,7 @@ from torch import nn
 
 from ptq4vm import distributed
 from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMattingDataModule
+from ptq4vm.data.assembly import make_calibration_source
 from ptq4vm.data.backgrounds import Backgrounds
 from ptq4vm.data.calibration import draw_sequences
 from ptq4vm.data.loading import collate_chunk
@@ -214,7 +215,8 @@ def test_photographs_are_backgrounds_too(make):
     for module in (plain, more):
         module.setup("fit")
     names = [
-        {name.split("+")[1] for name in m._calibration_sources[0].names} for m in (plain, more)
+        {name.split("+")[1] for name in m._clips.calibration_sources[0].names}
+        for m in (plain, more)
     ]
     assert {"coffee.png", "brick.png"} <= names[1] - names[0]
     assert names[0] < names[1]
@@ -241,7 +243,7 @@ def test_label_free_calibration_knows_no_labels(make, tmp_path, source):
 def test_several_sources_take_turns(make):
     module = make(source=["videomatte", "video", "cutout"], num_sequences=5, augment=False)
     attach(module)
-    kinds = [type(place.source).__name__ for place in module._sequences]
+    kinds = [type(place.source).__name__ for place in module._clips.sequences]
     assert kinds == [
         "VideoMatteSource",
         "VideoSource",
@@ -269,7 +271,7 @@ def test_several_sources_take_turns(make):
 def test_people_cut_out_are_composed_with_other_backgrounds(make, tmp_path):
     module = make(source="cutout", augment=False)
     attach(module)
-    place = module._sequences[0]
+    place = module._clips.sequences[0]
     alpha = make_teacher()[0].forward(torch.zeros(1, 3, 3, HEIGHT, WIDTH)).pha[0]
     person = place.source.people.read(0, place.start, place.start + 3).src
     layers = place.source.read_layers(place.clip, place.start, place.start + 3)
@@ -288,7 +290,7 @@ def test_held_out_clips_are_seen_by_scoring_alone(make, tmp_path):
         source=["videomatte", "video", "cutout"], num_sequences=12, held_out=["b", "room", "0001"]
     )
     attach(module)
-    names = [place.source.names[place.clip] for place in module._sequences]
+    names = [place.source.names[place.clip] for place in module._clips.sequences]
     assert not [name for name in names if "b.avi" in name or "room" in name or "0001" in name]
     assert module.held_out_dataloader() is None
     module.add_references(make_teacher()[0], make_flow()[0])
@@ -602,4 +604,5 @@ def test_numbers_out_of_the_set_end_it(make):
     attach(module)
     with pytest.raises(IndexError):
         module.calibration_set[4]
-    assert isinstance(make(source="builtin")._make_calibration_source("builtin"), BuiltinSource)
+    settings = make(source="builtin")._settings()
+    assert isinstance(make_calibration_source(settings, "builtin"), BuiltinSource)

@@ -66,7 +66,7 @@ def test_auto_scores_videos_that_calibration_never_sees(tmp_path):
     data.attach(teacher, flow)
     data.add_references(teacher, flow)
     assert data.sources == ["cutout", "video"]
-    names = {clip for source in data._calibration_sources for clip in source.names}
+    names = {clip for source in data._clips.calibration_sources for clip in source.names}
     assert not any("[4]" in name for name in names)
     clips = [data.evaluation_set[index] for index in range(len(data.evaluation_set))]
     assert {clip.name for clip in clips} == {f"{tmp_path.name}/clip [4].mkv"}
