@@ -44,6 +44,11 @@ def find_recipe(name: str) -> Path:
     return recipes_folder() / f"{name}.yaml"
 
 
+def with_present_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return quantization settings of an earlier version by their present names."""
+    return {FORMER_NAMES.get(name, name): value for name, value in settings.items()}
+
+
 def refuse_former_names(args: list[str]) -> None:
     """Check a command line and the YAML files it names for settings that were renamed.
 

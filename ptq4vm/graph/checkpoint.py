@@ -22,6 +22,7 @@ from ptq4vm.graph.described import create_described
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import FixedRounding, QConfig, QuantizedLayer, QuantSpec
 from ptq4vm.reading import load_safetensors, parse_json, typed
+from ptq4vm.recipes import with_present_names
 
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"
@@ -142,6 +143,8 @@ def read_header(path: Path) -> dict[str, Any]:
             f"Expected a checkpoint of format {FORMAT_VERSION}, got {version!r} in {path}. "
             "Use the version of ptq4vm that wrote it, or quantize again."
         )
+    if isinstance(header.get("qconfig"), dict):
+        header["qconfig"] = with_present_names(header["qconfig"])
     return typed(header, _Header, "the header of a quantized checkpoint", path, "Quantize again.")  # type: ignore[no-any-return]
 
 
@@ -190,7 +193,7 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
 
 def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
     """Return the network that a header describes, before its weights are loaded."""
-    qconfig = QConfig.from_dict(header["qconfig"])
+    qconfig = QConfig(**header["qconfig"])
     # The file replaces weights and scales, so the cheapest range method suffices.
     quick = dataclasses.replace(qconfig, range_method="minmax", equalize=False)
     return quantize_network(

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.recipes import FORMER_NAMES
 
 Grid = Literal["affine", "unsigned", "symmetric"]
 Granularity = Literal["per_tensor", "per_channel"]
@@ -139,18 +138,8 @@ class QConfig:
         return any(layer == name or layer.startswith(f"{name}.") for name in self.ignored_modules)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON, from which :meth:`from_dict` rebuilds the configuration."""
+        """Return plain JSON, from which ``QConfig(**d)`` rebuilds the configuration."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> "QConfig":
-        """Rebuild a configuration from JSON, also from that of earlier versions.
-
-        Raises:
-            TypeError: A setting is unknown.
-            PTQ4VMError: A value is out of range.
-        """
-        return cls(**{FORMER_NAMES.get(name, name): value for name, value in settings.items()})
 
 
 def parse_bits(bits: str) -> tuple[int, int]:

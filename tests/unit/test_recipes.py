@@ -8,7 +8,6 @@ import yaml
 
 from ptq4vm import cli
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.quantizers import QConfig
 from ptq4vm.recipes import find_recipe, list_recipes, read_recipe, refuse_former_names, with_bases
 
 ROOT = Path(__file__).parents[2]
@@ -64,13 +63,6 @@ def test_a_former_name_in_a_file_is_refused_with_the_present_one(tmp_path, form)
     path.write_text(yaml.safe_dump({"qconfig": {"float_modules": ["refiner"]}}))
     with pytest.raises(PTQ4VMError, match=r"setting ignored_modules, .* in .*mine.yaml"):
         refuse_former_names([form.format(file=path)])
-
-
-def test_a_configuration_of_an_earlier_version_is_read():
-    former = {"bits": "W4A8", "edge_bits": 6, "float_modules": ["a"]}
-    qconfig = QConfig.from_dict(former)
-    assert (qconfig.first_last_bits, list(qconfig.ignored_modules)) == (6, ["a"])
-    assert QConfig.from_dict(qconfig.to_dict()) == qconfig
 
 
 def test_the_wheel_lists_every_package():

@@ -142,6 +142,19 @@ def rewritten(data, change):
     return len(changed).to_bytes(8, "little") + changed + data[8 + size :]
 
 
+def test_a_checkpoint_with_the_former_names_of_settings_loads(tmp_path, saved):
+    def former(header):
+        qconfig = header["__metadata__"]["ptq4vm"]["qconfig"]
+        qconfig["edge_bits"] = qconfig.pop("first_last_bits")
+        qconfig["float_modules"] = qconfig.pop("ignored_modules")
+
+    path = tmp_path / "former.safetensors"
+    path.write_bytes(rewritten(saved.read_bytes(), former))
+    network, qconfig = load_quantized(path)
+    assert qconfig == network.qconfig
+    assert (qconfig.first_last_bits, qconfig.ignored_modules) == (8, ("refiner",))
+
+
 def ours(**changes):
     return lambda header: header["__metadata__"]["ptq4vm"].update(changes)
 
