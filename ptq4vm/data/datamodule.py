@@ -89,6 +89,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
 
     Raises:
         PTQ4VMError: A number is out of range. Paths are checked in :meth:`setup`.
+
+    Example:
+        >>> from ptq4vm import VideoMattingDataModule
+        >>> data = VideoMattingDataModule(num_sequences=2, seq_length=3, height=64, width=96)
+        >>> data.setup("fit")
+        >>> sorted(data.contract()["size"])
+        [64, 96]
     """
 
     def __init__(

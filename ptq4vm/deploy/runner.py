@@ -180,6 +180,18 @@ def matte_video(
     Raises:
         PTQ4VMError: no output is given, or a file can't be read or written. Outputs are then
             removed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from ptq4vm import load_model, matte_video
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(folder / "in.png")
+        >>> network = load_model("rvm_mobilenetv3")
+        >>> matte_video(network, folder / "in.png", alpha=folder / "alpha.png").frames
+        1
     """
     targets = {"alpha": alpha, "composite": composite, "foreground": foreground, "cutout": cutout}
     outputs = check_paths(source, targets, background)

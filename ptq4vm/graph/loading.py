@@ -21,6 +21,15 @@ def load_model(model: str | Path, network: str = "rvm_mobilenetv3") -> MattingMo
 
     Raises:
         PTQ4VMError: ``model`` is none of these, or the run folder has no or several checkpoints.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm import load_model
+        >>> network = load_model("rvm_mobilenetv3")  # fetches the official weights once
+        >>> with torch.no_grad():
+        ...     output = network.unroll(torch.rand(1, 2, 3, 64, 96))
+        >>> output.pha.shape
+        torch.Size([1, 2, 1, 64, 96])
     """
     if str(model) in list_models():
         return create_model(str(model), weights="official")

@@ -79,6 +79,12 @@ class QConfig:
 
     Raises:
         PTQ4VMError: A value is invalid, or the combination of placement and granularity is.
+
+    Example:
+        >>> from ptq4vm import QConfig
+        >>> qconfig = QConfig("W4A8", weight_grid="affine", layer_bits={"project_mat.conv": "W8A8"})
+        >>> qconfig.bits, qconfig.first_last_bits
+        ('W4A8', 8)
     """
 
     bits: str = "W8A8"
