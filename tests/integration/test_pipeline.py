@@ -10,7 +10,8 @@ import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ptq4vm import cli, sensitivity
+from ptq4vm import cli
+from ptq4vm.calibration import sensitivity
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import export
 from ptq4vm.errors import PTQ4VMError
