@@ -17,6 +17,7 @@ from ptq4vm.ownership import owned
 from ptq4vm.phases import PTQPhase
 from ptq4vm.phases.callbacks import LoggedConfig, PromptStop
 from ptq4vm.phases.checkpoints import WholeCheckpoints
+from ptq4vm.pipeline.trainers import trainer_settings
 from ptq4vm.reporting import WorkBar
 
 
@@ -39,12 +40,8 @@ class _CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Create Lightning's Trainer; re-raise its configuration errors as `PTQ4VMError`."""
-        try:
+        with trainer_settings():
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, RuntimeError) as error:
-            raise PTQ4VMError(
-                f"Expected trainer settings that Lightning takes, got: {error}"
-            ) from error
         trainer.callbacks.append(PromptStop())  # type: ignore[attr-defined]
         return trainer
 

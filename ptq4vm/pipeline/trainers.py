@@ -30,7 +30,7 @@ class Trainers:
             "devices": 1,
             **{key: self.options[key] for key in names if self.options.get(key) is not None},
         }
-        with _trainer_settings():
+        with trainer_settings((ValueError, TypeError)):
             Fabric(**settings).launch()
         distributed.introduce()
 
@@ -63,16 +63,23 @@ class Trainers:
             "default_root_dir": folder,
             "callbacks": [*self.callbacks(), *callbacks],
         }
-        with _trainer_settings():
+        with trainer_settings():
             return L.Trainer(**settings)
 
 
 @contextmanager
-def _trainer_settings() -> Iterator[None]:
-    """Re-raise Lightning's configuration errors as `PTQ4VMError`."""
+def trainer_settings(
+    kinds: tuple[type[Exception], ...] = (ValueError, TypeError, RuntimeError),
+) -> Iterator[None]:
+    """Re-raise Lightning's configuration errors as `PTQ4VMError`.
+
+    Args:
+        kinds: exceptions to re-raise; by default those of a Trainer that is being made. A launch of
+            processes also raises RuntimeError for other reasons than its settings.
+    """
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except kinds as error:
         raise PTQ4VMError(
             f"Expected trainer settings that Lightning takes, got: {error}"
         ) from error
