@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ptq4vm.deploy import Speed, TargetName, export, measure_speed, require_job
+from ptq4vm.deploy import TargetName, export, measure_speed, require_job
 from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized
@@ -10,7 +10,7 @@ from ptq4vm.models import create_model
 from ptq4vm.pipeline.quantize import AUTO, QuantizeResult
 from ptq4vm.pipeline.report import report_run
 from ptq4vm.quantizers import parse_bits
-from ptq4vm.reporting import ResultRow, WorkBar, write_metrics
+from ptq4vm.reporting import WorkBar, speed_rows, write_metrics
 from ptq4vm.terminal import plain_console
 
 SPEED = "speed.json"
@@ -48,7 +48,7 @@ def deliver(
     target: TargetName,
     height: int,
     width: int,
-    tolerance: float = 5e-4,
+    tolerance: float,
 ) -> list[str]:
     """Export the float network and every network of a run, check parity and measure latency.
 
@@ -100,21 +100,8 @@ def deliver(
         speeds = measure_speed(
             graphs, height, width, ratio, ROUNDS, progress=lambda n, all: bar(n, all, "timing")
         )
-    rows = [speed_row(speed, speeds[0]) for speed in speeds]
+    rows = speed_rows(speeds)
     settings = {"size": f"{height}x{width}", "downsample_ratio": ratio, "rounds": ROUNDS}
     write_metrics(result.folder / SPEED, rows, settings)
     report_run(result.folder)
     return lines
-
-
-def speed_row(speed: Speed, first: Speed) -> ResultRow:
-    """Return a table row of latency, frames per second and memory, relative to the first."""
-    figures = {
-        "median ms": speed.median_ms,
-        "p90 ms": speed.p90_ms,
-        "fps": speed.fps,
-        "fps to the first": speed.fps / first.fps,
-        "peak MB": speed.memory_mb,
-    }
-    executed = f"{speed.runtime} ({speed.layers})" if speed.layers else speed.runtime
-    return ResultRow(speed.model, speed.bits, executed, {}, speed.size_mb, extra=figures)

@@ -4,7 +4,13 @@ from ptq4vm.reporting.bars import LayerBar, draw_sensitivity
 from ptq4vm.reporting.pictures import Strip, draw_strips
 from ptq4vm.reporting.progress import SteadyProgress, WorkBar
 from ptq4vm.reporting.runs import compare_runs, list_runs, read_run
-from ptq4vm.reporting.tables import ResultRow, markdown_table, render_table, write_metrics
+from ptq4vm.reporting.tables import (
+    ResultRow,
+    markdown_table,
+    render_table,
+    speed_rows,
+    write_metrics,
+)
 from ptq4vm.reporting.usage import measured
 
 __all__ = [
@@ -21,5 +27,6 @@ __all__ = [
     "measured",
     "read_run",
     "render_table",
+    "speed_rows",
     "write_metrics",
 ]

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ptq4vm.atomic_io import write_json
+from ptq4vm.deploy import Speed
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.terminal import plain_console
 
@@ -227,3 +228,24 @@ def _plain(value: Any, where: str) -> Any:
     raise PTQ4VMError(
         f"Expected plain values in {where.lstrip('.')}, got {type(value).__name__}; convert it"
     )
+
+
+def speed_rows(speeds: Sequence[Speed]) -> list[ResultRow]:
+    """Return rows of latency, frames per second and memory, relative to the first."""
+    return [
+        ResultRow(
+            speed.model,
+            speed.bits,
+            f"{speed.runtime} ({speed.layers})" if speed.layers else speed.runtime,
+            {},
+            speed.size_mb,
+            extra={
+                "median ms": speed.median_ms,
+                "p90 ms": speed.p90_ms,
+                "fps": speed.fps,
+                "fps to the first": speed.fps / speeds[0].fps,
+                "peak MB": speed.memory_mb,
+            },
+        )
+        for speed in speeds
+    ]
