@@ -5,10 +5,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
+from ptq4vm.cli.common import (
+    COLUMNS,
+    add_network_option,
+    add_ratio_option,
+    add_size_option,
+    console,
+    parse_size,
+)
 from ptq4vm.deploy import measure_speed
-from ptq4vm.pipeline.delivery import speed_row
-from ptq4vm.reporting import SteadyProgress, render_table, write_metrics
+from ptq4vm.reporting import SteadyProgress, render_table, speed_rows, write_metrics
 
 
 def run_benchmark(args: list[str]) -> None:
@@ -25,12 +31,7 @@ def run_benchmark(args: list[str]) -> None:
         "exported graphs, optionally with a runtime: graph.onnx@openvino; ratios are relative to "
         "the first",
     )
-    parser.add_argument(
-        "--size",
-        type=str,
-        required=True,
-        help="height x width of the frames in pixels, e.g. 288x512",
-    )
+    add_size_option(parser)
     add_ratio_option(parser, "Exported graphs have a fixed ratio.")
     parser.add_argument(
         "--rounds", type=int, default=30, help="number of measurements of each network"
@@ -41,12 +42,7 @@ def run_benchmark(args: list[str]) -> None:
         default=None,
         help="threads of each network; by default all cores",
     )
-    parser.add_argument(
-        "--network",
-        type=str,
-        default="rvm_mobilenetv3",
-        help="architecture of a file of float weights",
-    )
+    add_network_option(parser)
     parser.add_argument(
         "--json", type=Path | None, default=None, help="write the results to this file"
     )
@@ -64,7 +60,7 @@ def run_benchmark(args: list[str]) -> None:
                 task, completed=done, total=all, description="timing"
             ),
         )
-    rows = [speed_row(speed, speeds[0]) for speed in speeds]
+    rows = speed_rows(speeds)
     render_table(rows, console)
     if config.json is not None:
         settings = {

@@ -93,6 +93,26 @@ def trainer_device(accelerator: object) -> torch.device:
     return torch.device("cpu") if accelerator == "cpu" else pick_device(None)
 
 
+def add_network_option(parser: ArgumentParser) -> None:
+    """Add ``--network``, the architecture of a weights file."""
+    parser.add_argument(
+        "--network",
+        type=str,
+        default="rvm_mobilenetv3",
+        help="architecture of a file of float weights",
+    )
+
+
+def add_size_option(parser: ArgumentParser) -> None:
+    """Add ``--size``, required, for :func:`parse_size`."""
+    parser.add_argument(
+        "--size",
+        type=str,
+        required=True,
+        help="height x width of the frames in pixels, e.g. 288x512",
+    )
+
+
 def add_ratio_option(parser: ArgumentParser, use: str) -> None:
     """Add ``--downsample_ratio``, by default auto, with a note ``use`` in its help."""
     parser.add_argument(

@@ -5,6 +5,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from ptq4vm.cli.common import (
+    add_network_option,
     add_ratio_option,
     add_runtime_options,
     console,
@@ -50,12 +51,7 @@ def run_evaluate(args: list[str]) -> None:
         choices=["float", "png8"],
         help="png8 truncates mattes to 8 bits before scoring",
     )
-    parser.add_argument(
-        "--network",
-        type=str,
-        default="rvm_mobilenetv3",
-        help="architecture of a file of float weights",
-    )
+    add_network_option(parser)
     parser.add_argument("--clips", type=int | None, default=None, help="maximum number of clips")
     parser.add_argument(
         "--frames", type=int | None, default=None, help="maximum number of frames per clip"

@@ -5,7 +5,14 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from ptq4vm.cli.common import COLUMNS, add_ratio_option, console, parse_size
+from ptq4vm.cli.common import (
+    COLUMNS,
+    add_network_option,
+    add_ratio_option,
+    add_size_option,
+    console,
+    parse_size,
+)
 from ptq4vm.deploy import export, require_job
 from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.errors import PTQ4VMError
@@ -23,12 +30,7 @@ def run_export(args: list[str]) -> None:
     parser.add_argument(
         "model", help="a network's name, a weights file, a quantized checkpoint or a run folder"
     )
-    parser.add_argument(
-        "--size",
-        type=str,
-        required=True,
-        help="height x width of the frames in pixels, e.g. 288x512",
-    )
+    add_size_option(parser)
     parser.add_argument("--out", type=Path, required=True, help="the ONNX file")
     parser.add_argument(
         "--bits",
@@ -36,12 +38,7 @@ def run_export(args: list[str]) -> None:
         default=None,
         help="32: fail unless the model is a float model",
     )
-    parser.add_argument(
-        "--network",
-        type=str,
-        default="rvm_mobilenetv3",
-        help="architecture of a file of float weights",
-    )
+    add_network_option(parser)
     add_ratio_option(parser, "Fixed in the graph, also with a dynamic size.")
     parser.add_function_arguments(
         export, skip={"network", "height", "width", "path", "progress"}, as_group=False

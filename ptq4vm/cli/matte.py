@@ -8,6 +8,7 @@ from rich.text import Text
 
 from ptq4vm.cli.common import (
     COLUMNS,
+    add_network_option,
     add_ratio_option,
     add_runtime_options,
     console,
@@ -40,12 +41,7 @@ def run_matte(args: list[str]) -> None:
         default="rvm_mobilenetv3",
         help="name, weights, checkpoint, run folder or graph",
     )
-    parser.add_argument(
-        "--network",
-        type=str,
-        default="rvm_mobilenetv3",
-        help="architecture of a file of float weights",
-    )
+    add_network_option(parser)
     parser.add_argument(
         "--alpha",
         type=Path | None,
