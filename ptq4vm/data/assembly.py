@@ -14,7 +14,7 @@ from ptq4vm.data.datasets import EvaluationSource, VideoMatteSource
 from ptq4vm.data.discovery import discover, held_out_clips
 from ptq4vm.data.references import draw_held_out
 from ptq4vm.data.sources import ClipSource
-from ptq4vm.data.videos import VideoSource
+from ptq4vm.data.videos import VideoSource, list_clips
 from ptq4vm.errors import PTQ4VMError
 
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
@@ -130,7 +130,7 @@ def discover_settings(
     )
     if settings.evaluation is not None or not found.videos:
         return settings
-    names = [Path(name).stem for name in VideoSource(settings.root / settings.videos).names]
+    names = [path.stem for path in list_clips(settings.root / settings.videos)]
     return replace(
         settings,
         score_held_out=True,
@@ -178,11 +178,13 @@ def make_evaluation_source(settings: DataSettings) -> ClipSource:
         PTQ4VMError: Files are missing or don't match.
     """
     if settings.score_held_out:
-        folder, held_out = settings.root / settings.videos, settings.held_out
-        size = VideoSource(folder, names=held_out).read(0, 0, 1).src.shape[-2:]
+        folder = settings.root / settings.videos
+        videos = VideoSource(folder, names=settings.held_out, cache=settings.cache_dir)
+        size = videos.read(0, 0, 1).src.shape[-2:]
         shrink = min(1.0, EVALUATION_SIDE / max(size))
         height, width = (max(16, 16 * round(side * shrink / 16)) for side in size)
-        return VideoSource(folder, (height, width), held_out, cache=settings.cache_dir)
+        videos.size = height, width
+        return videos
     if settings.evaluation is not None:
         return EvaluationSource(settings.root / settings.evaluation)
     # Independent of the seed, so that results of runs with different seeds are comparable.

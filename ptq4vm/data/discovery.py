@@ -1,12 +1,11 @@
 """Recognition of data layouts in a user's folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ptq4vm.data.files import list_folders
+from ptq4vm.data.videos import list_clips
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.video.images import list_frames
-from ptq4vm.video.reader import VIDEO_SUFFIXES
 
 HELD_OUT_SHARE = 5
 """One of so many videos is kept out of calibration and scored."""
@@ -41,23 +40,14 @@ def discover(root: Path, videos: str | None = None) -> Layout:
     """
     if not root.is_dir():
         raise PTQ4VMError(f"Expected a folder of clips at {root}, got none. Correct the path.")
-    found: dict[str, list[str]] = {"videos": [], "foregrounds": [], "backgrounds": []}
-    evaluation = []
+    found: dict[str, list[str]] = {one.name: [] for one in fields(Layout)}
     for folder in (root, *list_folders(root)):
-        name = folder.relative_to(root).as_posix()
         kind = _kind(folder, is_root=folder == root)
-        if kind == "evaluation":
-            evaluation.append(name)
-        elif kind is not None:
-            found[kind].append(name)
+        if kind is not None:
+            found[kind].append(folder.relative_to(root).as_posix())
     if videos is not None:
         found["videos"] = [videos]
-    layout = Layout(
-        _only(root, "videos", found["videos"]),
-        _only(root, "foregrounds", found["foregrounds"]),
-        _only(root, "backgrounds", found["backgrounds"]),
-        _only(root, "evaluation", evaluation),
-    )
+    layout = Layout(**{kind: _only(root, kind, names) for kind, names in found.items()})
     if layout.videos is None and layout.foregrounds is None:
         raise PTQ4VMError(
             f"Expected videos, folders of frames or train/{{fgr,pha}}/<clip>/<frame> in {root} or "
@@ -73,11 +63,12 @@ def _kind(folder: Path, *, is_root: bool) -> str | None:
         return "backgrounds"
     if any(folder.glob("*/*/com")) or (not is_root and any(folder.glob("*/*/*/com"))):
         return "evaluation"
-    if any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.iterdir() if path.is_file()):
-        return "videos"
-    # The root's own subfolders are looked at one by one: some may have a layout of their own.
-    frames = [one for one in list_folders(folder) if list_frames(one)]
-    return "videos" if frames and not any((one / "train").is_dir() for one in frames) else None
+    clips = list_clips(folder)
+    # A subfolder with images beside its own layout, e.g. a preview, is no folder of frames.
+    plain = any(one.is_file() for one in clips) or not any(
+        (one / "train").is_dir() for one in clips
+    )
+    return "videos" if clips and plain else None
 
 
 def _only(root: Path, kind: str, names: list[str]) -> str | None:

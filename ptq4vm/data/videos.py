@@ -27,6 +27,18 @@ from ptq4vm.video.reader import VIDEO_SUFFIXES, VideoReader
 LAYOUT = "<clip>.mp4|mkv|mov|avi|webm and <clip>/<frame>.jpg|png"
 
 
+def list_clips(root: Path) -> list[Path]:
+    """Return the video files and the folders of frames in a folder, in natural order.
+
+    Raises:
+        PTQ4VMError: The folder is missing.
+    """
+    inside = require_folder(root, "videos", LAYOUT).iterdir()
+    videos = [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+    folders = [folder for folder in list_folders(root) if list_frames(folder)]
+    return sorted(videos + folders, key=natural_key)
+
+
 class VideoSource(ClipSource):
     """Video files and folders of frames, one clip each; only the frames being read are in memory.
 
@@ -54,14 +66,8 @@ class VideoSource(ClipSource):
         cache: Path | None = None,
     ) -> None:
         self.cache = cache
-        self.root, self.size = require_folder(root, "videos", LAYOUT), size
-        videos = [
-            path
-            for path in root.iterdir()
-            if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-        ]
-        folders = [folder for folder in list_folders(root) if list_frames(folder)]
-        found = sorted(videos + folders, key=natural_key)
+        self.root, self.size = root, size
+        found = list_clips(root)
         self._clips = [c for c in found if matches(c.stem, names) and not matches(c.stem, held_out)]
         if not found:
             raise PTQ4VMError(
@@ -76,7 +82,7 @@ class VideoSource(ClipSource):
         self.names = [f"{root.resolve().name}/{path.name}" for path in self._clips]
         self._shots: dict[int, Shots] = {}
         self._readers = {
-            path: VideoReader(path, whole=False) for path in videos if path in self._clips
+            path: VideoReader(path, whole=False) for path in self._clips if path.is_file()
         }
         for reader in self._readers.values():
             for note in reader.notes:
