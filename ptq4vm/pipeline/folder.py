@@ -32,7 +32,7 @@ _KINDS = {
 """Descriptions of the parts of ``content`` in a run folder's settings."""
 
 
-class RunFolder:
+class ClaimedFolder:
     """Folder of a run, with its settings and its record.
 
     Args:

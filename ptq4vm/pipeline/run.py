@@ -19,7 +19,7 @@ from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule
 from ptq4vm.phases.base import FloatMattes, Scoring
 from ptq4vm.phases.callbacks import PromptStop, ResultLog, WorkProgress
-from ptq4vm.pipeline.folder import RunFolder, read_scores, require_row, write_sorted_json
+from ptq4vm.pipeline.folder import ClaimedFolder, read_scores, require_row, write_sorted_json
 from ptq4vm.pipeline.progress import RunProgress, Work
 from ptq4vm.pipeline.rows import Method
 from ptq4vm.pipeline.trainers import Trainers
@@ -44,7 +44,7 @@ class Run:
         self, folder: Path, data: VideoMattingDataModule, trainer: dict[str, Any], scoring: Scoring
     ) -> None:
         self.folder, self.data, self.scoring = folder, data, scoring
-        self._folder = RunFolder(folder, data)
+        self._folder = ClaimedFolder(folder, data)
         self._progress = RunProgress(folder)
         self._trainers = Trainers(trainer)
         self._macs: dict[str, int] = {}
@@ -58,11 +58,11 @@ class Run:
         self._trainers.launch()
 
     def owned(self) -> AbstractContextManager[None]:
-        """Own the folder exclusively inside the context; see :meth:`RunFolder.owned`."""
+        """Own the folder exclusively inside the context; see :meth:`ClaimedFolder.owned`."""
         return self._folder.owned()
 
     def claim(self, settings: dict[str, Any], teacher: MattingModel) -> None:
-        """Write or compare the folder's settings; see :meth:`RunFolder.claim`."""
+        """Write or compare the folder's settings; see :meth:`ClaimedFolder.claim`."""
         self._folder.claim(settings, teacher)
 
     def begin(self, teacher: MattingModel) -> None:
