@@ -3,13 +3,4 @@
 import lazy_loader
 
 __version__ = "0.1.0"
-__getattr__, __dir__, _ = lazy_loader.attach_stub(__name__, __file__)
-__all__ = [
-    "QConfig",
-    "VideoMattingDataModule",
-    "evaluate",
-    "export",
-    "load_model",
-    "matte_video",
-    "quantize",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

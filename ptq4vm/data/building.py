@@ -81,23 +81,12 @@ class PreparedClips:
         flow: FlowEstimator,
         progress: Progress | None = None,
     ) -> None:
-        """Build the missing calibration sequences, shared between the ranks.
+        """Build this rank's share of the missing calibration sequences.
 
         Raises:
             PTQ4VMError: There are fewer sequences than processes, or files can't be read or
                 written.
         """
-        self.calibration_set = distributed.together(
-            lambda: self._build(settings, teacher, flow, progress)
-        )
-
-    def _build(
-        self,
-        settings: DataSettings,
-        teacher: Teacher,
-        flow: FlowEstimator,
-        progress: Progress | None,
-    ) -> CalibrationSet:
         if settings.num_sequences < distributed.count():
             raise PTQ4VMError(
                 f"Expected a calibration sequence for each of {distributed.count()} processes, got "
@@ -114,7 +103,7 @@ class PreparedClips:
             num_workers=settings.num_workers,
         )
         folder = calibration_folder(settings, self.calibration_content(settings), teacher)
-        return builder.build(folder, teacher, flow, progress)
+        self.calibration_set = builder.build(folder, teacher, flow, progress)
 
     def add_references(
         self,

@@ -192,7 +192,10 @@ class VideoMattingDataModule(pl.LightningDataModule):
                 lambda: self._attach(teacher, "test" if flow is None else "fit")
             )
             if flow is not None:
-                self._clips.build(self._settings(), teacher, flow, self.progress)
+                settings = self._settings()
+                distributed.together(
+                    lambda: self._clips.build(settings, teacher, flow, self.progress)
+                )
 
     def _attach(self, teacher: Teacher, stage: str) -> None:
         self.setup(stage)

@@ -126,14 +126,16 @@ class WeightQuantizer(nn.Module):
 def _to_checkpoint_names(
     quantizer: nn.Module, state: dict[str, Any], prefix: str, *_: object
 ) -> None:
-    for name, stored in _NAMES.items():
-        if prefix + name in state:
-            state[prefix + stored] = state.pop(prefix + name)
+    _rename(state, prefix, _NAMES)
 
 
 def _from_checkpoint_names(
     quantizer: nn.Module, state: dict[str, Any], prefix: str, *_: object
 ) -> None:
-    for name, stored in _NAMES.items():
-        if prefix + stored in state:
-            state[prefix + name] = state.pop(prefix + stored)
+    _rename(state, prefix, {stored: name for name, stored in _NAMES.items()})
+
+
+def _rename(state: dict[str, Any], prefix: str, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        if prefix + old in state:
+            state[prefix + new] = state.pop(prefix + old)
