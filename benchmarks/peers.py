@@ -42,7 +42,8 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
-from ptq4vm.reporting import ResultRow, render_table, write_metrics
+from ptq4vm.reporting import Cost, ResultRow, render_table, write_metrics
+from ptq4vm.reporting.results import fidelity_of, truth_metrics
 from ptq4vm.types import FlowEstimator, MattingClip, RecurrentState
 
 Array = NDArray[np.float32]
@@ -453,11 +454,11 @@ def score(
 
 def _row(peer: str, metrics: dict[str, float], files: Sequence[Path], minutes: float) -> ResultRow:
     name, placement = PEERS.get(peer, (peer, ""))
-    extra = {key: metrics.pop(key) for key in ("mad_to_float", "dtssd_to_float")}
-    if placement:
-        extra["calibration_minutes"] = minutes
     size = sum(file.stat().st_size for file in files) / 1e6
-    return ResultRow(name, "W8A8" if placement else "W32A32", placement, metrics, size, extra=extra)
+    cost = Cost(size, minutes=minutes if placement else None)
+    bits = "W8A8" if placement else "W32A32"
+    truth, fidelity = truth_metrics(metrics), fidelity_of(metrics)
+    return ResultRow(name, bits, placement, truth, cost, fidelity, method=peer)
 
 
 def versions() -> dict[str, str]:

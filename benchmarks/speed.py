@@ -11,6 +11,7 @@ that `ptq4vm quantize --target` and `ptq4vm export` produce. NNCF requires the e
 import argparse
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -21,11 +22,12 @@ from rich.console import Console
 from torch import Tensor
 
 from ptq4vm.data import BuiltinSource
-from ptq4vm.deploy import METADATA, TARGETS, Speed, TargetName, export_onnx, measure_speed
+from ptq4vm.deploy import METADATA, TARGETS, TargetName, export_onnx, measure_speed
 from ptq4vm.graph import load_model, quantize_network, quantized_layers
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
-from ptq4vm.reporting import ResultRow, markdown_table, write_metrics
+from ptq4vm.reporting import speed_cells, write_speeds
+from ptq4vm.reporting.tables import markdown_cells
 
 SIZES = {"288x512": (288, 512, 1.0), "720x1280": (720, 1280, 0.375)}
 """Height, width and downsample ratio by name."""
@@ -75,14 +77,13 @@ def main() -> None:
                 list(models.values()), height, width, ratio, args.rounds, args.threads,
                 progress=lambda *_, advance=advance: advance(),
             )  # fmt: skip
-        rows = [
-            to_row(title, speed, speeds[0]) for title, speed in zip(models, speeds, strict=True)
-        ]
-        write_metrics(
-            folder / "speed.json", rows, {"size": size, "ratio": ratio, "rounds": args.rounds}
+        titled = [replace(speed, model=t) for t, speed in zip(models, speeds, strict=True)]
+        write_speeds(
+            folder / "speed.json", titled, {"size": size, "ratio": ratio, "rounds": args.rounds}
         )
-        put_table(f"speed-{size}", markdown_table(rows))
-        Console().print(markdown_table(rows), highlight=False, soft_wrap=True)
+        table = markdown_cells(speed_cells(titled))
+        put_table(f"speed-{size}", table)
+        Console().print(table, highlight=False, soft_wrap=True)
 
 
 @torch.no_grad()
@@ -149,15 +150,6 @@ def ranged(network: MattingModel, src: Tensor, target: TargetName) -> MattingMod
     for layer in quantized_layers(quantized).values():
         layer.fix_()
     return quantized
-
-
-def to_row(title: str, speed: Speed, first: Speed) -> ResultRow:
-    """Build a table row; speedups are relative to `first`."""
-    figures = {
-        "median ms": speed.median_ms, "p90 ms": speed.p90_ms, "fps": speed.fps,
-        "fps to PyTorch": speed.fps / first.fps, "peak MB": speed.memory_mb,
-    }  # fmt: skip
-    return ResultRow(title, speed.bits, speed.layers, {}, speed.size_mb, extra=figures)
 
 
 if __name__ == "__main__":

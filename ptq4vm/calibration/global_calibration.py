@@ -17,28 +17,35 @@ from ptq4vm.types import CalibrationClip
 class GlobalLossSettings:
     """Weights of the terms of :func:`global_loss`.
 
+    Args:
+        truth_weight: weight of the alpha loss against the true alpha, or the teacher's where there
+            is no true one.
+        teacher_weight: weight of the alpha loss against the teacher's alpha.
+        l1_weight: weight of the mean absolute error within an alpha loss.
+        mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.
+        fgr_weight: weight of the mean absolute foreground error against the teacher.
+        state_weight: weight of the mean absolute error of the recurrent states against the
+            teacher's.
+        feature_weight: weight of the error of the blocks' feature maps, as a share of their
+            variance, against the teacher's. It constrains the network where alpha is right
+            already, and so on people and places never seen.
+        coherence_weight: weight of the squared error of alpha's change between frames, against the
+            teacher's.
+        flow_weight: λ of optical flow assistance; 0 turns it off.
+
     Raises:
         PTQ4VMError: neither ``truth_weight`` nor ``teacher_weight`` is above 0.
     """
 
     truth_weight: float = 0.5
-    """Alpha against the true alpha; against the teacher's where there is no true one."""
     teacher_weight: float = 0.5
-    """Alpha against the teacher's."""
     l1_weight: float = 1.0
-    """Mean absolute error within both alpha terms."""
     mse_weight: float = 5.0
-    """Mean squared error within both alpha terms."""
     fgr_weight: float = 0.1
-    """Mean absolute error of the foreground against the teacher's."""
     state_weight: float = 0.02
-    """Mean absolute error of the recurrent states against the teacher's."""
     feature_weight: float = 0.0
-    """Error of the blocks' feature maps against the teacher's, as a share of their variance."""
     coherence_weight: float = 0.0
-    """Mean squared error of alpha's change between frames against the teacher's."""
     flow_weight: float = 0.05
-    """λ of optical flow assistance."""
 
     def __post_init__(self) -> None:
         if self.truth_weight <= 0 and self.teacher_weight <= 0:

@@ -32,22 +32,27 @@ from ptq4vm.quantizers import (
 
 @dataclass(frozen=True)
 class ReconstructionSettings:
-    """Settings of block reconstruction; the defaults are QDrop."""
+    """Settings of block reconstruction; the defaults are QDrop.
+
+    Args:
+        learn_rounding: learn the rounding of the weights, else round to nearest.
+        learn_scales: learn scales and zero points of the activations.
+        drop_prob: QDrop: share of values that stay float, in the block's input and at each
+            quantizer inside it.
+        rounding_lr: Adam's learning rate for the roundings' V.
+        scale_lr: Adam's learning rate for log scales and zero points, with cosine decay within each
+            block.
+        rounding_weight: weight of AdaRound's regularizer.
+        warmup: share of a block's steps without the regularizer.
+    """
 
     learn_rounding: bool = True
-    """Learn the rounding of the weights, else round to nearest."""
     learn_scales: bool = True
-    """Learn scales and zero points of the activations."""
     drop_prob: float = 0.5
-    """QDrop: share of values that stay float, in the block's input and at each quantizer."""
     rounding_lr: float = 1e-2
-    """Adam's learning rate for V."""
     scale_lr: float = 1e-3
-    """Adam's learning rate for log scales and zero points, with cosine decay."""
     rounding_weight: float = 0.01
-    """Weight of AdaRound's regularizer."""
     warmup: float = 0.2
-    """Share of the steps without the regularizer."""
 
     @property
     def learns(self) -> bool:

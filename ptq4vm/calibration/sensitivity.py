@@ -186,7 +186,7 @@ class _Walk:
         for one in bits:
             edges = {layer.name: one for layer in (layers[0], layers[-1])} if layers else {}
             self.networks[one] = quantize_network(
-                network, replace(qconfig, bits=one, layer_bits=edges)
+                network, replace(qconfig, bits=one, layer_bits=edges).used()
             ).to(device)
             self._calibrate(self.networks[one])
         self.blocks = {one: partition(converted) for one, converted in self.networks.items()}

@@ -14,7 +14,8 @@ from ptq4vm.cli.common import (
     parse_size,
 )
 from ptq4vm.deploy import measure_speed
-from ptq4vm.reporting import SteadyProgress, render_table, speed_rows, write_metrics
+from ptq4vm.reporting import SteadyProgress, speed_cells, write_speeds
+from ptq4vm.reporting.tables import render_cells
 
 
 def run_benchmark(args: list[str]) -> None:
@@ -60,10 +61,9 @@ def run_benchmark(args: list[str]) -> None:
                 task, completed=done, total=all, description="timing"
             ),
         )
-    rows = speed_rows(speeds)
-    render_table(rows, console)
+    render_cells(speed_cells(speeds), console)
     if config.json is not None:
         settings = {
             name: config[name] for name in ("size", "downsample_ratio", "rounds", "threads")
         }
-        write_metrics(config.json, rows, {**settings, "machine": platform.machine()})
+        write_speeds(config.json, speeds, {**settings, "machine": platform.machine()})

@@ -21,7 +21,8 @@ from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.callbacks import AlphaWriter
 from ptq4vm.pipeline import evaluate
 from ptq4vm.quantizers import QConfig
-from ptq4vm.reporting import ResultRow, render_table, write_metrics
+from ptq4vm.reporting import Cost, ResultRow, render_table, write_metrics
+from ptq4vm.reporting.results import fidelity_of, truth_metrics
 
 
 def run_evaluate(args: list[str]) -> None:
@@ -95,14 +96,15 @@ def run_evaluate(args: list[str]) -> None:
 def _row(
     name: str, network: MattingModel, metrics: dict[str, float], height: int, width: int
 ) -> ResultRow:
+    truth = truth_metrics(metrics)
     if isinstance(network, ExportedNetwork):
         said, size_mb = network.description, network.path.stat().st_size / 1e6
-        return ResultRow(
-            name, said["bits"], network.runtime, metrics, size_mb, said["bit_operations"] * 1e9
-        )
+        spent = Cost(size_mb, said["bit_operations"] * 1e9)
+        return ResultRow(name, said["bits"], network.runtime, truth, spent, fidelity_of(metrics))
     cost = network_cost(network, height, width)
     qconfig: QConfig | None = getattr(network, "qconfig", None)
     bits, placement = (
         ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
     )
-    return ResultRow(name, bits, placement, metrics, cost.size_mb, cost.bit_operations * 1e9)
+    spent = Cost(cost.size_mb, cost.bit_operations * 1e9)
+    return ResultRow(name, bits, placement, truth, spent, fidelity_of(metrics))

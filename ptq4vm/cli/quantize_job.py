@@ -1,6 +1,6 @@
 """Settings and execution of `ptq4vm quantize`."""
 
-from typing import Any
+from dataclasses import fields
 
 import lightning.pytorch as L
 from jsonargparse import ArgumentParser, Namespace
@@ -16,21 +16,11 @@ from ptq4vm.cli.common import (
 )
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.pipeline import quantize
+from ptq4vm.phases import BlockReconstructionSettings, GACSettings
+from ptq4vm.pipeline import QuantizeSettings, quantize
 from ptq4vm.pipeline.delivery import deliver, require_deliverable
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import render_table
-
-_FROM_RECIPE = {
-    "network",
-    "weights",
-    "downsample_ratio",
-    "qconfig",
-    "output",
-    "checkpoint",
-    "scoring",
-}
 
 
 def print_settings(group: str) -> None:
@@ -46,21 +36,24 @@ def print_settings(group: str) -> None:
 def run(args: list[str], size: str | None, tolerance: float) -> None:
     """Quantize and print the table; with a size, also export and time every network of the run."""
     config = parse_settings(_settings(), args)
-    options = _options(config)
+    settings = QuantizeSettings(**{one.name: config[one.name] for one in fields(QuantizeSettings)})
     frame = None if size is None else parse_size(size)
-    if frame is not None:
-        require_deliverable(options["bits"], options["target"], options["output"], *frame)
+    target = None if frame is None else require_deliverable(settings, config.output, *frame)
+    if not isinstance(config.trainer, Namespace):
+        raise PTQ4VMError(
+            f"Expected settings below trainer, got {config.trainer!r}. Name some, or leave it out."
+        )
+    trainer = vars(config.trainer)
     if distributed.rank() == 0:
-        print_device(trainer_device(options["trainer"].get("accelerator")))
-    result = quantize(**options)
+        print_device(trainer_device(trainer["accelerator"]))
+    given = {name: config[name] for name in ("output", "weights", "downsample_ratio")}
+    result = quantize(config.network, config.data, settings, **given, trainer=trainer)
     if distributed.rank() > 0:
         return
     render_table(result.rows, console)
     files = []
-    if frame is not None:
-        files = deliver(
-            result, options["network"], options["weights"], options["target"], *frame, tolerance
-        )
+    if frame is not None and target is not None:
+        files = deliver(result, config.network, config.weights, target, *frame, tolerance)
     for name in ("report", "table", "pictures"):
         console.print(f"{name:12}{getattr(result, name)}", highlight=False, soft_wrap=True)
     for bits, path in result.checkpoints.items():
@@ -81,14 +74,13 @@ def _settings() -> ArgumentParser:
         default=None,
         help="in a YAML file: path of the file with its defaults",
     )
-    for group in ("data", "block_reconstruction", "gac", "trainer"):
+    for group in ("data", "trainer"):
         _add_group(parser, group)
-    parser.add_function_arguments(
-        quantize, skip={"data", "block_reconstruction", "gac", "trainer", "bits"}
-    )
     parser.add_argument(
-        "--bits", type=list[str], default=["W8A8"], help="one or more, e.g. [W8A8, W4A8, auto]"
+        "--network", type=str, default="rvm_mobilenetv3", help="registry name of the network"
     )
+    parser.add_function_arguments(quantize, skip={"network", "data", "settings", "trainer"})
+    parser.add_class_arguments(QuantizeSettings)
     return parser
 
 
@@ -96,24 +88,13 @@ def _add_group(parser: ArgumentParser, group: str) -> None:
     if group == "data":
         skip = {"batch_size", "steps_per_epoch"}
         parser.add_class_arguments(VideoMattingDataModule, "data", skip=skip)
-    elif group == "qconfig":
-        parser.add_class_arguments(QConfig, "qconfig", skip={"bits"})
     elif group == "trainer":
         skip = {"max_epochs", "default_root_dir"}
         parser.add_class_arguments(L.Trainer, "trainer", skip=skip, instantiate=False)
     else:
-        phase = GACModule if group == "gac" else BlockReconstructionModule
-        parser.add_class_arguments(phase, group, skip=_FROM_RECIPE, instantiate=False)
-
-
-def _options(config: Namespace) -> dict[str, Any]:
-    """Return keyword arguments of :func:`quantize`, with groups of options as dictionaries."""
-    options = {key: value for key, value in vars(config).items() if key not in ("config", "base")}
-    for group in ("block_reconstruction", "gac", "trainer"):
-        if not isinstance(options[group], Namespace):
-            raise PTQ4VMError(
-                f"Expected settings below {group}, got {options[group]!r}. Name some, or leave it "
-                "out."
-            )
-        options[group] = dict(vars(options[group]))
-    return options
+        kinds = {
+            "qconfig": QConfig,
+            "block_reconstruction": BlockReconstructionSettings,
+            "gac": GACSettings,
+        }
+        parser.add_class_arguments(kinds[group], group)

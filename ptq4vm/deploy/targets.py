@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantized_layers
@@ -25,13 +25,31 @@ class Target:
     """True if activations may have a zero point; otherwise the grid must be symmetric."""
 
     def fit(self, qconfig: QConfig) -> QConfig:
-        """Return the configuration changed to a scheme that this target executes."""
-        return replace(
-            qconfig,
-            placement=self.placements[0],
-            depthwise_granularity="per_channel" if self.channel_grids else "per_tensor",
-            activation_grid=qconfig.activation_grid if self.zero_points else "symmetric",
-        )
+        """Return the configuration with a scheme that this target executes.
+
+        Only settings that are at their defaults are changed.
+
+        Raises:
+            PTQ4VMError: the configuration asks for a scheme that the target doesn't execute.
+        """
+        default = QConfig()
+        placement = qconfig.placement
+        if placement not in self.placements and placement == default.placement:
+            placement = self.placements[0]
+        by_channel = self.channel_grids and placement == "deploy"
+        wanted: dict[str, Any] = {
+            "placement": placement if placement in self.placements else self.placements[0],
+            "depthwise_granularity": "per_channel" if by_channel else "per_tensor",
+            "activation_grid": qconfig.activation_grid if self.zero_points else "symmetric",
+        }
+        for name, value in wanted.items():
+            given = getattr(qconfig, name)
+            if given not in (value, getattr(default, name)):
+                raise PTQ4VMError(
+                    f"Expected {name} {value}, which {self.title} executes, got {given}. Leave it "
+                    "out, or leave the target out."
+                )
+        return replace(qconfig, **wanted)
 
 
 TARGETS: Mapping[str, Target] = {

@@ -193,7 +193,7 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
 
 def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
     """Return the network that a header describes, before its weights are loaded."""
-    qconfig = QConfig(**header["qconfig"])
+    qconfig = QConfig(**header["qconfig"]).used()  # versions before 0.2 kept an unused grid
     # The file replaces weights and scales, so the cheapest range method suffices.
     quick = dataclasses.replace(qconfig, range_method="minmax", equalize=False)
     return quantize_network(

@@ -41,6 +41,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         require_statistics(network)
     float_twin_(network, qconfig)
     names = {name for name, _ in network.named_modules()}
+    qconfig.require_used()
     for name in (*qconfig.layer_bits, *qconfig.ignored_modules):
         if name not in names and name != "refiner":
             raise PTQ4VMError(

@@ -1,9 +1,10 @@
-"""Base modules of all phases: scoring of a network, and learning from its float teacher."""
+"""Base module of the learning phases: float teacher, calibration data, resume contract."""
 
 import copy
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,137 +13,31 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
 
 from ptq4vm import distributed
 from ptq4vm.calibration import make_teacher, teacher_key
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import float_twin_, quantized_layers, require_calibrated, save_quantized
-from ptq4vm.metrics import fidelity_metrics, matting_metrics
+from ptq4vm.graph import float_twin_, require_calibrated, save_quantized
+from ptq4vm.models import create_model, list_models
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.checkpoints import CONTRACT, WholeCheckpoints, reached, require_contract
-from ptq4vm.quantizers import QConfig, cached_weights
-from ptq4vm.types import MattingClip, MattingOutput, RecurrentState
-
-Scoring = Literal["float", "png8"]
-_CURVES = ("mad", "dtssd")
+from ptq4vm.phases.scoring import MattingModule, Scoring
+from ptq4vm.quantizers import QConfig
 
 
-class MattingModule(L.LightningModule):
-    """Scoring of a matting network in validation, test and prediction, chunk by chunk of clips.
-
-    The recurrent state is carried between the chunks of a clip. Clips with true alpha give the five
-    matting metrics, clips with the float network's alpha ``mad_to_float`` and ``dtssd_to_float``.
+@dataclass(frozen=True, kw_only=True)
+class FlowSettings:
+    """Optical flow of the calibration clips.
 
     Args:
-        network: float or quantized network.
-        scoring: ``float``, or ``png8`` to truncate mattes to 8 bits, as the reference code does.
+        flow: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
+        flow_weights: torchvision RAFT weights.
     """
 
-    def __init__(self, network: MattingModel, scoring: Scoring = "float") -> None:
-        super().__init__()
-        self.network = network
-        self.val_metrics = matting_metrics(scoring, prefix="val/")
-        self.test_metrics = matting_metrics(scoring, prefix="test/")
-        self.test_fidelity = fidelity_metrics(scoring, prefix="test/")
-        self._state: RecurrentState | None = None
-        self._previous: tuple[Any, ...] | None = None
-        self.per_frame: dict[str, dict[str, list[float]]] = {}
-        """Per-frame MAD and dtSSD of the last test, to truth and to float, by clip and metric."""
-
-    def forward(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
-        """Matte a clip (B, T, 3, H, W), RGB in [0, 1]."""
-        return self.network.unroll(src, state)
-
-    def _step(
-        self, clip: MattingClip, truth: Any | None, fidelity: Any | None
-    ) -> MattingOutput | None:
-        if clip.src.shape[1] == 0:  # empty batch: this rank has no clip
-            return None
-        with cached_weights(quantized_layers(self.network).values()):
-            output = self(clip.src, self._state if int(clip.start) > 0 else None)
-        self._state = output.state
-        self._score_alpha(clip, output.pha[0], truth, fidelity)
-        return output
-
-    def _score_alpha(
-        self, clip: MattingClip, pha: Tensor, truth: Any | None, fidelity: Any | None
-    ) -> None:
-        """Score the alpha (T, 1, H, W) of a chunk."""
-        if int(clip.start) == 0:
-            self._previous = None
-        if truth is not None:
-            if clip.pha is None and (clip.float_pha is None or fidelity is None):
-                raise PTQ4VMError(
-                    f"Expected true alpha to score {clip.name}, found none. "
-                    "Give an evaluation tree."
-                )
-            against = ((truth, clip.pha), (fidelity, clip.float_pha))
-            self._compare(pha, against)
-            if truth is self.test_metrics:
-                self._keep_frames(clip.name, against)
-
-    def _compare(self, preds: Tensor, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
-        """Update metrics with alpha (T, 1, H, W) and each known target (1, T, 1, H, W)."""
-        last_preds, *last_targets = self._previous or (None, *(None for _ in against))
-        for (metrics, target), last in zip(against, last_targets, strict=True):
-            if metrics is not None and target is not None:
-                metrics.update(
-                    preds, target[0], previous=None if last is None else (last_preds, last)
-                )
-        self._previous = (
-            preds[-1],
-            *(None if target is None else target[0, -1] for _, target in against),
-        )
-
-    def _keep_frames(self, clip: str, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
-        kept = self.per_frame.setdefault(clip, {})
-        for metrics, target in against:
-            for name, metric in metrics.items(keep_base=True):
-                if target is not None and name.startswith(_CURVES):
-                    kept.setdefault(name, []).extend(metric.latest.tolist())
-
-    def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput | None:  # type: ignore[override]  # noqa: D102
-        return self._step(batch, self.val_metrics, None)
-
-    def test_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput | None:  # type: ignore[override]  # noqa: D102
-        return self._step(batch, self.test_metrics, self.test_fidelity)
-
-    def predict_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput | None:  # noqa: D102
-        return self._step(batch, None, None)
-
-    def on_test_epoch_start(self) -> None:  # noqa: D102
-        self.per_frame = {}
-
-    def on_validation_epoch_end(self) -> None:  # noqa: D102
-        self._log_metrics(self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:  # noqa: D102
-        self._log_metrics(self.test_metrics)
-        self._log_metrics(self.test_fidelity)
-
-    def _log_metrics(self, metrics: Any) -> None:
-        # All ranks or none: compute is a collective operation.
-        called = any(metric.update_called for metric in metrics.values())
-        if self.trainer.strategy.reduce_boolean_decision(called, all=False):
-            self.log_dict({name: value.float() for name, value in metrics.compute().items()})
-            metrics.reset()
-
-
-class FloatMattes(MattingModule):
-    """Scoring of the float network from its precomputed mattes, without running it."""
-
-    def test_step(self, batch: MattingClip, batch_idx: int) -> None:  # type: ignore[override]  # noqa: D102
-        if batch.src.shape[1] == 0:  # empty batch: this rank has no clip
-            return
-        if batch.float_pha is None:
-            raise PTQ4VMError(
-                f"Expected the float network's alpha of {batch.name}, found none. "
-                "Call add_references."
-            )
-        self._score_alpha(batch, batch.float_pha[0], self.test_metrics, self.test_fidelity)
+    flow: Literal["dis", "raft"] = "dis"
+    flow_weights: Path | None = None
 
 
 class PTQPhase(MattingModule):
@@ -152,12 +47,9 @@ class PTQPhase(MattingModule):
         network: quantizable network to learn.
         qconfig: quantization configuration.
         teacher: float network.
+        settings: settings of the phase, a dataclass; part of the resume contract.
         output: quantized checkpoint to write; None for Lightning's own checkpoints only.
-        flow: optical flow for the calibration clips; ``raft`` requires ``flow_weights``, ``dis`` no
-            weights.
-        flow_weights: torchvision RAFT weights.
         scoring: as for :class:`MattingModule`.
-        settings: further arguments that affect the result, as plain values without paths.
     """
 
     def __init__(
@@ -165,11 +57,9 @@ class PTQPhase(MattingModule):
         network: MattingModel,
         qconfig: QConfig,
         teacher: MattingModel,
+        settings: FlowSettings,
         output: Path | None,
-        flow: Literal["dis", "raft"] = "dis",
-        flow_weights: Path | None = None,
         scoring: Scoring = "float",
-        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(network, scoring)
         # In a list, to hide the teacher from Lightning's checkpoints and optimizers.
@@ -177,10 +67,11 @@ class PTQPhase(MattingModule):
         self.qconfig = qconfig
         self._teacher_key = teacher_key(teacher)
         self.output = output
-        self.flow = create_flow(flow, flow_weights)
-        self._settings = dict(settings or {})
+        self.flow = create_flow(settings.flow, settings.flow_weights)
+        self.settings = settings
         self._fit = ExitStack()
 
+    settings: FlowSettings
     epoch_is = "epoch"
     """Name of the unit learned in an epoch, for messages."""
     keeps_sequences = False
@@ -305,11 +196,13 @@ class PTQPhase(MattingModule):
         excluded, since they may differ when a fit is resumed. For stages other than ``fit``, the
         contract has only the settings of the network itself.
         """
+        settings = asdict(self.settings)
+        del settings["flow_weights"]  # a path; the key of the flow has the content
         made = {
             "phase": type(self).__name__,
             "float_network": self._teacher_key,
             "qconfig": self.qconfig.to_dict(),
-            **self._settings,
+            **settings,
         }
         if stage == "fit":
             shaping = (
@@ -373,12 +266,34 @@ class PTQPhase(MattingModule):
         require_calibrated(self.network)
 
 
-def learning_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the arguments that affect a phase's result, from ``locals()`` in its ``__init__``."""
-    # The contract has the qconfig and files' contents elsewhere; output and scoring don't matter.
-    files = {"checkpoint", "weights", "flow_weights", "output"}
-    elsewhere = files | {"self", "__class__", "qconfig", "scoring"}
-    return {name: value for name, value in arguments.items() if name not in elsewhere}
+def float_network(
+    network: str | MattingModel, weights: str | Path = "official", downsample_ratio: float = 1.0
+) -> MattingModel:
+    """Return the float network, made from its name unless it is given in memory.
+
+    Args:
+        network: registry name, or a network.
+        weights: ``official``, or a file of float weights; only with a name.
+        downsample_ratio: fraction of the frame's size at which the network's body works; only with
+            a name.
+
+    Raises:
+        PTQ4VMError: a network in memory isn't of a registered name, or is given with ``weights`` or
+            ``downsample_ratio``; or as for :func:`~ptq4vm.models.create_model`.
+    """
+    if isinstance(network, str):
+        return create_model(network, weights=weights, downsample_ratio=downsample_ratio)
+    if (weights, downsample_ratio) != ("official", 1.0):
+        raise PTQ4VMError(
+            f"Expected a network in memory to have its weights and downsample_ratio, got weights "
+            f"{weights} and downsample_ratio {downsample_ratio:g} beside it. Leave them out."
+        )
+    if network.name not in list_models():
+        raise PTQ4VMError(
+            f"Expected a network of a registered name ({', '.join(list_models())}), by which its "
+            f"checkpoints are read, got {network.name!r}. Decorate its class with register_model."
+        )
+    return network
 
 
 def _shapes(state: Mapping[str, Any]) -> set[tuple[str, Any]]:

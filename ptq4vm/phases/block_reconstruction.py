@@ -1,6 +1,7 @@
 """BIQ: block-wise initial quantization, as a Lightning fit with one epoch for each block."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +25,10 @@ from ptq4vm.calibration.walk import BlockWalk
 from ptq4vm.data.sources import derive_seed
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import SequenceStore, block_layers, partition, quantize_network, quantized_layers
-from ptq4vm.models import create_model
-from ptq4vm.models.base import Block
-from ptq4vm.phases.base import PTQPhase, Scoring, learning_settings
+from ptq4vm.models.base import Block, MattingModel
+from ptq4vm.phases.base import FlowSettings, PTQPhase, float_network
 from ptq4vm.phases.checkpoints import reached
+from ptq4vm.phases.scoring import Scoring
 from ptq4vm.quantizers import (
     NearestRounding,
     Observer,
@@ -41,6 +42,21 @@ _SCORED_SEQUENCES = 2
 """Sequences of the logged losses of a block: enough for a log, and little work beside learning."""
 
 
+@dataclass(frozen=True)
+class BlockReconstructionSettings(ReconstructionSettings, FlowSettings):
+    """Settings of :class:`BlockReconstructionModule`; the defaults are QDrop.
+
+    Known methods: rounding to nearest (``learn_rounding`` and ``learn_scales`` false), AdaRound
+    (``granularity: layer``, no scales, no dropping), BRECQ (no dropping), QDrop.
+
+    Args:
+        granularity: reconstruct the outputs of blocks, or of every single layer (all layers of a
+            block side by side, each on its own input, without gradients between them).
+    """
+
+    granularity: Literal["block", "layer"] = "block"
+
+
 class BlockReconstructionModule(PTQPhase):
     """Quantizes a network block by block against the float network's own blocks.
 
@@ -51,69 +67,47 @@ class BlockReconstructionModule(PTQPhase):
     kept, so that every block runs once over the calibration set. Each step takes ``batch_size``
     sequences of the datamodule; the steps of a block are the datamodule's ``steps_per_epoch``.
 
-    Known methods are settings: round to nearest (``learn_rounding`` and ``learn_scales`` false),
-    AdaRound (``granularity: layer``, no scales, no dropping), BRECQ (no dropping), QDrop (the
-    default).
-
     Args:
-        network: the registry's name of the network.
+        network: registry name of the network, or the float network itself.
         weights: ``official``, or a file with the float network's weights.
         downsample_ratio: the network's body works at this fraction of the frame's size.
         qconfig: bits, grids and placement of the quantizers.
-        granularity: reconstruct the outputs of blocks, or of every single layer (all layers of a
-            block side by side, each on its own input, without gradients between them).
-        learn_rounding: learn the rounding of the weights, else round to nearest.
-        learn_scales: learn scales and zero points of the activations.
-        drop_prob: QDrop: share of values that stay float, in the block's input and at each
-            quantizer inside it.
-        rounding_lr: Adam's learning rate for the roundings' V.
-        scale_lr: Adam's learning rate for log scales and zero points, with cosine decay within each
-            block.
-        rounding_weight: weight of AdaRound's regularizer.
-        warmup: share of a block's steps without the regularizer.
         output: path of the quantized checkpoint.
-        flow: optical flow of the calibration set (used by the next phase; made once).
-        flow_weights: torchvision RAFT weights, for ``flow: raft``.
         scoring: ``float`` or ``png8`` metrics.
+        settings: fields of :class:`BlockReconstructionSettings`.
 
     Raises:
         PTQ4VMError: ``granularity`` doesn't suit the placement; or as in
             :func:`~ptq4vm.graph.quantize_network`.
+
+    Example:
+        >>> from ptq4vm.phases import BlockReconstructionModule
+        >>> from ptq4vm.quantizers import QConfig
+        >>> phase = BlockReconstructionModule(qconfig=QConfig("W4A8"), drop_prob=0.0)  # BRECQ
+        >>> phase.settings.drop_prob, len(phase.blocks)
+        (0.0, 26)
     """
 
     def __init__(
         self,
-        network: str = "rvm_mobilenetv3",
+        network: str | MattingModel = "rvm_mobilenetv3",
         weights: str = "official",
         downsample_ratio: float = 1.0,
         qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
-        granularity: Literal["block", "layer"] = "block",
-        learn_rounding: bool = True,
-        learn_scales: bool = True,
-        drop_prob: float = 0.5,
-        rounding_lr: float = 1e-2,
-        scale_lr: float = 1e-3,
-        rounding_weight: float = 0.01,
-        warmup: float = 0.2,
         output: Path | None = None,
-        flow: Literal["dis", "raft"] = "dis",
-        flow_weights: Path | None = None,
         scoring: Scoring = "float",
+        **settings: Any,
     ) -> None:
-        settings = learning_settings(locals())
-        if granularity == "layer" and qconfig.placement != "deploy":
+        own = BlockReconstructionSettings(**settings)
+        if own.granularity == "layer" and qconfig.placement != "deploy":
             raise PTQ4VMError(
                 f"Expected granularity block with placement {qconfig.placement}, got layer: a "
                 "layer's output is compared before its activation function, which that placement "
                 "takes into the layer. Choose placement deploy."
             )
-        teacher = create_model(network, weights=weights, downsample_ratio=downsample_ratio)
+        teacher = float_network(network, weights, downsample_ratio)
         quantized = quantize_network(teacher, qconfig)
-        super().__init__(quantized, qconfig, teacher, output, flow, flow_weights, scoring, settings)
-        self.granularity = granularity
-        self.reconstruction = ReconstructionSettings(
-            learn_rounding, learn_scales, drop_prob, rounding_lr, scale_lr, rounding_weight, warmup
-        )
+        super().__init__(quantized, qconfig, teacher, own, output, scoring)
         self.blocks = partition(self.network)
         layers = quantized_layers(self.network)
         self.layers: dict[str, dict[str, QuantizedLayer]] = {
@@ -122,9 +116,10 @@ class BlockReconstructionModule(PTQPhase):
         }
         """The quantized layers, by block and name."""
         self.learned_blocks = tuple(block for block in self.blocks if self.layers[block.name])
-        prepare_layers(layers.values(), self.reconstruction)
+        prepare_layers(layers.values(), own)
         self._walk: BlockWalk | None = None
 
+    settings: BlockReconstructionSettings
     epoch_is = "block"
     keeps_sequences = True
 
@@ -155,7 +150,7 @@ class BlockReconstructionModule(PTQPhase):
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """Return Adam over what all blocks learn; None for rounding to nearest."""
         layers = quantized_layers(self.network).values()
-        return make_optimizer(layers, self.reconstruction) if self.learns else None
+        return make_optimizer(layers, self.settings) if self.learns else None
 
     def on_fit_start(self) -> None:
         """Open the store of activations; a resumed fit runs the finished blocks again."""
@@ -182,7 +177,7 @@ class BlockReconstructionModule(PTQPhase):
     @property
     def learns(self) -> bool:
         """False for rounding to nearest."""
-        return self.reconstruction.learns
+        return self.settings.learns
 
     @property
     def block(self) -> Block:
@@ -218,7 +213,7 @@ class BlockReconstructionModule(PTQPhase):
         # By step and process: a resumed fit must drop the same values, and no two processes should.
         seed = derive_seed(derive_seed(self.calibration.seed, self.global_step), distributed.rank())
         torch.manual_seed(seed)
-        set_scale_lr(self.trainer.optimizers[0], self.reconstruction, self._progress(batch_idx))
+        set_scale_lr(self.trainer.optimizers[0], self.settings, self._progress(batch_idx))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of the current block for the sequences with these numbers, (B,)."""
@@ -228,11 +223,11 @@ class BlockReconstructionModule(PTQPhase):
         # Their places in this process's share.
         index = batch.cpu() // distributed.count()
         inputs, floats = self.walk.inputs(self.block, "quantized", index), None
-        if self.reconstruction.drop_prob > 0.0:
+        if self.settings.drop_prob > 0.0:
             floats = self.walk.inputs(self.block, "float", index)
         losses = block_step(
             lambda given: self._loss(given, index), self._layers(self.block), inputs, floats,
-            self.reconstruction, self._progress(batch_idx),
+            self.settings, self._progress(batch_idx),
         )  # fmt: skip
         if losses.rounding is not None:
             self.log("biq/round", losses.rounding)
@@ -274,7 +269,7 @@ class BlockReconstructionModule(PTQPhase):
     def _loss(self, inputs: Sequence[Tensor], index: Tensor | slice) -> Tensor:
         """Return the current block's reconstruction loss for sequences of this process."""
         walk, block = self.walk, self.block
-        if self.granularity == "block":
+        if self.settings.granularity == "block":
             outputs = walk.run(block, "quantized", inputs)
             return reconstruction_loss(outputs, walk.targets(block, index))
         return layerwise_loss(

@@ -4,5 +4,14 @@ from ptq4vm.pipeline.evaluation import evaluate
 from ptq4vm.pipeline.quantize import QuantizeResult, quantize
 from ptq4vm.pipeline.report import report_run
 from ptq4vm.pipeline.rows import DEFAULT_ROWS, Method
+from ptq4vm.pipeline.settings import QuantizeSettings
 
-__all__ = ["DEFAULT_ROWS", "Method", "QuantizeResult", "evaluate", "quantize", "report_run"]
+__all__ = [
+    "DEFAULT_ROWS",
+    "Method",
+    "QuantizeResult",
+    "QuantizeSettings",
+    "evaluate",
+    "quantize",
+    "report_run",
+]

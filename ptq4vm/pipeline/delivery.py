@@ -7,10 +7,11 @@ from ptq4vm.deploy.runner import choose_downsample_ratio
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized
 from ptq4vm.models import create_model
-from ptq4vm.pipeline.quantize import AUTO, QuantizeResult
+from ptq4vm.pipeline.quantize import QuantizeResult
 from ptq4vm.pipeline.report import report_run
+from ptq4vm.pipeline.settings import AUTO, QuantizeSettings
 from ptq4vm.quantizers import parse_bits
-from ptq4vm.reporting import WorkBar, speed_rows, write_metrics
+from ptq4vm.reporting import WorkBar, write_speeds
 from ptq4vm.terminal import plain_console
 
 SPEED = "speed.json"
@@ -18,23 +19,25 @@ OPSET, FRAMES, ROUNDS = 17, 30, 20
 
 
 def require_deliverable(
-    bits: list[str], target: TargetName | None, output: Path, height: int, width: int
-) -> None:
-    """Check before any work that a run can be exported.
+    settings: QuantizeSettings, output: Path, height: int, width: int
+) -> TargetName:
+    """Check before any work that a run can be exported, and return its target.
 
     Raises:
         PTQ4VMError: No runtime executes these bits, there is no target or its runtime is not
             installed, or the folder can't be written.
     """
+    target = settings.target
     if target is None:
         raise PTQ4VMError("Expected --target with --size, got none. Choose one, e.g. openvino.")
-    for one in bits:
+    for one in settings.bits:
         if one == AUTO or parse_bits(one)[1] < 8:
             raise PTQ4VMError(
                 f"Expected 8-bit activations to export, got bits {one}, which no runtime executes "
                 "as integers. Leave --size out, or choose the recipe w8a8 or w4a8."
             )
     require_job(height, width, _graph(output, target, height, width), target, OPSET, None, FRAMES)
+    return target
 
 
 def _graph(folder: Path, target: str, height: int, width: int) -> Path:
@@ -100,8 +103,7 @@ def deliver(
         speeds = measure_speed(
             graphs, height, width, ratio, ROUNDS, progress=lambda n, all: bar(n, all, "timing")
         )
-    rows = speed_rows(speeds)
     settings = {"size": f"{height}x{width}", "downsample_ratio": ratio, "rounds": ROUNDS}
-    write_metrics(result.folder / SPEED, rows, settings)
+    write_speeds(result.folder / SPEED, speeds, settings)
     report_run(result.folder)
     return lines

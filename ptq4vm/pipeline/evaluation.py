@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule
-from ptq4vm.phases.base import Scoring
+from ptq4vm.phases.scoring import Scoring
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from ptq4vm.ownership import owned
 from ptq4vm.pipeline.record import record_start
 from ptq4vm.pipeline.rows import Method
 from ptq4vm.quantizers import QConfig
-from ptq4vm.reading import read_json, typed
+from ptq4vm.reading import read_json
 from ptq4vm.reporting.runs import RECORD, SETTINGS
 
 _PLACES = ("root", "foregrounds", "backgrounds", "composites", "videos", "evaluation")
@@ -136,27 +136,6 @@ def require_row(path: Path, start: Path | None, qconfig: QConfig, plan: QConfig)
                 f"Expected {path} to start from {start} as it is now, got one that started "
                 f"from another. {remedy}"
             )
-
-
-def read_scores(path: Path, checksum: str) -> dict[str, float]:
-    """Return cached scores by name.
-
-    Args:
-        path: JSON file of the scores.
-        checksum: checksum of the network.
-
-    Raises:
-        PTQ4VMError: The scores belong to another network.
-    """
-    content = read_json(path)
-    if content.pop("network", None) != checksum:
-        raise PTQ4VMError(
-            f"Expected in {path} the scores of the network that this run has now, got those of "
-            f"another: a file was replaced. Put it back, or remove {path} to score it again."
-        )
-    return typed(
-        content, dict[str, float], "metrics by name", path, "Remove it: it is measured again."
-    )
 
 
 def write_sorted_json(path: Path, value: Any) -> None:

@@ -1,9 +1,9 @@
 """Quantization job: block reconstruction, global calibration and evaluation in a run folder."""
 
-import dataclasses
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,18 @@ from ptq4vm.atomic_io import written_whole
 from ptq4vm.calibration.bit_allocation import CANDIDATE_BITS, choose_bits, require_budget
 from ptq4vm.calibration.sensitivity import BASE_BITS, list_layers, measure_sensitivity
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.deploy import TargetName, find_target
-from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import FINAL_CHECKPOINT
-from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.phases.base import Scoring
+from ptq4vm.phases import BlockReconstructionModule, GACModule, GACSettings, PTQPhase
+from ptq4vm.phases.base import float_network
 from ptq4vm.pipeline.record import record_end
 from ptq4vm.pipeline.report import collect_shots, load_networks, write_report
-from ptq4vm.pipeline.rows import DEFAULT_ROWS, Method, check_rows
-from ptq4vm.pipeline.run import Run
+from ptq4vm.pipeline.run import FitLength, Run
+from ptq4vm.pipeline.settings import AUTO, DEFAULT_BUDGET, QuantizeSettings
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, draw_strips, markdown_table, write_metrics
 from ptq4vm.reporting.page import REPORT
 from ptq4vm.reporting.runs import METRICS, read_run
-
-AUTO = "auto"
-"""Bits of a W4A4 network with more bits in the most sensitive layers."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +41,12 @@ class QuantizeResult:
 
 
 def quantize(
+    network: str | MattingModel,
     data: VideoMattingDataModule,
+    settings: QuantizeSettings = QuantizeSettings(),  # noqa: B008  (frozen)
     output: Path = Path("runs/quantize"),
-    network: str = "rvm_mobilenetv3",
     weights: str = "official",
     downsample_ratio: float = 1.0,
-    bits: Iterable[str] = ("W8A8",),
-    budget: float = 0.1,
-    rows: dict[str, Method] | None = None,
-    qconfig: QConfig = QConfig(),  # noqa: B008  (frozen)
-    target: TargetName | None = None,
-    block_reconstruction: dict[str, Any] | None = None,
-    gac: dict[str, Any] | None = None,
-    block_steps: int = 100,
-    block_batch_size: int = 1,
-    gac_epochs: int = 10,
-    gac_batch_size: int = 1,
-    scoring: Scoring = "float",
     trainer: dict[str, Any] | None = None,
 ) -> QuantizeResult:
     """Quantize a network in two phases, score each step on the evaluation clips and draw mattes.
@@ -72,154 +55,102 @@ def quantize(
     last block or epoch.
 
     Args:
+        network: registry name of the network, or the float network itself.
         data: calibration and evaluation clips.
+        settings: bits, methods and lengths of the phases.
         output: run folder.
-        network: registry name of the network.
-        weights: ``official``, or a file of float weights.
-        downsample_ratio: fraction of the frame's size at which the network's body works.
-        bits: one or more of W8A8, W4A8, W4A4, ..., or ``auto``: W4A4, with W4A8 or W8A8 in the
-            layers that gain most, selected by quantizing each layer alone on calibration sequences.
-        budget: for ``auto``: maximum share of all bit operations in layers above W4A4, the first
-            and last layers included.
-        rows: rows of the table by name, the last of which is the run's result; by default the
-            steps of the paper.
-        qconfig: all other quantization settings; its ``bits`` are replaced by each of ``bits``.
-        target: runtime of the result; sets in ``qconfig`` the options it needs to execute integers:
-            placement, depthwise_granularity and, for TensorRT, activation_grid. By default
-            ``qconfig`` is unchanged.
-        block_reconstruction: options of :class:`BlockReconstructionModule`; rows may override them.
-        gac: options of :class:`GACModule`; rows may override them.
-        block_steps: optimization steps per block.
-        block_batch_size: sequences per step of block reconstruction.
-        gac_epochs: passes over the calibration set in global calibration.
-        gac_batch_size: sequences per step of global calibration.
-        scoring: ``float``, or ``png8`` to truncate mattes to 8 bits.
+        weights: ``official``, or a file of float weights; only with a name.
+        downsample_ratio: fraction of the frame's size at which the network's body works; only with
+            a name.
         trainer: options of Lightning's Trainer: accelerator, devices, logger, ...
 
     Raises:
         PTQ4VMError: Invalid settings or data, or ``output`` contains a run with other settings.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ptq4vm import QuantizeSettings, VideoMattingDataModule, load_model, quantize
+        >>> settings = QuantizeSettings(bits=["W8A8"], block_steps=50, gac_epochs=2)
+        >>> network = load_model("rvm_mobilenetv3")
+        >>> data = VideoMattingDataModule(num_sequences=8)
+        >>> result = quantize(network, data, settings, Path("runs/mine"))  # doctest: +SKIP
+        >>> result.checkpoints["W8A8"]  # doctest: +SKIP
+        PosixPath('runs/mine/w8a8/quantized.safetensors')
     """
-    settings = {
-        name: value for name, value in locals().items() if name not in ("data", "output", "trainer")
-    }
-    run = Run(Path(output), data, dict(trainer or {}), scoring)
-    if target is not None:
-        qconfig = find_target(target).fit(qconfig)
-    # Settings are validated before the folder is claimed.
-    plans = {
-        one: dataclasses.replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in bits
-    }
-    common = {"network": network, "weights": weights, "downsample_ratio": downsample_ratio}
-    phases = _Phases(
-        {**common, **(block_reconstruction or {})},
-        {"weights": weights, **(gac or {})},
-        block_steps,
-        block_batch_size,
-        gac_epochs,
-        gac_batch_size,
-    )
-    phases.require_counts()
-    if not plans:
-        raise PTQ4VMError(
-            "Expected at least one of bits, e.g. W8A8, got none. Leave bits out for W8A8."
-        )
-    methods = check_rows(rows or DEFAULT_ROWS)
-    for row in methods.values():
-        dataclasses.replace(qconfig, **row.qconfig)
-    teacher = create_model(network, weights=weights, downsample_ratio=downsample_ratio)
+    # Everything is validated before the folder is claimed.
+    settings.require_data(data)
+    run = Run(Path(output), data, dict(trainer or {}), settings.scoring)
+    plans = settings.plans()
+    teacher = float_network(network, weights, downsample_ratio)
+    budget = settings.budget or DEFAULT_BUDGET
     if AUTO in plans:
         require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, budget)
-    else:
-        del settings["budget"]
+    origin = {
+        "network": teacher.name,
+        "weights": weights if isinstance(network, str) else None,
+        "downsample_ratio": teacher.downsample_ratio,
+    }
     with run.progress():
         run.draw()
     run.launch()
     with run.owned(), run.progress():
-        distributed.first_alone(lambda: run.claim(settings, teacher))
+        own = {**asdict(settings), "rows": settings.methods}
+        distributed.first_alone(lambda: run.claim({**origin, **own}, teacher))
         distributed.once(run.begin, teacher)
-        run.prepare(teacher, phases.work(methods, data.num_sequences))
+        run.prepare(teacher, _work(settings, data.num_sequences))
         if AUTO in plans:
             plans[AUTO] = _mix(run, teacher, plans[AUTO], budget)
         run.expect(len(plans))
         table = [run.score(run.folder / "float.json", "float", teacher)]
-        for bits_name, plan in plans.items():
-            table += _quantize_rows(run, run.folder / bits_name.lower(), plan, methods, phases)
+        for bits, plan in plans.items():
+            table += _quantize_rows(run, teacher, bits, plan, settings)
         run.say("writing the table, the pictures and the report")
         return _report(run, teacher, list(plans), table)
 
 
-@dataclass(frozen=True)
-class _Phases:
-    """Options and lengths of the two phases.
-
-    Args:
-        block_reconstruction: options of block reconstruction, which rows may override.
-        gac: options of global calibration, which rows may override.
-        block_steps: optimization steps per block.
-        block_batch_size: sequences per step of block reconstruction.
-        gac_epochs: passes over the calibration set in global calibration.
-        gac_batch_size: sequences per step of global calibration.
-    """
-
-    block_reconstruction: dict[str, Any]
-    gac: dict[str, Any]
-    block_steps: int
-    block_batch_size: int
-    gac_epochs: int
-    gac_batch_size: int
-
-    def require_counts(self) -> None:
-        """Check that all lengths are at least 1."""
-        for name in ("block_steps", "block_batch_size", "gac_epochs", "gac_batch_size"):
-            if (count := getattr(self, name)) < 1:
-                raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
-
-    def work(self, methods: dict[str, Method], sequences: int) -> dict[str, float]:
-        """Return the cost of each row per frame of the calibration set, in forward passes."""
-        steps = self.block_steps * self.block_batch_size / sequences
-        return {
-            name: 3.0 * (self.gac_epochs if row.start else 1 + steps * _learns(row))
-            for name, row in methods.items()
-        }
-
-    def fit_blocks(self, run: Run, folder: Path, name: str, row: Method, plan: QConfig) -> None:
-        """Run block reconstruction for one row."""
-        options = {"qconfig": plan, **self.block_reconstruction, **row.options}
-        steps = self.block_steps if _learns(row) else 1
-        module = BlockReconstructionModule
-        run.fit(folder, name, row, module, options, self.block_batch_size, steps, 1)
-
-    def fit_network(self, run: Run, folder: Path, name: str, row: Method, start: Path) -> None:
-        """Run global calibration for one row."""
-        options = {"checkpoint": start, **self.gac, **row.options}
-        run.fit(folder, name, row, GACModule, options, self.gac_batch_size, None, self.gac_epochs)
+def _work(settings: QuantizeSettings, sequences: int) -> dict[str, float]:
+    """Return the cost of each row per frame of the calibration set, in forward passes."""
+    steps = settings.block_steps * settings.block_batch_size / sequences
+    found = {}
+    for key, method in settings.methods.items():
+        own = settings.options(method)
+        passes = settings.gac_epochs if isinstance(own, GACSettings) else 1 + steps * own.learns
+        found[key] = 3.0 * passes
+    return found
 
 
 def _quantize_rows(
-    run: Run, folder: Path, plan: QConfig, methods: dict[str, Method], phases: _Phases
+    run: Run, teacher: MattingModel, bits: str, plan: QConfig, settings: QuantizeSettings
 ) -> list[ResultRow]:
-    """Make and score the networks of all rows for one plan; copy the last one's checkpoint."""
-    table = []
-    for name, row in methods.items():
-        plan_of_row, start = dataclasses.replace(plan, **row.qconfig), None
-        if row.start is None:
-            phases.fit_blocks(run, folder, name, row, plan_of_row)
+    """Make and score the networks of all methods for one plan; copy the last one's checkpoint."""
+    table, folder = [], run.folder / bits.lower()
+    for key, method in settings.methods.items():
+        own, plan_of_row, start = settings.options(method), replace(plan, **method.qconfig), None
+        output = folder / f"{key}.safetensors"
+        if isinstance(own, GACSettings):
+            start = folder / f"{method.start}.safetensors"
+            length = FitLength(settings.gac_batch_size, None, settings.gac_epochs)
+            make: Callable[[], PTQPhase] = partial(
+                GACModule, start, teacher, output=output, **vars(own)
+            )
         else:
-            start = folder / f"{row.start}.safetensors"
-            phases.fit_network(run, folder, name, row, start)
-        scored, made_with = run.load(folder / f"{name}.safetensors", start, plan_of_row)
-        table.append(run.score(folder / f"{name}.json", row.title, scored, made_with))
-    distributed.once(_copy_whole, folder / f"{name}.safetensors", folder / FINAL_CHECKPOINT)
+            steps = settings.block_steps if own.learns else 1
+            length = FitLength(settings.block_batch_size, steps, 1)
+            make = partial(
+                BlockReconstructionModule, teacher, qconfig=plan_of_row, output=output, **vars(own)
+            )
+        run.fit(output, method.title, make, length)
+        scored, made_with = run.load(output, start, plan_of_row)
+        row = run.score(folder / f"{key}.json", method.title, scored, made_with)
+        table.append(row._replace(method=key, plan=bits))
+    distributed.once(_copy_whole, output, folder / FINAL_CHECKPOINT)
     return table
 
 
 def _copy_whole(source: Path, target: Path) -> None:
     with written_whole(target) as part:
         shutil.copyfile(source, part)
-
-
-def _learns(row: Method) -> bool:
-    return row.options.get("learn_rounding", True) or row.options.get("learn_scales", True)
 
 
 def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConfig:
@@ -233,9 +164,7 @@ def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConf
             measure_sensitivity(teacher, run.data, bits, plan, path=path, progress=progress)
         )[0]
     # Bits set by the user take precedence.
-    return dataclasses.replace(
-        plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits}
-    )
+    return replace(plan, layer_bits={**choose_bits(found, budget=budget), **plan.layer_bits})
 
 
 def _report(

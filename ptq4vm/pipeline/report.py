@@ -13,7 +13,6 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
-from ptq4vm.pipeline.rows import DEFAULT_ROWS
 from ptq4vm.reporting.layers import Signal, describe_layers, learned_blocks, measure_signal
 from ptq4vm.reporting.page import REPORT, Inside, Shot, write_page
 from ptq4vm.reporting.runs import RunFolder, read_run, require_finished
@@ -47,6 +46,8 @@ def report_run(folder: Path, out: Path | None = None) -> tuple[Path, str | None]
     problem = src = teacher = None
     try:
         settings = run.settings
+        if settings["weights"] is None:
+            raise PTQ4VMError("the float network was given in memory")
         teacher = create_model(
             settings["network"], settings["weights"], downsample_ratio=settings["downsample_ratio"]
         )
@@ -83,10 +84,7 @@ def write_report(
     Raises:
         PTQ4VMError: A file in the run folder is damaged, or the report can't be written.
     """
-    titles = {name: row["title"] for name, row in (run.settings.get("rows") or {}).items()}
-    titles = titles or {name: row.title for name, row in DEFAULT_ROWS.items()}
-    names = {title: name for name, title in titles.items()}
-    write_page(run, names, shots, look_inside(networks, teacher, src), path, problem)
+    write_page(run, shots, look_inside(networks, teacher, src), path, problem)
 
 
 def load_networks(folder: Path, bits: list[str]) -> dict[str, MattingModel]:

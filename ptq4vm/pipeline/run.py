@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,16 +16,17 @@ from ptq4vm.graph import bits_label, load_quantized, network_cost, trace
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases import MattingModule
-from ptq4vm.phases.base import FloatMattes, Scoring
+from ptq4vm.phases import MattingModule, PTQPhase
 from ptq4vm.phases.callbacks import PromptStop, ResultLog, WorkProgress
-from ptq4vm.pipeline.folder import ClaimedFolder, read_scores, require_row, write_sorted_json
+from ptq4vm.phases.scoring import FloatMattes, Scoring
+from ptq4vm.pipeline.folder import ClaimedFolder, require_row, write_sorted_json
 from ptq4vm.pipeline.progress import RunProgress, Work
-from ptq4vm.pipeline.rows import Method
+from ptq4vm.pipeline.scores import Scores, read_scores, write_scores
 from ptq4vm.pipeline.trainers import Trainers
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reading import read_json
-from ptq4vm.reporting import ResultRow, measured
+from ptq4vm.reporting import Cost, ResultRow, measured
+from ptq4vm.reporting.results import fidelity_of, truth_metrics
 from ptq4vm.reporting.runs import FRAMES
 from ptq4vm.reporting.tables import table_cells
 
@@ -78,9 +79,7 @@ class Run:
         """Pass the results to the loggers and to the :class:`ResultLog` callbacks."""
         loggers = self._trainers.loggers()
         for logger in loggers:
-            logger.log_metrics(
-                {f"result/{name}": value for name, value in table[-1].metrics.items()}
-            )
+            logger.log_metrics({f"result/{name}": one for name, one in table[-1].metrics.items()})
         headings, body = table_cells(table)
         for callback in self._trainers.callbacks():
             if isinstance(callback, ResultLog):
@@ -149,62 +148,46 @@ class Run:
         return self._trainers.make(folder, [*callbacks, *own], **options)
 
     def fit(
-        self,
-        folder: Path,
-        name: str,
-        row: Method,
-        module: type[Any],
-        options: dict[str, Any],
-        batch: int,
-        steps: int | None,
-        epochs: int,
+        self, output: Path, title: str, make: Callable[[], PTQPhase], length: "FitLength"
     ) -> None:
         """Run or resume one phase, unless its output checkpoint exists.
 
         Args:
-            folder: folder of the bits.
-            name: name of the row and of its files.
-            row: method of the row.
-            module: class of the phase.
-            options: arguments of ``module``.
-            batch: sequences per step.
-            steps: steps per epoch; None for a pass over the calibration set.
-            epochs: maximum number of epochs.
+            output: checkpoint of the row; its folder, without suffix, is that of the fit.
+            title: title of the row.
+            make: makes the phase.
+            length: length of the fit.
         """
-        output = folder / f"{name}.safetensors"
-        self.say(
-            f"{folder.name.upper()}: {row.title}" + (" (done before)" if output.is_file() else "")
-        )
+        folder = output.with_suffix("")
+        title = f"{output.parent.name.upper()}: {title}"
+        self.say(title + (" (done before)" if output.is_file() else ""))
         if output.is_file():
-            self._progress.advance(self._work.rows[name])
+            self._progress.advance(self._work.rows[output.stem])
             return
         L.seed_everything(self.data.seed, verbose=False)
-        self.data.batch_size, self.data.steps_per_epoch = batch, steps
+        self.data.batch_size, self.data.steps_per_epoch = length.batch_size, length.steps
         # save_last with save_top_k=0 writes nothing since Lightning 2.6.
         keep = ModelCheckpoint(
-            folder / name,
-            filename="last",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
+            folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
         )
         trainer = self._make_trainer(
-            folder / name,
+            folder,
             callbacks=[keep],
-            max_epochs=epochs,
+            max_epochs=length.epochs,
             limit_val_batches=0,
             num_sanity_val_steps=0,
         )
-        last = folder / name / "last.ckpt"
+        last = folder / "last.ckpt"
         resume = str(last) if last.is_file() else None
         with measured() as usage:
-            phase = module(**options, output=output)
+            phase = make()
             if (restored := phase.check(trainer, self.data, "fit", resume)) is not None:
-                self.say(f"{folder.name.upper()}: {row.title} {restored}")
+                self.say(f"{title} {restored}")
             trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
         if distributed.rank() > 0:
             return
         if resume is None:  # a resumed fit measures only its remainder
-            write_sorted_json(folder / f"{name}.usage.json", usage)
+            write_sorted_json(output.with_suffix(".usage.json"), usage)
         last.unlink(missing_ok=True)
 
     def load(self, path: Path, start: Path | None, plan: QConfig) -> tuple[MattingModel, QConfig]:
@@ -243,40 +226,41 @@ class Run:
             self.say(f"{path.parent.name.upper()}: scoring {title}")
             module = (FloatMattes if plan is None else MattingModule)(network, self.scoring)
             self._measure(path, module, checksum)
-        values = read_scores(path, checksum)
+        scores = read_scores(path, checksum)
         for logger in self._trainers.loggers():
             logger.log_metrics(
-                {f"{path.parent.name}/{path.stem}/{key}": value for key, value in values.items()}
+                {f"{path.parent.name}/{path.stem}/{name}": one for name, one in scores.logged()}
             )
         cost = network_cost(network, *self._size)
         label, placement = (
             ("W32A32", "") if plan is None else (bits_label(plan, cost), plan.placement)
         )
         usage = path.with_suffix(".usage.json")
-        extra = {
-            key: values.pop(key)
-            for key in list(values)
-            if key.endswith("_to_float") or key.startswith("held_out")
-        }
-        extra |= (
+        used = (
             read_json(usage, dict[str, float], "minutes and memory", "Remove it.")
             if usage.is_file()
             else {}
         )
         return ResultRow(
-            title, label, placement, values, cost.size_mb, cost.bit_operations * 1e9, extra
+            title,
+            label,
+            placement,
+            scores.metrics,
+            Cost(cost.size_mb, cost.bit_operations * 1e9, **used),
+            scores.fidelity,
+            scores.held_out,
+            method=path.stem,
         )
 
     def _measure(self, path: Path, module: MattingModule, checksum: str) -> None:
         """Score a network, and write its metrics and its per-frame metrics."""
         values, per_frame = self._test(path.parent, module)
+        held_out = None
         if (people := self.data.held_out_dataloader()) is not None:
-            found, _ = self._test(path.parent, module, people)
-            values |= {
-                f"held_out_{key.removesuffix('_to_float')}": value for key, value in found.items()
-            }
+            held_out = fidelity_of(self._test(path.parent, module, people)[0])
+        scores = Scores(truth_metrics(values), fidelity_of(values), held_out)
         distributed.once(write_sorted_json, path.with_suffix(FRAMES), per_frame)
-        distributed.once(write_sorted_json, path, {**values, "network": checksum})
+        distributed.once(write_scores, path, scores, checksum)
 
     def _test(
         self, folder: Path, module: MattingModule, clips: Any = None
@@ -291,3 +275,14 @@ class Run:
             for clip, curves in part.items()
         }
         return {key.removeprefix("test/"): value for key, value in metrics.items()}, per_frame
+
+
+class FitLength(NamedTuple):
+    """Length of a fit."""
+
+    batch_size: int
+    """Sequences per step."""
+    steps: int | None
+    """Steps per epoch; None for a pass over the calibration set."""
+    epochs: int
+    """Maximum number of epochs."""

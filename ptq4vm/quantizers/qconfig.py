@@ -1,8 +1,10 @@
 """Quantization configuration as frozen, self-validating dataclasses."""
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
+
+from typing_extensions import Self
 
 from ptq4vm.errors import PTQ4VMError
 
@@ -57,9 +59,10 @@ class QConfig:
             ``paper`` quantizes weights and the output of each layer's activation function, like the
             published code.
         first_last_bits: Bits of weights and activations of the first and the last executed layer.
-        weight_grid: Grid of weights of fewer than 8 bits. ``affine`` fits them best, and its codes
-            minus the zero point still fit the 8-bit integers that runtimes multiply. Weights of 8
-            bits are always symmetric, as runtimes require.
+        weight_grid: Grid of weights of fewer than 8 bits, and an error without such weights.
+            ``affine`` fits them best, and its codes minus the zero point still fit the 8-bit
+            integers that runtimes multiply. Weights of 8 bits are always symmetric, as runtimes
+            require.
         weight_granularity: One weight scale for each output channel, or one for all.
         activation_grid: Grid of the activations. ``affine`` fits every tensor, and becomes unsigned
             for non-negative data.
@@ -110,12 +113,33 @@ class QConfig:
                 "quantizes what layers hand on, got per_channel. Choose placement deploy."
             )
         object.__setattr__(self, "ignored_modules", tuple(self.ignored_modules))
-        for bits in (
-            self.bits,
-            f"W{self.first_last_bits}A{self.first_last_bits}",
-            *self.layer_bits.values(),
-        ):
+        for bits in self._all_bits():
             self._specs(bits)
+
+    def _all_bits(self) -> tuple[str, ...]:
+        edge = f"W{self.first_last_bits}A{self.first_last_bits}"
+        return (self.bits, edge, *self.layer_bits.values())
+
+    @property
+    def uses_weight_grid(self) -> bool:
+        """True if any weights have fewer than 8 bits."""
+        return any(parse_bits(bits)[0] < 8 for bits in self._all_bits())
+
+    def require_used(self) -> None:
+        """Check that every setting applies to something.
+
+        Raises:
+            PTQ4VMError: ``weight_grid`` is given, and all weights have 8 bits.
+        """
+        if self.weight_grid != "symmetric" and not self.uses_weight_grid:
+            raise PTQ4VMError(
+                f"Expected weight_grid symmetric with weights of 8 bits, which runtimes require, "
+                f"got {self.weight_grid}. Leave weight_grid out, or choose bits such as W4A8."
+            )
+
+    def used(self) -> Self:
+        """Return the configuration without a ``weight_grid`` that applies to nothing."""
+        return self if self.uses_weight_grid else replace(self, weight_grid="symmetric")
 
     def _specs(self, bits: str, *, depthwise: bool = False) -> tuple[QuantSpec, QuantSpec]:
         weight_bits, activation_bits = parse_bits(bits)

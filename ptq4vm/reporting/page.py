@@ -13,10 +13,11 @@ from matplotlib import colormaps
 from torch import Tensor
 
 from ptq4vm.atomic_io import written_whole
-from ptq4vm.deploy import TARGETS
+from ptq4vm.deploy import TARGETS, Speed
 from ptq4vm.reporting.charts import BarChart, LineChart, bar_chart, line_chart
 from ptq4vm.reporting.layers import Layer, Signal
 from ptq4vm.reporting.pictures import ERROR_MAX, Strip
+from ptq4vm.reporting.results import FLOAT, ResultRow
 from ptq4vm.reporting.run_artifacts import (
     Losses,
     RowFiles,
@@ -27,7 +28,8 @@ from ptq4vm.reporting.run_artifacts import (
     values_by_frame,
 )
 from ptq4vm.reporting.runs import RunFolder
-from ptq4vm.reporting.tables import FLOAT, ResultRow, format_number, table_cells
+from ptq4vm.reporting.speeds import speed_cells
+from ptq4vm.reporting.tables import format_number, table_cells
 
 REPORT = "report.html"
 _LONGEST_SIDE = 640
@@ -70,7 +72,6 @@ class Inside(NamedTuple):
 
 def write_page(
     run: RunFolder,
-    names: Mapping[str, str],
     shots: Sequence[Shot],
     inside: Mapping[str, Inside],
     path: Path,
@@ -80,7 +81,6 @@ def write_page(
 
     Args:
         run: the run.
-        names: file names of the table rows, by row title.
         shots: frames to show; empty if they couldn't be computed.
         inside: the final networks, by bits.
         path: .html file, written atomically.
@@ -93,7 +93,7 @@ def write_page(
         loader=PackageLoader("ptq4vm.reporting", "page"), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    rows = row_files(run, names)
+    rows = row_files(run)
     headings, body = table_cells(run.rows)
     last = [id(row) for row in run.final.values()]
     losses = [found for found in map(read_losses, rows[1:]) if found is not None]
@@ -103,7 +103,7 @@ def write_page(
         headlines=[_headline(run.rows[0], bits, row) for bits, row in run.final.items()],
         headings=headings,
         body=[
-            (row.name == FLOAT or id(row) in last, cells)
+            (row.method == FLOAT or id(row) in last, cells)
             for row, cells in zip(run.rows, body, strict=True)
         ],
         timings={title: _plain_table(timed) for title, timed in read_timings(run).items()},
@@ -123,8 +123,8 @@ def write_page(
         part.write_text(html, encoding="utf-8")
 
 
-def _plain_table(rows: Sequence[ResultRow]) -> tuple[list[str], list[tuple[bool, list[str]]]]:
-    headings, body = table_cells(rows)
+def _plain_table(speeds: Sequence[Speed]) -> tuple[list[str], list[tuple[bool, list[str]]]]:
+    headings, body = speed_cells(speeds)
     return headings, [(False, cells) for cells in body]
 
 
@@ -141,7 +141,7 @@ def _headline(before: ResultRow, bits: str, after: ResultRow) -> tuple[str, list
     pairs: list[tuple[str, float | None, float | None]] = [
         ("MAD ×10³", before.metrics.get("mad"), after.metrics.get("mad")),
         ("dtSSD ×10²", before.metrics.get("dtssd"), after.metrics.get("dtssd")),
-        ("weights, MB", before.size_mb, after.size_mb),
+        ("weights, MB", before.cost.size_mb, after.cost.size_mb),
         ("bit operations ×10⁹", _billions(before), _billions(after)),
     ]
     facts = [
@@ -157,7 +157,8 @@ def _headline(before: ResultRow, bits: str, after: ResultRow) -> tuple[str, list
 
 
 def _billions(row: ResultRow) -> float | None:
-    return None if row.bit_operations is None else row.bit_operations / 1e9
+    operations = row.cost.bit_operations
+    return None if operations is None else operations / 1e9
 
 
 # ---- pictures ----------------------------------------------------------------------------------

@@ -3,17 +3,16 @@
 import csv
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
+from ptq4vm.deploy import Speed
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import parse_number, read_json
-from ptq4vm.reporting.runs import FRAMES, RunFolder, read_rows
-from ptq4vm.reporting.tables import FLOAT, ResultRow
+from ptq4vm.reporting.results import FLOAT
+from ptq4vm.reporting.runs import FRAMES, RunFolder
+from ptq4vm.reporting.speeds import is_timing, read_speeds
 
-_TIMED = "median ms"
-"""Key in ``extra`` that identifies JSON files of `ptq4vm benchmark`."""
 _BLOCK_LOSSES = ("block", "nearest", "hard")
 
 
@@ -52,29 +51,20 @@ class Losses(NamedTuple):
     """Losses of global calibration, in the order of the logged steps."""
 
 
-def row_files(run: RunFolder, names: Mapping[str, str]) -> list[RowFiles]:
-    """Locate the files of each row of the run's table.
-
-    Args:
-        run: the run.
-        names: file names of the rows, by row title.
-
-    Returns:
-        One entry per row, in the table's order.
+def row_files(run: RunFolder) -> list[RowFiles]:
+    """Locate the files of each row of the run's table, in the table's order.
 
     Raises:
-        PTQ4VMError: the table has a row without a file name.
+        PTQ4VMError: a row is of other bits or of another method than the run's.
     """
-    methods = [row for row in run.rows if row.name != FLOAT]
-    each = max(1, len(methods) // len(run.bits))
-    found = [RowFiles(FLOAT, "", run.folder / FLOAT)]
-    for number, row in enumerate(methods):
-        bits = run.bits[min(number // each, len(run.bits) - 1)]
-        if row.name not in names:
+    found = []
+    for row in run.rows:
+        own = row.method == FLOAT or (row.plan in run.bits and row.method in run.methods)
+        if not own:
             raise PTQ4VMError(
                 f"Expected the rows of {run.folder}'s settings in its table, got {row.name!r}."
             )
-        found.append(RowFiles(row.name, bits, run.folder / bits.lower() / names[row.name]))
+        found.append(RowFiles(row.name, row.plan, run.folder / row.plan.lower() / row.method))
     return found
 
 
@@ -119,24 +109,16 @@ def _version(path: Path) -> int:
     return int(match[0]) if match else 0
 
 
-def read_timings(run: RunFolder) -> dict[str, tuple[ResultRow, ...]]:
+def read_timings(run: RunFolder) -> dict[str, list[Speed]]:
     """Read the results of `ptq4vm benchmark --json` in the run folder, by file and frame size."""
     found = {}
     for path in sorted(run.folder.glob("*.json")):
         content = read_json(path)
-        first = next(iter(_list(content.get("rows"))), None)
-        if _TIMED in _dict(_dict(first).get("extra")):
-            size = _dict(content.get("meta")).get("size", "")
-            found[f"{path.name}, frames of {size}"] = read_rows(path)
+        if is_timing(content):
+            meta = content.get("meta")
+            size = meta.get("size", "") if isinstance(meta, dict) else ""
+            found[f"{path.name}, frames of {size}"] = read_speeds(path)
     return found
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def read_sensitivity(run: RunFolder) -> dict[str, dict[str, float]]:

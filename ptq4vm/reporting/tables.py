@@ -1,64 +1,32 @@
-"""Result tables for the terminal, Markdown and JSON."""
+"""Result tables for the terminal and in Markdown."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from ptq4vm.atomic_io import write_json
-from ptq4vm.deploy import Speed
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reporting.results import FLOAT, Cost, ResultRow
 from ptq4vm.terminal import plain_console
 
-FLOAT = "float"
-"""Name of the reference row."""
-
-_HEADINGS = {
+Cells = tuple[list[str], list[list[str]]]
+"""Headings, and the cells of each row."""
+_METRICS = {
     "mad": "MAD ×10³",
     "mse": "MSE ×10³",
     "grad": "Grad",
     "conn": "Conn",
     "dtssd": "dtSSD ×10²",
 }
-_NAMES = ("name", "bits", "placement")
-_EXTRA_HEADINGS = {
-    "mad_to_float": "MAD to float",
-    "dtssd_to_float": "dtSSD to float",
-    "held_out_mad": "held-out MAD to float",
-    "held_out_dtssd": "held-out dtSSD to float",
-    "peak_gb": "peak GB",
-}
+_NAMES = 3
+"""Number of first columns that are names, not numbers."""
 _WITH_RATIO = ("mad", "dtssd")
 NOTHING = "–"
 """Placeholder for missing values."""
-
-
-class ResultRow(NamedTuple):
-    """Measured results of one network."""
-
-    name: str
-    """Method or run; ``float`` is the network before quantization."""
-    bits: str
-    """Bits of weights and activations, e.g. ``W4A8``."""
-    placement: str
-    """Placement of the quantizers; empty for the float network."""
-    metrics: Mapping[str, float]
-    """Metrics by name; lower is better, and all are optional.
-
-    ``mad`` (×10³), ``mse`` (×10³), ``grad``, ``conn`` and ``dtssd`` (×10²).
-    """
-    size_mb: float | None = None
-    """Size of the weights in 10⁶ bytes."""
-    bit_operations: float | None = None
-    """Σ MACs × weight bits × activation bits for one frame."""
-    extra: Mapping[str, float] | None = None
-    """Further numbers by name, e.g. ``mad_to_float``; each becomes a column."""
 
 
 def render_table(
@@ -72,29 +40,35 @@ def render_table(
         title: title above the table.
 
     Raises:
-        PTQ4VMError: there are no rows, or two of them are named ``float``.
+        PTQ4VMError: there are no rows, or two of them are of the float network.
     """
     console = console or plain_console()
-    headings, body = table_cells([row._replace(extra=None) for row in rows])
-    _print(console, title, headings, body)
-    # Extra columns go to a second table: one table would be wider than a terminal.
-    if any(row.extra for row in rows):
-        headings, body = table_cells(
-            [row._replace(metrics={}, size_mb=None, bit_operations=None) for row in rows]
-        )
-        _print(console, None, headings, body)
+    weights = [Cost(row.cost.size_mb, row.cost.bit_operations) for row in rows]
+    against_truth = [
+        row._replace(cost=cost, fidelity=None, held_out=None)
+        for row, cost in zip(rows, weights, strict=True)
+    ]
+    render_cells(table_cells(against_truth), console, title)
+    # Further columns go to a second table: one table would be wider than a terminal.
+    further = [
+        row._replace(metrics={}, cost=row.cost._replace(size_mb=None, bit_operations=None))
+        for row in rows
+    ]
+    if any(row.fidelity or row.held_out or any(row.cost) for row in further):
+        render_cells(table_cells(further), console)
 
 
-def _print(console: Console, title: str | None, headings: list[str], body: list[list[str]]) -> None:
+def render_cells(cells: Cells, console: Console, title: str | None = None) -> None:
     """Print one table: numbers wrap to two lines and are never folded, names are."""
+    headings, body = cells
     table = Table(
         title=None if title is None else Text(title),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for heading in headings:
-        name = heading in _NAMES
+    for number, heading in enumerate(headings):
+        name = number < _NAMES
         justify: JustifyMethod = "left" if name else "right"
         table.add_column(
             Text(heading if name else _two_lines(heading)),
@@ -102,13 +76,9 @@ def _print(console: Console, title: str | None, headings: list[str], body: list[
             overflow="fold",
             no_wrap=not name,
         )
-    for cells in body:
-        table.add_row(
-            *(
-                Text(c if h in _NAMES else _two_lines(c))
-                for h, c in zip(headings, cells, strict=True)
-            )
-        )
+    for row in body:
+        names, numbers = row[:_NAMES], map(_two_lines, row[_NAMES:])
+        table.add_row(*map(Text, [*names, *numbers]))
     console.print(table)
 
 
@@ -125,58 +95,34 @@ def markdown_table(rows: Sequence[ResultRow]) -> str:
     """Return the table in Markdown, ending in a newline.
 
     Raises:
-        PTQ4VMError: there are no rows, or two of them are named ``float``.
+        PTQ4VMError: there are no rows, or two of them are of the float network.
     """
-    headings, body = table_cells(rows)
-    rules = ["---" if number < 3 else "---:" for number in range(len(headings))]
-    lines = [headings, rules, *([cell.replace("|", r"\|") for cell in cells] for cells in body)]
+    return markdown_cells(table_cells(rows))
+
+
+def markdown_cells(cells: Cells) -> str:
+    """Return headings and cells as a table in Markdown, ending in a newline."""
+    headings, body = cells
+    rules = ["---" if number < _NAMES else "---:" for number in range(len(headings))]
+    lines = [headings, rules, *([cell.replace("|", r"\|") for cell in row] for row in body)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_metrics(path: Path, rows: Sequence[ResultRow], meta: Mapping[str, Any]) -> None:
-    """Write ``{"meta": …, "rows": [{"name": …, "bits": …, …}, …]}`` as JSON, atomically.
-
-    Args:
-        path: file to write.
-        rows: results, written without rounding. NaN and infinity become null, as JSON lacks them.
-        meta: conditions of the measurement: seed, data, versions; plain values, paths and
-            one-element tensors or arrays.
-
-    Raises:
-        PTQ4VMError: a value has no JSON form, or the file can't be written.
-    """
-    content = _plain({"meta": meta, "rows": [row._asdict() for row in rows]}, "")
-    write_json(path, content, ensure_ascii=False, allow_nan=False)
-
-
-def _extra(row: ResultRow, name: str) -> str:
-    return format_number((row.extra or {}).get(name))
-
-
-def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
-    """Return the headings and the cells of each row."""
+def table_cells(rows: Sequence[ResultRow]) -> Cells:
+    """Return the headings and the cells of each row; columns without a number are left out."""
     reference = _float_row(rows)
-    names = [*_HEADINGS, *(name for row in rows for name in row.metrics if name not in _HEADINGS)]
+    names = dict.fromkeys([*_METRICS, *(name for row in rows for name in row.metrics)])
     columns: list[tuple[str, Callable[[ResultRow], str]]] = [
-        (_HEADINGS.get(name, name), lambda row, name=name: _metric(row, name, reference))  # type: ignore[misc]
-        for name in dict.fromkeys(names)
+        (_METRICS.get(name, name), partial(_metric, name=name, reference=reference))
+        for name in names
     ]
-    columns.append(("MB", lambda row: format_number(row.size_mb)))
-    columns.append(("bit ops ×10⁹", lambda row: format_number(row.bit_operations, 1e9)))
-    found = dict.fromkeys(name for row in rows for name in row.extra or {})
-    extras = [
-        *(name for name in _EXTRA_HEADINGS if name in found),
-        *(n for n in found if n not in _EXTRA_HEADINGS),
-    ]
-    for name in extras:
-        columns.append((name, partial(_extra, name=name)))
+    columns += [(heading, partial(_number, get=get)) for heading, get in _NUMBERS]
     columns = [column for column in columns if any(column[1](row) != NOTHING for row in rows)]
-    readable = (_EXTRA_HEADINGS.get(heading, heading.replace("_", " ")) for heading, _ in columns)
-    headings = [*_NAMES, *readable]
+    headings = ["name", "bits", "placement", *(heading for heading, _ in columns)]
     body = [
         [
             row.name,
-            str(row.bits) or NOTHING,
+            row.bits or NOTHING,
             row.placement or NOTHING,
             *(cell(row) for _, cell in columns),
         ]
@@ -185,13 +131,30 @@ def table_cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
     return headings, body
 
 
+_NUMBERS: tuple[tuple[str, Callable[[ResultRow], float | None]], ...] = (
+    ("MB", lambda row: row.cost.size_mb),
+    ("bit ops ×10⁹", lambda row: row.cost.bit_operations and row.cost.bit_operations / 1e9),
+    ("MAD to float", lambda row: row.fidelity and row.fidelity.mad),
+    ("dtSSD to float", lambda row: row.fidelity and row.fidelity.dtssd),
+    ("held-out MAD to float", lambda row: row.held_out and row.held_out.mad),
+    ("held-out dtSSD to float", lambda row: row.held_out and row.held_out.dtssd),
+    ("peak GB", lambda row: row.cost.peak_gb),
+    ("minutes", lambda row: row.cost.minutes),
+)
+"""Columns behind the metrics: heading and number."""
+
+
+def _number(row: ResultRow, get: Callable[[ResultRow], float | None]) -> str:
+    return format_number(get(row))
+
+
 def _float_row(rows: Sequence[ResultRow]) -> ResultRow | None:
     if not rows:
         raise PTQ4VMError("Expected at least one row of results, got none")
-    named = [row for row in rows if row.name == FLOAT]
-    if len(named) > 1:
-        raise PTQ4VMError(f"Expected one row named '{FLOAT}' to compare with, got {len(named)}")
-    return named[0] if named else None
+    found = [row for row in rows if row.method == FLOAT]
+    if len(found) > 1:
+        raise PTQ4VMError(f"Expected one row of the float network, got {len(found)}")
+    return found[0] if found else None
 
 
 def _metric(row: ResultRow, name: str, reference: ResultRow | None) -> str:
@@ -203,49 +166,9 @@ def _metric(row: ResultRow, name: str, reference: ResultRow | None) -> str:
     return f"{text} (×{value / base:.2f})"
 
 
-def format_number(value: float | None, unit: float = 1.0) -> str:
+def format_number(value: float | None) -> str:
     """Format with two decimals, or two significant digits below 0.1."""
     if value is None:
         return NOTHING
-    scaled = float(value) / unit
-    return f"{scaled:.2f}" if scaled == 0 or not abs(scaled) < 0.1 else f"{scaled:.2g}"
-
-
-def _plain(value: Any, where: str) -> Any:
-    """Convert to plain JSON values."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}.{number}") for number, item in enumerate(value)]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if getattr(value, "shape", None) is not None and math.prod(value.shape) == 1:
-        return _plain(value.item(), where)
-    raise PTQ4VMError(
-        f"Expected plain values in {where.lstrip('.')}, got {type(value).__name__}; convert it"
-    )
-
-
-def speed_rows(speeds: Sequence[Speed]) -> list[ResultRow]:
-    """Return rows of latency, frames per second and memory, relative to the first."""
-    return [
-        ResultRow(
-            speed.model,
-            speed.bits,
-            f"{speed.runtime} ({speed.layers})" if speed.layers else speed.runtime,
-            {},
-            speed.size_mb,
-            extra={
-                "median ms": speed.median_ms,
-                "p90 ms": speed.p90_ms,
-                "fps": speed.fps,
-                "fps to the first": speed.fps / speeds[0].fps,
-                "peak MB": speed.memory_mb,
-            },
-        )
-        for speed in speeds
-    ]
+    value = float(value)
+    return f"{value:.2f}" if value == 0 or not abs(value) < 0.1 else f"{value:.2g}"

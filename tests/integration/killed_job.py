@@ -15,10 +15,11 @@ from pathlib import Path
 
 import tiny
 import torch
+from jobs import quantize
 from safetensors.torch import save_file
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.pipeline import Method, quantize
+from ptq4vm.pipeline import Method
 
 KEPT = (
     "w4a8/biq.safetensors",

@@ -9,6 +9,8 @@ from ptq4vm import cli
 from ptq4vm.deploy import export_onnx, measure_speed, open_network
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models import create_model
+from ptq4vm.reporting import speed_cells
+from ptq4vm.reporting.speeds import read_speeds
 
 pytestmark = pytest.mark.usefixtures("official_weights")
 
@@ -42,20 +44,19 @@ def test_networks_stand_side_by_side(graph, tmp_path, capsys, monkeypatch):
     assert "median" in capsys.readouterr().out
     written = json.loads((tmp_path / "speed.json").read_text())
     rows = written["rows"]
-    assert [row["name"] for row in rows] == models
-    assert [row["placement"] for row in rows] == [
-        "torch",
-        "openvino (78 float32)",
-        "onnxruntime (78 float32)",
+    assert [row["model"] for row in rows] == models
+    assert [(row["runtime"], row["layers"]) for row in rows] == [
+        ("torch", ""),
+        ("openvino", "78 float32"),
+        ("onnxruntime", "78 float32"),
     ]
     for row in rows:
-        figures = row["extra"]
-        assert 0 < figures["median ms"] <= figures["p90 ms"]
-        assert figures["fps"] == pytest.approx(1e3 / figures["median ms"])
-        assert figures["fps to the first"] == pytest.approx(
-            figures["fps"] / rows[0]["extra"]["fps"]
-        )
-        assert 1 < figures["peak MB"] < 2000
+        assert 0 < row["median_ms"] <= row["p90_ms"]
+        assert row["fps"] == pytest.approx(1e3 / row["median_ms"])
+        assert 1 < row["memory_mb"] < 2000
+    ratio = rows[1]["fps"] / rows[0]["fps"]
+    _, cells = speed_cells(read_speeds(tmp_path / "speed.json"))
+    assert float(cells[1][7]) == pytest.approx(ratio, abs=0.006)
     assert rows[1]["size_mb"] == pytest.approx(Path(graph).stat().st_size / 1e6)
 
 

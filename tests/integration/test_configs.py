@@ -16,7 +16,6 @@ from ptq4vm.cli import quantize_job as quantize_command
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.phases import PTQPhase
 from ptq4vm.pipeline import Method
-from ptq4vm.pipeline.rows import check_rows
 
 CONFIGS = Path(__file__).parents[2] / "lightning_configs"
 
@@ -31,8 +30,8 @@ def options_of(monkeypatch):
     seen = {}
 
     @functools.wraps(quantize_command.quantize)
-    def stop(**options):
-        seen.update(options)
+    def stop(network, data, settings, **options):
+        seen.update(vars(settings), network=network, data=data, **options)
         raise Reached
 
     def run(*args):
@@ -53,6 +52,7 @@ def test_quantize_recipe_reaches_the_pipeline(path, options_of, tmp_path):
     )
     assert isinstance(seen["data"], VideoMattingDataModule)
     assert seen["data"].root == tmp_path
+    assert seen["network"] == "rvm_mobilenetv3"
     assert set(seen["bits"]) <= {"W8A8", "W6A6", "W4A8", "W4A4", "auto"}
 
 
@@ -67,9 +67,7 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
         "  gac: {title: BRECQ + GAC, start: brecq, options: {affine: per_layer}}\n"
     )
     seen = options_of("--config", str(path), "--output", str(tmp_path / "run"))
-    assert check_rows(seen["rows"])["gac"] == Method(
-        "BRECQ + GAC", "brecq", {"affine": "per_layer"}
-    )
+    assert seen["rows"]["gac"] == Method("BRECQ + GAC", "brecq", {"affine": "per_layer"})
     assert seen["rows"]["published"].qconfig["range_method"] == "minmax"
     assert seen["data"].sources == ["videomatte", "cutout"]
     assert seen["data"].held_out == ["anna_*", "beach"]
@@ -256,10 +254,10 @@ def test_short_form_sets_what_the_settings_do(options_of, tmp_path):
         "--gac_epochs", "3", "--output", str(tmp_path / "run"),
     )  # fmt: skip
     assert seen["network"] == "rvm_resnet50"
-    assert (seen["bits"], seen["gac_epochs"], seen["target"]) == (["W4A8"], 3, "onnxruntime")
+    assert (seen["bits"], seen["gac_epochs"], seen["target"]) == (("W4A8",), 3, "onnxruntime")
     assert (seen["data"].root, seen["data"].sources) == (tmp_path, ["auto"])
-    assert seen["block_reconstruction"]["drop_prob"] == 0.0  # of the recipe
-    assert seen["gac"]["average"] == 0.98  # of its base
+    assert seen["block_reconstruction"].drop_prob == 0.0  # of the recipe
+    assert seen["gac"].average == 0.98  # of its base
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_folder_of_clips_becomes_a_checked_graph(tmp_path, official_weights, c
     assert "mean |Δα|" in said
     rows = json.loads((run / "metrics.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["float", "BIQ", "BIQ + GAC + OFA"]
-    assert all(row["extra"]["mad_to_float"] >= 0 for row in rows)
+    assert all(row["fidelity"]["mad"] >= 0 for row in rows)
     assert not any(row["metrics"] for row in rows)  # no true alpha
     exported = ExportedNetwork(run / "w4a8" / "openvino_64x96.onnx")
     assert exported.description["bits"].startswith("W4A8")

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from ptq4vm import cli
 from ptq4vm.cli import quantize_job as quantize_command
 from ptq4vm.data.storage import is_whole, read_tensors, write_tensors
-from ptq4vm.deploy import ExportedNetwork, export_onnx
+from ptq4vm.deploy import ExportedNetwork, Speed, export_onnx
 from ptq4vm.graph import (
     FINAL_CHECKPOINT,
     load_quantized,
@@ -28,7 +28,7 @@ from ptq4vm.graph import (
 from ptq4vm.models.weights import load_weights
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 from ptq4vm.recipes import read_recipe, recipes_folder
-from ptq4vm.reporting import ResultRow, write_metrics
+from ptq4vm.reporting import Cost, ResultRow, write_metrics, write_speeds
 
 CHECKPOINTS, CONFIGS, WEIGHTS, GRAPHS, RUNS, CACHES = 500, 250, 150, 300, 250, 250
 """Number of mutations, 2,000 in total; `WEIGHTS` counts for each of three file types."""
@@ -203,12 +203,12 @@ def write_run(folder, checkpoint):
         (folder / name).write_text(json.dumps(content))
     metrics = {"mad": 1.0, "dtssd": 0.5}
     table = [
-        ResultRow("float", "W32A32", "", metrics),
-        ResultRow("BIQ", "W4A8", "deploy", metrics, 1.0, 1e9, {"x": 1.0}),
+        ResultRow("float", "W32A32", "", metrics, method="float"),
+        ResultRow("BIQ", "W4A8", "deploy", metrics, Cost(1.0, 1e9), method="biq", plan="W4A8"),
     ]
     write_metrics(folder / "metrics.json", table, {})
-    timed = [ResultRow("a", "W4A8", "torch", {}, extra={"median ms": 1.0, "fps": 2.0})]
-    write_metrics(folder / "speed.json", timed, {"size": "32x32"})
+    timed = [Speed("a", "W4A8", "torch", "", 1.0, 1.0, 1.0, 2.0, 1.0)]
+    write_speeds(folder / "speed.json", timed, {"size": "32x32"})
     (folder / "w4a8" / FINAL_CHECKPOINT).write_bytes(checkpoint)
     torch.save(tiny.TinyMatting().state_dict(), weights)
 
@@ -290,7 +290,7 @@ def test_changed_configurations(tmp_path, monkeypatch, capsys):
     class Reached(Exception):
         pass
 
-    def stop(**options):
+    def stop(*_, **options):
         raise Reached
 
     real = quantize_command.quantize

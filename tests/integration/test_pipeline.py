@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from jobs import quantize
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,7 +20,7 @@ from ptq4vm.graph import load_model, quantized_layers, read_header
 from ptq4vm.models import create_model, weights_checksum
 from ptq4vm.phases import block_reconstruction, gac
 from ptq4vm.phases.callbacks import ResultLog
-from ptq4vm.pipeline import Method, quantize, report
+from ptq4vm.pipeline import Method, report
 from ptq4vm.pipeline.report import report_run
 from ptq4vm.quantizers import QConfig
 from ptq4vm.video import open_frames
@@ -95,10 +96,13 @@ def test_rows_and_files(run):
         "BIQ + GAC + OFA",
     ]
     assert all(set(row.metrics) == {"mad", "mse", "grad", "conn", "dtssd"} for row in result.rows)
-    assert all({"mad_to_float", "dtssd_to_float"} <= set(row.extra) for row in result.rows)
-    assert result.rows[0].extra["mad_to_float"] < 0.01
-    assert all({"minutes", "peak_gb"} <= set(row.extra) for row in result.rows[1:])
-    assert result.rows[1].size_mb < 0.2 * result.rows[0].size_mb
+    assert all(row.fidelity.mad >= 0 and row.fidelity.dtssd >= 0 for row in result.rows)
+    assert result.rows[0].fidelity.mad < 0.01
+    assert all(row.cost.minutes > 0 and row.cost.peak_gb > 0 for row in result.rows[1:])
+    assert result.rows[1].cost.size_mb < 0.2 * result.rows[0].cost.size_mb
+    assert [(row.method, row.plan) for row in result.rows] == [
+        ("float", ""), ("rtn", "W4A8"), ("biq", "W4A8"), ("gac", "W4A8"), ("ofa", "W4A8")
+    ]  # fmt: skip
     assert result.pictures.stat().st_size > 10_000
     assert len(json.loads(result.metrics.read_text())["rows"]) == 5
     assert "data:image/webp" in result.report.read_text()
@@ -125,10 +129,11 @@ def test_the_run_folder_describes_itself(run):
         ["float", "w4a8/rtn", "w4a8/biq", "w4a8/gac", "w4a8/ofa"], result.rows, strict=True
     ):
         (frames,) = json.loads((result.folder / f"{name}.frames.json").read_text()).values()
-        for metric, value in {**row.metrics, **row.extra}.items():
-            if metric in ("mad", "dtssd", "mad_to_float", "dtssd_to_float"):
-                assert len(frames[metric]) == 5
-                assert sum(frames[metric]) / 5 == pytest.approx(value, rel=1e-5)
+        to_float = {f"{key}_to_float": one for key, one in row.fidelity._asdict().items()}
+        for metric in ("mad", "dtssd", "mad_to_float", "dtssd_to_float"):
+            value = {**row.metrics, **to_float}[metric]
+            assert len(frames[metric]) == 5
+            assert sum(frames[metric]) / 5 == pytest.approx(value, rel=1e-5)
 
 
 @pytest.mark.slow

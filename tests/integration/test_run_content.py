@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from jobs import quantize
 from safetensors.torch import save_file
 from test_resume import changed_weights, digest
 
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.pipeline import Method, quantize
+from ptq4vm.pipeline import Method
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FRAME = "clips/set/one/com/0000.png"

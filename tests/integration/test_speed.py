@@ -27,7 +27,7 @@ def test_all_are_timed_and_stand_in_the_document(tmp_path, monkeypatch):
     titles = ["PyTorch float", "ONNX Runtime float", "OpenVINO W8A8, ours", "ONNX Runtime, min-max"]
     assert all(f"| {title} |" in text for title in titles)
     rows = json.loads((tmp_path / "bench" / "64x96" / "speed.json").read_text())["rows"]
-    assert [row["placement"] for row in rows[:2]] == ["", "85 float32"]
-    assert rows[4]["placement"] == "78 int8, 7 float32"
+    assert [row["layers"] for row in rows[:2]] == ["", "85 float32"]
+    assert rows[4]["layers"] == "78 int8, 7 float32"
     for name in ("speed", "results", "peers"):
         sys.modules.pop(name, None)

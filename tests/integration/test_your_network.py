@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jobs import quantize
 
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import ExportedNetwork, export, matte_video, measure_parity
 from ptq4vm.graph import load_model, quantized_layers, read_header
 from ptq4vm.models import create_model, registry
-from ptq4vm.pipeline import Method, quantize
+from ptq4vm.pipeline import Method
 from ptq4vm.quantizers import QConfig, QuantizedLinear
 from ptq4vm.video import open_frames, open_writer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ptq4vm
 from ptq4vm.pipeline.run import Run
-from ptq4vm.reporting import ResultRow, render_table
+from ptq4vm.reporting import Fidelity, ResultRow, render_table
 from ptq4vm.terminal import plain_console
 
 NAMES = ("a[/b]c", "[red]x[/red]", ":warning:", "back\\")
@@ -21,7 +21,7 @@ def test_a_plain_console_prints_markup_as_it_is(capsys):
 
 
 def test_tables_show_headings_titles_and_cells_as_they_are(capsys):
-    rows = [ResultRow(name, name, name, {name: 1.0}, extra={f"{name}+": 2.0}) for name in NAMES]
+    rows = [ResultRow(name, name, name, {name: 1.0}, fidelity=Fidelity(2.0, 2.0)) for name in NAMES]
     for name in NAMES:
         render_table(rows, title=name)
     said = capsys.readouterr().out

@@ -5,7 +5,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule
-from ptq4vm.phases.base import FloatMattes
+from ptq4vm.phases.scoring import FloatMattes
 from ptq4vm.types import MattingClip
 
 

@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from ptq4vm.reporting import ResultRow, write_metrics
+from ptq4vm.reporting import Cost, Fidelity, ResultRow, write_metrics
 from ptq4vm.reporting.layers import Layer, Signal
 from ptq4vm.reporting.page import Inside, Shot
 
@@ -51,7 +51,10 @@ def write_run(folder, bits=("W8A8", "W4A8"), finished=True, mad=5.0, seed=0):
     )
     if not finished:
         return folder
-    table = [ResultRow("float", "W32A32", "", metrics(mad), 14.9, 1e12, {"mad_to_float": 0.0})]
+    cost = Cost(14.9, 1e12)
+    table = [
+        ResultRow("float", "W32A32", "", metrics(mad), cost, Fidelity(0.0, 0.0), method="float")
+    ]
     write_frames(folder / "float", mad)
     for number, (one, name) in enumerate([(one, name) for one in bits for name in ROWS], 1):
         table.append(
@@ -60,9 +63,10 @@ def write_run(folder, bits=("W8A8", "W4A8"), finished=True, mad=5.0, seed=0):
                 one,
                 "deploy",
                 metrics(mad + number),
-                3.9,
-                6e10,
-                {"mad_to_float": 1.0 * number},
+                Cost(3.9, 6e10),
+                Fidelity(1.0 * number, 0.5),
+                method=name,
+                plan=one,
             )
         )
         write_frames(folder / one.lower() / name, mad + number)

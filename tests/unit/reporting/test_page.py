@@ -4,16 +4,16 @@ import re
 import pytest
 from folders import CLIPS, make_inside, make_shots, write, write_run
 
+from ptq4vm.deploy import Speed
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.reporting import write_speeds
 from ptq4vm.reporting.page import write_page
 from ptq4vm.reporting.runs import read_run
-
-NAMES = {"BIQ": "biq", "BIQ + <GAC>": "ofa"}
 
 
 def page(run, shots=None, **options):
     shots = make_shots() if shots is None else shots
-    write_page(read_run(run), NAMES, shots, make_inside(), run / "report.html", **options)
+    write_page(read_run(run), shots, make_inside(), run / "report.html", **options)
     return (run / "report.html").read_text()
 
 
@@ -48,15 +48,8 @@ def test_what_was_measured_besides_is_shown(tmp_path):
     run = write_run(tmp_path / "run")
     assert "Latency was not measured" in page(run)
     assert "quantized alone" not in page(run)
-    figures = {"median ms": 12.5, "fps": 80.0}
-    row = {
-        "name": "w8a8.onnx",
-        "bits": "W8A8",
-        "placement": "openvino (78 int8)",
-        "metrics": {},
-        "extra": figures,
-    }
-    write(run / "speed.json", {"meta": {"size": "288x512"}, "rows": [row]})
+    speed = Speed("w8a8.onnx", "W8A8", "openvino", "78 int8", 3.8, 12.5, 13.0, 80.0, 99.0)
+    write_speeds(run / "speed.json", [speed], {"size": "288x512"})
     errors = {"W4A4": {"mad": 3.5, "dtssd": 1.0}}
     write(
         run / "sensitivity.json",
@@ -118,3 +111,12 @@ def test_a_run_that_diverged_is_shown_as_far_as_it_goes(tmp_path):
     html = page(run)
     assert "nan" not in html.partition('id="pictures"')[0].lower()
     assert html.count("<polyline") == 2 * len(CLIPS) * 5 + 2 - 4
+
+
+def test_a_row_of_another_run_is_refused(tmp_path):
+    run = write_run(tmp_path / "run")
+    table = json.loads((run / "metrics.json").read_text())
+    table["rows"][1]["method"] = "../biq"
+    (run / "metrics.json").write_text(json.dumps(table))
+    with pytest.raises(PTQ4VMError, match="Expected the rows of"):
+        page(run)

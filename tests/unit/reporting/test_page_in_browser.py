@@ -23,8 +23,7 @@ def url(tmp_path_factory):
         tmp_path_factory.mktemp("run")
         / "a_name_so_long_that_a_phone_cannot_hold_it_in_one_line_of_text"
     )
-    names = {"BIQ": "biq", "BIQ + <GAC>": "ofa"}
-    write_page(read_run(run), names, make_shots(), make_inside(), run / "report.html")
+    write_page(read_run(run), make_shots(), make_inside(), run / "report.html")
     return (run / "report.html").as_uri()
 
 

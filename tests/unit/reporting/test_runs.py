@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ptq4vm import cli
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.reporting.runs import compare_runs, list_runs, read_run
+from ptq4vm.reporting import compare_runs, list_runs, read_run
 
 
 def shown(function, *args):

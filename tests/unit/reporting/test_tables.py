@@ -8,17 +8,19 @@ import torch
 from rich.console import Console
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.reporting import ResultRow, markdown_table, render_table, write_metrics
+from ptq4vm.reporting import Cost, Fidelity, ResultRow, markdown_table, render_table, write_metrics
+from ptq4vm.reporting.results import read_rows
 
-FLOAT = ResultRow("float", "W32A32", "", {"mad": 6.08, "mse": 1.47, "dtssd": 1.36}, 14.5)
+FLOAT = ResultRow(
+    "float", "W32A32", "", {"mad": 6.08, "mse": 1.47, "dtssd": 1.36}, Cost(14.5), method="float"
+)
 LOW = ResultRow(
     "biq [draft]|x",
     "W4A4",
     "runtime",
     {"mad": 20.81, "mse": 11.17, "dtssd": 3.77},
-    1.81,
-    2.4e9,
-    {"mad_to_float": 0.0123},
+    Cost(1.81, 2.4e9),
+    Fidelity(0.0123, 0.5),
 )
 
 
@@ -31,11 +33,11 @@ def render(rows, width):
 def test_markdown_table():
     assert markdown_table([FLOAT, LOW]).splitlines() == [
         "| name | bits | placement | MAD ×10³ | MSE ×10³ | dtSSD ×10² | MB | bit ops ×10⁹ "
-        "| MAD to float |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| float | W32A32 | – | 6.08 | 1.47 | 1.36 | 14.50 | – | – |",
+        "| MAD to float | dtSSD to float |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| float | W32A32 | – | 6.08 | 1.47 | 1.36 | 14.50 | – | – | – |",
         r"| biq [draft]\|x | W4A4 | runtime | 20.81 (×3.42) | 11.17 | 3.77 (×2.77) | 1.81 "
-        r"| 2.40 | 0.012 |",
+        r"| 2.40 | 0.012 | 0.50 |",
     ]
 
 
@@ -67,7 +69,10 @@ def test_terminal_of_80_columns_shows_every_number():
 
 
 def test_bad_rows():
-    for rows, message in (([], "at least one row"), ([FLOAT, FLOAT], "one row named 'float'")):
+    for rows, message in (
+        ([], "at least one row"),
+        ([FLOAT, FLOAT], "one row of the float network"),
+    ):
         with pytest.raises(PTQ4VMError, match=message):
             markdown_table(rows)
 
@@ -90,7 +95,8 @@ def test_metrics_file(tmp_path):
     assert [row["name"] for row in content["rows"]] == ["float", "biq [draft]|x"]
     assert content["rows"][0]["metrics"] == FLOAT.metrics
     assert content["rows"][1]["metrics"] == {"mad": None, "mse": 11.0}
-    assert content["rows"][1]["extra"] == {"mad_to_float": 0.0123}
+    assert content["rows"][1]["fidelity"] == {"mad": 0.0123, "dtssd": 0.5}
+    assert read_rows(path)[0] == FLOAT
     assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
 
 
