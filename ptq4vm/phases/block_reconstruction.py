@@ -85,7 +85,7 @@ class BlockReconstructionModule(PTQPhase):
         >>> from ptq4vm.quantizers import QConfig
         >>> phase = BlockReconstructionModule(qconfig=QConfig("W4A8"), drop_prob=0.0)  # BRECQ
         >>> phase.settings.drop_prob, len(phase.blocks)
-        (0.0, 26)
+        (0.0, 25)
     """
 
     def __init__(

@@ -84,6 +84,25 @@ class GACModule(PTQPhase):
 
     Raises:
         PTQ4VMError: there is no alpha to learn from; the checkpoint can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import lightning.pytorch as L
+        >>> from ptq4vm import VideoMattingDataModule, load_model
+        >>> from ptq4vm.phases import BlockReconstructionModule, GACModule
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> data = VideoMattingDataModule(num_sequences=1, seq_length=2, height=64, width=96)
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> quiet |= {"accelerator": "cpu", "limit_val_batches": 0, "enable_checkpointing": False}
+        >>> start, end = folder / "biq.safetensors", folder / "gac.safetensors"
+        >>> nearest = {"learn_rounding": False, "learn_scales": False}
+        >>> phase = BlockReconstructionModule(output=start, **nearest)
+        >>> L.Trainer(default_root_dir=folder, **quiet).fit(phase, datamodule=data)
+        >>> phase = GACModule(start, output=end, flow_weight=0.0)
+        >>> L.Trainer(max_epochs=1, **quiet).fit(phase, datamodule=data)
+        >>> load_model(end).qconfig.bits
+        'W8A8'
     """
 
     settings: GACSettings

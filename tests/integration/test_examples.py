@@ -10,6 +10,10 @@ MODULES = (
     "graph.loading",
     "data.datamodule",
     "deploy.runner",
+    "phases.block_reconstruction",
+    "phases.gac",
+    "pipeline.settings",
+    "pipeline.quantize",
     "pipeline.evaluation",
 )
 
