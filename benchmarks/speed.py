@@ -21,7 +21,15 @@ from rich.console import Console
 from torch import Tensor
 
 from ptq4vm.data import BuiltinSource
-from ptq4vm.deploy import METADATA, TARGETS, Speed, TargetName, export_onnx, measure_speed
+from ptq4vm.deploy import (
+    METADATA,
+    TARGETS,
+    ExportOptions,
+    Speed,
+    TargetName,
+    export_onnx,
+    measure_speed,
+)
 from ptq4vm.graph import load_model, quantize_network, quantized_layers
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
@@ -111,7 +119,9 @@ def make_graphs(
     models = {f"{TARGETS[name].title} float": f"{graph}@{name}" for name in OURS}
     for name in OURS:
         quantized = ranged(network, src, name)
-        path = export_onnx(quantized, height, width, folder / f"{name}.onnx", target=name)
+        path = export_onnx(
+            quantized, height, width, folder / f"{name}.onnx", ExportOptions(target=name)
+        )
         models[f"{TARGETS[name].title} W8A8, ours"] = str(path)
     feeds = peers.make_feeds(peers.open_onnx_runtime(graph), network, iter([src]), "settled")
     for peer in stock:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ptq4vm.deploy import auto_downsample_ratio, matte, matte_video
-from ptq4vm.deploy.runner import to_frame
+from ptq4vm.deploy.frames import to_frame
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video import open_frames
 

@@ -9,6 +9,7 @@ import torch
 
 from ptq4vm.deploy import (
     ExportedNetwork,
+    ExportOptions,
     export_onnx,
     is_exported,
     matte,
@@ -23,9 +24,8 @@ SIZE = (48, 64)
 
 @pytest.fixture(scope="module")
 def graph(random_rvm, tmp_path_factory):
-    return export_onnx(
-        random_rvm, *SIZE, tmp_path_factory.mktemp("graphs") / "float.onnx", target="onnxruntime"
-    )
+    path = tmp_path_factory.mktemp("graphs") / "float.onnx"
+    return export_onnx(random_rvm, *SIZE, path, ExportOptions(target="onnxruntime"))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -42,7 +42,7 @@ def test_a_sequence_equals_pytorch(random_rvm, graph, runtime):
 
 
 def test_open_size_takes_its_states_from_the_frames(random_rvm, tmp_path):
-    path = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
+    path = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", ExportOptions(dynamic_size=True))
     exported = ExportedNetwork(path, "onnxruntime", threads=1)
     assert exported.size is None
     assert measure_parity(random_rvm, exported, torch.rand(2, 3, 50, 70)).highest < 1e-4
@@ -58,7 +58,7 @@ def test_parity_counts_what_differs(random_rvm, graph):
     assert 0 < parity.share <= 1
 
 
-def test_frames_and_ratios_of_other_kinds_are_refused(graph):
+def test_frames_and_ratios_of_other_kinds_are_refused(graph, tmp_path):
     exported = ExportedNetwork(graph)
     assert exported.runtime == "onnxruntime", "what it was exported for"
     with pytest.raises(
@@ -71,7 +71,7 @@ def test_frames_and_ratios_of_other_kinds_are_refused(graph):
         exported.downsample_ratio = 0.5
     exported.downsample_ratio = 1.0
     with pytest.raises(PTQ4VMError, match="taken apart"):
-        exported.blocks()
+        export_onnx(exported, *SIZE, tmp_path / "again.onnx")
 
 
 def test_what_is_no_graph_of_ours_is_refused(graph, tmp_path):
@@ -179,7 +179,7 @@ def test_outputs_of_other_shapes_are_refused(graph, tmp_path):
     "arguments", [{"weights": "/etc/passwd"}, {"report": "x"}, {"refiner": "../x"}, {"wide": 3}]
 )
 def test_a_description_cannot_name_files(random_rvm, tmp_path, arguments):
-    graph = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
+    graph = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", ExportOptions(dynamic_size=True))
     path = forged(
         graph, tmp_path / "forged.onnx", lambda description: description.update(arguments=arguments)
     )
