@@ -153,7 +153,6 @@ def ranged(network: MattingModel, src: Tensor, target: TargetName) -> MattingMod
     """Quantize the network to W8A8 for a target, with ranges observed on frames (T, 3, H, W)."""
     qconfig = TARGETS[target].fit(QConfig("W8A8", range_method="minmax"))
     quantized = quantize_network(network, qconfig)
-    quantized.qconfig = qconfig  # type: ignore[assignment]
     with observing(activation_quantizers(quantized)):
         quantized.unroll(src[None])
     for layer in quantized_layers(quantized).values():

@@ -22,14 +22,13 @@ class MatteOutputs:
     """Files that are written with the mattes of a video; those that are None are not.
 
     Args:
-        alpha: alpha: .mp4, .mkv, .webm or .mov for a video, no suffix for a folder of PNGs, .png
-            for a single image.
-        composite: fgr·pha + bgr·(1 - pha), in the same formats.
-        background: ``#rrggbb``, colour name, or path of an image or a video; see
-            :func:`ptq4vm.video.open_background`.
-        foreground: foreground colour, in the same formats.
-        cutout: foreground with alpha as fourth channel: .mov (ProRes 4444) or .webm (VP9) for a
-            video, no suffix for a folder of PNGs, .png for a single image.
+        alpha: file for alpha: .mp4, .mkv, .webm or .mov for a video, no suffix for a folder of
+            PNGs, .png for a single image.
+        composite: file for the composite over the background, in the same formats.
+        background: #rrggbb, a colour's name, or path of an image or a video.
+        foreground: file for the foreground colour, in the same formats.
+        cutout: file for the foreground with alpha as fourth channel: .mov (ProRes 4444) or .webm
+            (VP9) for a video, no suffix for a folder of PNGs, .png for a single image.
         sound: copy the source's sound, without re-encoding, to composite and cutout videos.
     """
 

@@ -12,8 +12,15 @@ from torch import nn
 from ptq4vm.deploy import ExportedNetwork, ExportOptions, export_onnx, measure_parity
 from ptq4vm.deploy.integer import IntegerLayer
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import quantize_network, quantized_layers
-from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantizedLinear, QuantSpec, observing
+from ptq4vm.graph import network_facts, quantize_network, quantized_layers
+from ptq4vm.quantizers import (
+    QConfig,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantSpec,
+    activation_quantizers,
+    observing,
+)
 
 SIZE = (64, 96)
 
@@ -257,6 +264,37 @@ def test_what_a_target_does_not_execute_is_refused(tmp_path, target, settings, m
 def test_a_network_that_was_never_calibrated_is_refused(tmp_path):
     with pytest.raises(PTQ4VMError, match="calibrated"):
         export_onnx(quantize_network(random_network(), QConfig()), *SIZE, tmp_path / "q.onnx")
+
+
+def test_a_network_that_was_never_saved_is_described_by_its_qconfig(tmp_path):
+    network = calibrated_network("W4A8", layer_bits={"project_mat.conv": "W6A8"})
+    assert network.qconfig.bits == "W4A8"
+    facts = ExportedNetwork(export_onnx(network, *SIZE, tmp_path / "q.onnx")).facts
+    expected = network_facts(network, *SIZE)
+    assert facts.bits.startswith("W4A8 mixed")
+    assert (facts.bits, facts.placement) == (expected.bits, "deploy")
+    assert facts.bit_operations == expected.bit_operations
+    assert (expected.runtime, facts.runtime) == ("torch", "openvino")
+
+
+@pytest.mark.parametrize("left", ["weight", "affine"])
+def test_a_network_that_still_learns_is_refused_with_the_remedy(tmp_path, left):
+    qconfig = QConfig("W8A8", range_method="minmax")
+    network = quantize_network(random_network(), qconfig)
+    with torch.no_grad(), observing(activation_quantizers(network)):
+        network.unroll(torch.rand(1, 1, 3, *SIZE))
+    layers = quantized_layers(network)
+    for layer in layers.values():
+        layer.fix_()
+    if left == "affine":
+        next(iter(layers.values())).start_affine(per_channel=True)
+    else:
+        fresh = quantized_layers(quantize_network(random_network(), qconfig))
+        for name, layer in layers.items():
+            layer.weight_quantizer = fresh[name].weight_quantizer
+    with pytest.raises(PTQ4VMError, match=r"fixed codes.*fix_\(\) and absorb_affine_\(\)"):
+        export_onnx(network, *SIZE, tmp_path / "q.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_with_outputs_quantized_onnx_runtime_executes_integers(tmp_path):

@@ -119,6 +119,8 @@ def test_refusals_leave_nothing(tmp_path):
         PTQ4VMError, match="Expected a target of onnxruntime, openvino, tensorrt, got 'tpu'"
     ):
         export_onnx(network, 64, 96, tmp_path / "float.onnx", ExportOptions(target="tpu"))
+    with pytest.raises(PTQ4VMError, match="Expected states of 8 or 32 bits, got 16"):
+        ExportOptions(state_bits=16)
     (tmp_path / "file").touch()
     with pytest.raises(PTQ4VMError, match="Can't write"):
         export_onnx(network, 64, 96, tmp_path / "file" / "float.onnx")

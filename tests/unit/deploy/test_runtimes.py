@@ -10,6 +10,7 @@ import torch
 from ptq4vm.deploy import (
     ExportedNetwork,
     ExportOptions,
+    choose_downsample_ratio,
     export_onnx,
     is_exported,
     matte,
@@ -17,7 +18,9 @@ from ptq4vm.deploy import (
     open_network,
 )
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import network_facts
 from ptq4vm.models import create_model
+from ptq4vm.phases import MattingModule
 
 SIZE = (48, 64)
 
@@ -72,6 +75,22 @@ def test_frames_and_ratios_of_other_kinds_are_refused(graph, tmp_path):
     exported.downsample_ratio = 1.0
     with pytest.raises(PTQ4VMError, match="taken apart"):
         export_onnx(exported, *SIZE, tmp_path / "again.onnx")
+
+
+def test_a_graph_offers_what_a_network_in_pytorch_does(random_rvm, graph):
+    exported = ExportedNetwork(graph, "onnxruntime", threads=1)
+    wanted = network_facts(random_rvm, *SIZE)
+    got = network_facts(exported, 1, 1)
+    assert got == wanted._replace(
+        runtime="onnxruntime", layers="78 float32", size_mb=graph.stat().st_size / 1e6
+    )
+    assert choose_downsample_ratio(exported, "auto", 1080, 1920) == exported.fixed_ratio == 1
+    assert random_rvm.fixed_ratio is None
+    exported.to(torch.device("meta"))
+    assert exported.runs_on == random_rvm.runs_on == torch.device("cpu")
+    module = MattingModule(exported)
+    assert not list(module.parameters())
+    assert module(torch.rand(1, 2, 3, *SIZE)).pha.shape == (1, 2, 1, *SIZE)
 
 
 def test_what_is_no_graph_of_ours_is_refused(graph, tmp_path):
