@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ptq4vm.calibration import make_teacher
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.deploy import export_onnx, state_names
+from ptq4vm.deploy import ExportOptions, export_onnx, state_names
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model
@@ -125,7 +125,8 @@ def peers(
     ).requires_grad_(False)
     data.setup("fit")
     size, static = data.size, evaluation_sizes(data) == {data.size}
-    graph = export_onnx(teacher, *size, Path(output) / "float.onnx", dynamic_size=not static)
+    options = ExportOptions(dynamic_size=not static)
+    graph = export_onnx(teacher, *size, Path(output) / "float.onnx", options)
     runs, minutes, files = (
         {"float": open_onnx_runtime(graph, threads)},
         {"float": 0.0},

@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ptq4vm.data import BuiltinSource
-from ptq4vm.deploy import METADATA, TARGETS, TargetName, export_onnx, measure_speed
+from ptq4vm.deploy import METADATA, TARGETS, ExportOptions, TargetName, export_onnx, measure_speed
 from ptq4vm.graph import load_model, quantize_network, quantized_layers
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
@@ -112,7 +112,9 @@ def make_graphs(
     models = {f"{TARGETS[name].title} float": f"{graph}@{name}" for name in OURS}
     for name in OURS:
         quantized = ranged(network, src, name)
-        path = export_onnx(quantized, height, width, folder / f"{name}.onnx", target=name)
+        path = export_onnx(
+            quantized, height, width, folder / f"{name}.onnx", ExportOptions(target=name)
+        )
         models[f"{TARGETS[name].title} W8A8, ours"] = str(path)
     feeds = peers.make_feeds(peers.open_onnx_runtime(graph), network, iter([src]), "settled")
     for peer in stock:
@@ -144,7 +146,6 @@ def ranged(network: MattingModel, src: Tensor, target: TargetName) -> MattingMod
     """Quantize the network to W8A8 for a target, with ranges observed on frames (T, 3, H, W)."""
     qconfig = TARGETS[target].fit(QConfig("W8A8", range_method="minmax"))
     quantized = quantize_network(network, qconfig)
-    quantized.qconfig = qconfig  # type: ignore[assignment]
     with observing(activation_quantizers(quantized)):
         quantized.unroll(src[None])
     for layer in quantized_layers(quantized).values():

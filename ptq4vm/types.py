@@ -1,12 +1,17 @@
 """Data types shared between subpackages.
 
-They are NamedTuples because Lightning cannot move frozen dataclasses inside batches.
+Data are NamedTuples because Lightning cannot move frozen dataclasses inside batches.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+WORKING_SIDE = 512
+"""Length in pixels of a frame's longer side at which networks work, as RVM's authors advise."""
 
 RecurrentState = tuple[Tensor, ...]
 """Recurrent state of a network, one (B, C, h, w) tensor each; empty for a per-frame network."""
@@ -94,3 +99,65 @@ class FlowEstimator(NamedTuple):
     The outputs are those of :class:`CalibrationClip`.
     """
     key: str
+
+
+class NetworkFacts(NamedTuple):
+    """Bits, size and compute of a network at one frame size."""
+
+    bits: str
+    """Bits as a label, e.g. ``W4A8``; ``W32A32`` for a float network."""
+    placement: str
+    """Placement of the quantizers; empty for a float network."""
+    runtime: str
+    """``torch``, ``onnxruntime`` or ``openvino``."""
+    layers: str
+    """Convolutions and linear layers by arithmetic, e.g. ``77 int8``; empty for torch."""
+    size_mb: float
+    """File size in 10^6 bytes; for torch, size of the weights at their bit widths."""
+    bit_operations: float
+    """Σ MACs x weight bits x activation bits of one frame, in 10^9."""
+
+
+class FrameModel(Protocol):
+    """Interface to a matting network that is run frame by frame.
+
+    A :class:`ptq4vm.models.MattingModel` in PyTorch and a
+    :class:`ptq4vm.deploy.ExportedNetwork` in a runtime both have it.
+    """
+
+    name: str
+    """Registry name of the network."""
+
+    @property
+    def runs_on(self) -> torch.device:
+        """Device on which the network computes."""
+
+    @property
+    def fixed_ratio(self) -> float | None:
+        """The only downsample ratio of the network; None if any can be set."""
+
+    @property
+    def facts(self) -> NetworkFacts | None:
+        """Facts stored with the network; None if they are to be derived from its layers."""
+
+    @property
+    def downsample_ratio(self) -> float:
+        """Scale of the network's body relative to the frame size, in (0, 1]."""
+
+    @downsample_ratio.setter
+    def downsample_ratio(self, ratio: float) -> None: ...
+
+    def to(self, device: torch.device) -> Any:
+        """Move the network, in place, if it can be moved."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return a context in which the network is in evaluation mode."""
+
+    def initial_state(self, src: Tensor) -> RecurrentState:
+        """Return the zero state for frames like ``src`` (B, 3, H, W)."""
+
+    def forward_frame(self, src: Tensor, state: RecurrentState) -> MattingOutput:
+        """Process one frame, (B, 3, H, W) RGB in [0, 1], given the previous state."""
+
+    def unroll(self, src: Tensor, state: RecurrentState | None = None) -> MattingOutput:
+        """Process a sequence, (B, T, 3, H, W), and return the state after its last frame."""

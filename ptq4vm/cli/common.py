@@ -1,19 +1,21 @@
 """Options and helpers shared by several commands."""
 
 import re
+from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from ptq4vm.deploy import Runtime, open_network
-from ptq4vm.deploy.runner import LONG_SIDE, Ratio
+from ptq4vm.deploy import Ratio, Runtime, open_network
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.models.base import MattingModel
 from ptq4vm.terminal import plain_console, text_column
+from ptq4vm.types import WORKING_SIDE, FrameModel
 from ptq4vm.video import require_size
 
 console = plain_console()
+Options = TypeVar("Options")
 
 
 TRUST = (
@@ -48,6 +50,11 @@ def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
         raise PTQ4VMError(
             f"Expected settings of their own kinds, got: {error}. Look for empty ones."
         ) from error
+
+
+def built(kind: type[Options], config: Namespace) -> Options:
+    """Return the dataclass whose fields were added to the parser without a group."""
+    return kind(**{one.name: config[one.name] for one in fields(kind)})  # type: ignore[arg-type]
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -120,7 +127,7 @@ def add_ratio_option(parser: ArgumentParser, use: str) -> None:
         type=Ratio,
         default="auto",
         help="fraction of the frame's size at which the network's body works, in (0, 1]; auto: its "
-        f"longer side becomes {LONG_SIDE} pixels, as RVM's authors advise. {use}",
+        f"longer side becomes {WORKING_SIDE} pixels, as RVM's authors advise. {use}",
     )
 
 
@@ -140,6 +147,6 @@ def add_runtime_options(parser: ArgumentParser) -> None:
     )
 
 
-def open_model(config: Namespace) -> MattingModel:
+def open_model(config: Namespace) -> FrameModel:
     """Open the network given by ``--model``."""
     return open_network(config.model, config.network, config.runtime, config.threads)

@@ -14,19 +14,16 @@ from ptq4vm.cli.common import (
     trainer_device,
 )
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.deploy import ExportedNetwork
-from ptq4vm.deploy.runner import choose_downsample_ratio
-from ptq4vm.graph import bits_label, network_cost
-from ptq4vm.models.base import MattingModel
+from ptq4vm.deploy import choose_downsample_ratio
+from ptq4vm.graph import network_facts
 from ptq4vm.phases.callbacks import AlphaWriter
 from ptq4vm.pipeline import evaluate
-from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import Cost, ResultRow, render_table, write_metrics
 from ptq4vm.reporting.results import fidelity_of, truth_metrics
+from ptq4vm.types import FrameModel
 
 
-def run_evaluate(args: list[str]) -> None:
-    """Score a network on an evaluation tree."""
+def _make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ptq4vm evaluate", description="Score a network on an evaluation tree."
     )
@@ -67,7 +64,12 @@ def run_evaluate(args: list[str]) -> None:
     )
     add_ratio_option(parser, "An exported graph has a fixed ratio.")
     add_runtime_options(parser)
-    config = parser.parse_args(args)
+    return parser
+
+
+def run_evaluate(args: list[str]) -> None:
+    """Score a network on an evaluation tree."""
+    config = _make_parser().parse_args(args)
     network = open_model(config)
     data = VideoMattingDataModule(
         evaluation=config.data, eval_clips=config.clips, eval_frames=config.frames
@@ -76,8 +78,8 @@ def run_evaluate(args: list[str]) -> None:
     size = data.evaluation_set[0].src.shape[-2:]
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
     callbacks = [AlphaWriter(config.alpha)] if config.alpha is not None else []
-    if not isinstance(network, ExportedNetwork):
-        print_device(trainer_device(config.accelerator))
+    network.to(trainer_device(config.accelerator))
+    print_device(network.runs_on)
     metrics = evaluate(network, data, config.scoring, config.accelerator, callbacks)
     row = _row(str(config.model), network, metrics, *size)
     render_table([row], console)
@@ -94,17 +96,10 @@ def run_evaluate(args: list[str]) -> None:
 
 
 def _row(
-    name: str, network: MattingModel, metrics: dict[str, float], height: int, width: int
+    name: str, network: FrameModel, metrics: dict[str, float], height: int, width: int
 ) -> ResultRow:
-    truth = truth_metrics(metrics)
-    if isinstance(network, ExportedNetwork):
-        said, size_mb = network.description, network.path.stat().st_size / 1e6
-        spent = Cost(size_mb, said["bit_operations"] * 1e9)
-        return ResultRow(name, said["bits"], network.runtime, truth, spent, fidelity_of(metrics))
-    cost = network_cost(network, height, width)
-    qconfig: QConfig | None = getattr(network, "qconfig", None)
-    bits, placement = (
-        ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
-    )
-    spent = Cost(cost.size_mb, cost.bit_operations * 1e9)
-    return ResultRow(name, bits, placement, truth, spent, fidelity_of(metrics))
+    facts = network_facts(network, height, width)
+    placement = facts.placement if facts.runtime == "torch" else facts.runtime
+    cost = Cost(facts.size_mb, facts.bit_operations * 1e9)
+    truth, fidelity = truth_metrics(metrics), fidelity_of(metrics)
+    return ResultRow(name, facts.bits, placement, truth, cost, fidelity)

@@ -10,18 +10,17 @@ from ptq4vm.cli.common import (
     add_network_option,
     add_ratio_option,
     add_size_option,
+    built,
     console,
     parse_size,
 )
-from ptq4vm.deploy import export, require_job
-from ptq4vm.deploy.runner import choose_downsample_ratio
+from ptq4vm.deploy import ExportOptions, choose_downsample_ratio, export, require_job
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model
 from ptq4vm.reporting import SteadyProgress
 
 
-def run_export(args: list[str]) -> None:
-    """Write a network as an ONNX graph and check it in its runtime."""
+def _make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ptq4vm export",
         description="Export a network as an ONNX graph of integers, run it on a clip in its "
@@ -40,39 +39,36 @@ def run_export(args: list[str]) -> None:
     )
     add_network_option(parser)
     add_ratio_option(parser, "Fixed in the graph, also with a dynamic size.")
-    parser.add_function_arguments(
-        export, skip={"network", "height", "width", "path", "progress"}, as_group=False
-    )
-    config = parser.parse_args(args)
-    size = parse_size(config.size)
+    parser.add_class_arguments(ExportOptions, as_group=False)
+    skip: set[str | int] = {"network", "height", "width", "path", "options", "progress"}
+    parser.add_function_arguments(export, skip=skip, as_group=False)
+    return parser
+
+
+def run_export(args: list[str]) -> None:
+    """Write a network as an ONNX graph and check it in its runtime."""
+    config = _make_parser().parse_args(args)
+    size, options = parse_size(config.size), built(ExportOptions, config)
     # Checks without the network come first, since loading it takes seconds.
-    require_job(*size, config.out, config.target, config.opset, config.clip, config.frames)
+    require_job(*size, config.out, options, config.clip, config.frames)
     network = load_model(config.model, config.network)
-    if config.bits == 32 and getattr(network, "qconfig", None) is not None:
+    if config.bits == 32 and network.qconfig is not None:
         raise PTQ4VMError(
             f"Expected a float model with --bits 32, got {config.model}. Name the network or its "
             "weights."
         )
     network.downsample_ratio = choose_downsample_ratio(network, config.downsample_ratio, *size)
-    chosen = (
-        "target",
-        "opset",
-        "dynamic_size",
-        "pack",
-        "simulate",
-        "state_bits",
-        "clip",
-        "frames",
-        "tolerance",
-    )
     with SteadyProgress(*COLUMNS, console=console) as progress:
         task = progress.add_task("exporting", total=None)
         exported = export(
             network,
             *size,
             config.out,
-            **{name: config[name] for name in chosen},
-            progress=lambda done, total, what: progress.update(
+            options,
+            config.clip,
+            config.frames,
+            config.tolerance,
+            lambda done, total, what: progress.update(
                 task, completed=done, total=total, description=what
             ),
         )

@@ -1,5 +1,6 @@
 """Command `ptq4vm matte`."""
 
+import dataclasses
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -11,13 +12,13 @@ from ptq4vm.cli.common import (
     add_network_option,
     add_ratio_option,
     add_runtime_options,
+    built,
     console,
     open_model,
     pick_device,
     print_device,
 )
-from ptq4vm.deploy import ExportedNetwork, matte_video
-from ptq4vm.deploy.runner import check_paths
+from ptq4vm.deploy import MatteOutputs, write_mattes
 from ptq4vm.reporting import SteadyProgress
 from ptq4vm.video import CutList, open_frames
 
@@ -29,8 +30,7 @@ class _FramesPerSecond(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f} fps")
 
 
-def run_matte(args: list[str]) -> None:
-    """Compute mattes of a video and write the requested files."""
+def _make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ptq4vm matte", description="Compute the mattes of a video or a folder of frames."
     )
@@ -42,39 +42,13 @@ def run_matte(args: list[str]) -> None:
         help="name, weights, checkpoint, run folder or graph",
     )
     add_network_option(parser)
-    parser.add_argument(
-        "--alpha",
-        type=Path | None,
-        default=None,
-        help="write alpha to .mp4, .mkv, .webm or a folder of PNG",
-    )
-    parser.add_argument(
-        "--foreground", type=Path | None, default=None, help="write the foreground, likewise"
-    )
-    parser.add_argument(
-        "--composite",
-        type=Path | None,
-        default=None,
-        help="write the composite over the background, likewise",
-    )
-    parser.add_argument(
-        "--cutout",
-        type=Path | None,
-        default=None,
-        help="write foreground and alpha to one .mov (ProRes 4444), .webm (VP9) or folder of PNG",
-    )
-    parser.add_argument(
-        "--sound", type=bool, default=True, help="copy a video's sound to composite and cutout"
-    )
+    parser.add_class_arguments(MatteOutputs, as_group=False)
     parser.add_argument(
         "--cuts",
         type=str,
         default="auto",
         help="cuts between shots, at which the recurrent state is reset: auto (detected in the "
         "frames), off, or a file with a frame number (from 0) or a time (12.5, 1:02.5) per line",
-    )
-    parser.add_argument(
-        "--background", type=str, default="green", help="a colour, an image or a video"
     )
     add_ratio_option(parser, "An exported graph has a fixed ratio.")
     parser.add_argument(
@@ -89,35 +63,32 @@ def run_matte(args: list[str]) -> None:
         help="cpu, cuda, ...; by default an available accelerator",
     )
     add_runtime_options(parser)
-    config = parser.parse_args(args)
-    background = Path(config.background) if Path(config.background).exists() else config.background
-    targets = {name: config[name] for name in ("alpha", "composite", "foreground", "cutout")}
-    check_paths(config.input, targets, background)
-    open_frames(config.input)
+    return parser
+
+
+def run_matte(args: list[str]) -> None:
+    """Compute mattes of a video and write the requested files."""
+    config = _make_parser().parse_args(args)
+    outputs = built(MatteOutputs, config)
+    if Path(config.background).exists():
+        outputs = dataclasses.replace(outputs, background=Path(config.background))
+    # Checks without the network come first, since loading it takes seconds.
+    outputs.check(config.input)
+    reader = open_frames(config.input, config.strict)
     if config.cuts not in ("auto", "off"):
-        CutList.read(Path(config.cuts))  # fails before the network is loaded
+        CutList.read(Path(config.cuts))
     network = open_model(config)
-    if not isinstance(network, ExportedNetwork):
-        device = pick_device(config.device)
-        print_device(device)
-        network.to(device)
-    notes: list[str] = []
+    network.to(pick_device(config.device))
+    print_device(network.runs_on)
     with SteadyProgress(*COLUMNS, _FramesPerSecond(), console=console) as progress:
         task = progress.add_task("matting", total=None)
-        report = matte_video(
+        report = write_mattes(
             network,
-            config.input,
-            config.alpha,
-            config.composite,
-            background,
-            config.foreground,
+            reader,
+            outputs,
             config.downsample_ratio,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            config.cutout,
-            config.sound,
             config.cuts,
-            config.strict,
-            notes.append,
+            lambda done, total: progress.update(task, completed=done, total=total),
         )
     found = " found" if config.cuts == "auto" else ""
     cuts = (
@@ -126,5 +97,5 @@ def run_matte(args: list[str]) -> None:
         else f", {len(report.cuts)} cut{'s' * (len(report.cuts) != 1)}{found}"
     )
     console.print(f"{report.frames} frames{cuts}", highlight=False)
-    for note in notes:
+    for note in reader.notes:
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)

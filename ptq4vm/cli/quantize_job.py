@@ -1,13 +1,12 @@
 """Settings and execution of `ptq4vm quantize`."""
 
-from dataclasses import fields
-
 import lightning.pytorch as L
 from jsonargparse import ArgumentParser, Namespace
 
 from ptq4vm import distributed
 from ptq4vm.cli.common import (
     TRUST,
+    built,
     console,
     parse_settings,
     parse_size,
@@ -36,7 +35,7 @@ def print_settings(group: str) -> None:
 def run(args: list[str], size: str | None, tolerance: float) -> None:
     """Quantize and print the table; with a size, also export and time every network of the run."""
     config = parse_settings(_settings(), args)
-    settings = QuantizeSettings(**{one.name: config[one.name] for one in fields(QuantizeSettings)})
+    settings = built(QuantizeSettings, config)
     frame = None if size is None else parse_size(size)
     target = None if frame is None else require_deliverable(settings, config.output, *frame)
     if not isinstance(config.trainer, Namespace):

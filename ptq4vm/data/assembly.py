@@ -16,13 +16,12 @@ from ptq4vm.data.references import draw_held_out
 from ptq4vm.data.sources import ClipSource
 from ptq4vm.data.videos import VideoSource, list_clips
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.types import WORKING_SIDE
 
 Source = Literal["builtin", "videomatte", "evaluation", "video", "cutout"]
 AUTO = "auto"
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
 HELD_OUT_VIDEO_FRAMES = 60
-EVALUATION_SIDE = 512
-"""Longer side in pixels of held-out videos, the working size that RVM's authors advise."""
 LEAST = {
     "num_sequences": 1,
     "seq_length": 1,
@@ -181,7 +180,7 @@ def make_evaluation_source(settings: DataSettings) -> ClipSource:
         folder = settings.root / settings.videos
         videos = VideoSource(folder, names=settings.held_out, cache=settings.cache_dir)
         size = videos.read(0, 0, 1).src.shape[-2:]
-        shrink = min(1.0, EVALUATION_SIDE / max(size))
+        shrink = min(1.0, WORKING_SIDE / max(size))
         height, width = (max(16, 16 * round(side * shrink / 16)) for side in size)
         videos.size = height, width
         return videos

@@ -2,25 +2,17 @@
 
 from ptq4vm.deploy.benchmark import Speed, measure_speed, open_network
 from ptq4vm.deploy.checked_export import Exported, export, require_job
-from ptq4vm.deploy.onnx import (
-    METADATA,
-    OPSETS,
-    ask_for_exact_sums,
-    export_onnx,
-    require_exportable,
-    require_options,
-    state_names,
-)
+from ptq4vm.deploy.description import METADATA, is_exported
+from ptq4vm.deploy.exported import ExportedNetwork
+from ptq4vm.deploy.frames import MatteFrame, composite_over
+from ptq4vm.deploy.onnx import ask_for_exact_sums, export_onnx, require_exportable
+from ptq4vm.deploy.options import OPSETS, ExportOptions
+from ptq4vm.deploy.outputs import MatteOutputs
 from ptq4vm.deploy.parity import Parity, measure_parity
-from ptq4vm.deploy.runner import (
-    MatteFrame,
-    MatteReport,
-    auto_downsample_ratio,
-    composite_over,
-    matte,
-    matte_video,
-)
-from ptq4vm.deploy.runtimes import RUNTIMES, ExportedNetwork, Runtime, is_exported
+from ptq4vm.deploy.ratio import Ratio, auto_downsample_ratio, choose_downsample_ratio
+from ptq4vm.deploy.runner import MatteReport, matte, matte_video, write_mattes
+from ptq4vm.deploy.runtimes import RUNTIMES, Runtime
+from ptq4vm.deploy.states import state_names
 from ptq4vm.deploy.targets import TARGETS, Target, TargetName, find_target, require_executable
 
 __all__ = [
@@ -28,17 +20,21 @@ __all__ = [
     "OPSETS",
     "RUNTIMES",
     "TARGETS",
+    "ExportOptions",
     "Exported",
     "ExportedNetwork",
     "MatteFrame",
+    "MatteOutputs",
     "MatteReport",
     "Parity",
+    "Ratio",
     "Runtime",
     "Speed",
     "Target",
     "TargetName",
     "ask_for_exact_sums",
     "auto_downsample_ratio",
+    "choose_downsample_ratio",
     "composite_over",
     "export",
     "export_onnx",
@@ -52,6 +48,6 @@ __all__ = [
     "require_executable",
     "require_exportable",
     "require_job",
-    "require_options",
     "state_names",
+    "write_mattes",
 ]

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ptq4vm.deploy.runner import Ratio, choose_downsample_ratio
-from ptq4vm.deploy.runtimes import RUNTIMES, ExportedNetwork, is_exported
+from ptq4vm.deploy.description import is_exported
+from ptq4vm.deploy.exported import ExportedNetwork
+from ptq4vm.deploy.ratio import Ratio, choose_downsample_ratio
+from ptq4vm.deploy.runtimes import RUNTIMES
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import bits_label, load_model, network_cost
-from ptq4vm.models.base import MattingModel
+from ptq4vm.graph import load_model, network_facts
 from ptq4vm.programs import python_program
+from ptq4vm.types import FrameModel, NetworkFacts
 from ptq4vm.video import require_size
 
 
@@ -59,21 +61,12 @@ class _Plan(NamedTuple):
     threads: int
 
 
-class _Facts(NamedTuple):
-    """Description of the loaded network, the first message of a benchmark process."""
-
-    bits: str
-    runtime: str
-    layers: str
-    size_mb: float
-
-
 def open_network(
     model: str,
     network: str = "rvm_mobilenetv3",
     runtime: str | None = None,
     threads: int | None = None,
-) -> MattingModel:
+) -> FrameModel:
     """Load a float network, a quantized network or an exported graph.
 
     Args:
@@ -153,9 +146,10 @@ def measure_speed(
     ]
 
 
-def _speed(model: str, facts: _Facts, seconds: list[float], memory: float) -> Speed:
+def _speed(model: str, facts: NetworkFacts, seconds: list[float], memory: float) -> Speed:
     median, p90 = (1e3 * float(np.percentile(seconds, share)) for share in (50, 90))
-    return Speed(model, *facts, median, p90, 1e3 / median, memory)
+    about = facts.bits, facts.runtime, facts.layers, facts.size_mb
+    return Speed(model, *about, median, p90, 1e3 / median, memory)
 
 
 class _Worker:
@@ -163,7 +157,7 @@ class _Worker:
 
     def __init__(self, plan: _Plan, connection: "Connection[object, object]") -> None:
         self.plan, self._connection = plan, connection
-        self.facts: _Facts = self._answer()  # type: ignore[assignment]
+        self.facts: NetworkFacts = self._answer()  # type: ignore[assignment]
 
     def ask(self, what: str) -> float:
         """Send ``frame`` or ``memory`` and return the answer in seconds or 10^6 bytes."""
@@ -229,19 +223,19 @@ def serve(descriptor: int, plan: list[Any]) -> None:
 
 
 def _measure(plan: _Plan, connection: "Connection[object, object]") -> None:
-    """Send a :class:`_Facts`, then seconds per frame or peak memory per request, until EOF."""
+    """Send :class:`NetworkFacts`, then seconds per frame or peak memory per request, until EOF."""
     with torch.inference_mode():
         torch.set_num_threads(plan.threads)
         before = _peak_memory()
         runtime = next((name for name in RUNTIMES if plan.model.endswith(f"@{name}")), None)
         model = plan.model.removesuffix(f"@{runtime}")
-        network = open_network(model, plan.network, runtime, plan.threads).eval()
+        network = open_network(model, plan.network, runtime, plan.threads)
         network.downsample_ratio = choose_downsample_ratio(
             network, plan.ratio, plan.height, plan.width
         )
         src = torch.rand(1, 3, plan.height, plan.width)
         state = network.initial_state(src)
-        connection.send(_describe(network, plan))
+        connection.send(network_facts(network, plan.height, plan.width))
         while True:
             if connection.recv() == "memory":
                 connection.send(_peak_memory() - before)
@@ -250,21 +244,6 @@ def _measure(plan: _Plan, connection: "Connection[object, object]") -> None:
             start = time.perf_counter()
             state = network.forward_frame(src, state).state
             connection.send(time.perf_counter() - start)
-
-
-def _describe(network: MattingModel, plan: _Plan) -> _Facts:
-    if isinstance(network, ExportedNetwork):
-        counts = ", ".join(f"{count} {kind}" for kind, count in network.layers.items() if count)
-        return _Facts(
-            network.description["bits"], network.runtime, counts, network.path.stat().st_size / 1e6
-        )
-    cost, qconfig = (
-        network_cost(network, plan.height, plan.width),
-        getattr(network, "qconfig", None),
-    )
-    return _Facts(
-        "W32A32" if qconfig is None else bits_label(qconfig, cost), "torch", "", cost.size_mb
-    )
 
 
 def _peak_memory() -> float:

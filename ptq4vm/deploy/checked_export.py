@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ptq4vm.atomic_io import require_writable, written_whole
 from ptq4vm.data.builtin import BuiltinSource
-from ptq4vm.deploy.onnx import ask_for_exact_sums, export_onnx, require_exportable, require_options
+from ptq4vm.deploy.exported import ExportedNetwork
+from ptq4vm.deploy.frames import to_tensor
+from ptq4vm.deploy.onnx import ask_for_exact_sums, export_onnx, require_exportable
+from ptq4vm.deploy.options import ExportOptions
 from ptq4vm.deploy.parity import Parity, measure_parity
-from ptq4vm.deploy.runner import to_tensor
-from ptq4vm.deploy.runtimes import ExportedNetwork, checking_runtime, import_runtime
-from ptq4vm.deploy.targets import TargetName
+from ptq4vm.deploy.runtimes import checking_runtime, import_runtime
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models.base import MattingModel
-from ptq4vm.video import Frame, open_frames
+from ptq4vm.video import Frame, open_frames, require_size
 
 MIN_FRAMES = 30
 """Minimum number of frames of the parity check: drift shows only after the state has settled."""
@@ -42,12 +43,7 @@ def export(
     height: int,
     width: int,
     path: Path,
-    target: TargetName = "openvino",
-    opset: int = 17,
-    dynamic_size: bool = False,
-    pack: bool = False,
-    simulate: bool = False,
-    state_bits: int = 32,
+    options: ExportOptions = ExportOptions(),  # noqa: B008  (frozen)
     clip: Path | None = None,
     frames: int = MIN_FRAMES,
     tolerance: float = 5e-4,
@@ -62,80 +58,97 @@ def export(
         height: frame height in pixels.
         width: frame width in pixels.
         path: ONNX file to write.
-        target: ``onnxruntime``, ``openvino`` or ``tensorrt``, which is checked in ONNX Runtime.
-        opset: ONNX opset version.
-        dynamic_size: export with dynamic height and width.
-        pack: store weights of up to 4 bits as INT4 or UINT4.
-        simulate: also export layers that the target doesn't execute as integers.
-        state_bits: 32, or 8 for int8 recurrent states outside the graph, at a small loss of
-            accuracy.
+        options: target, opset and storage.
         clip: video or folder of images for the parity check; a built-in clip by default. Frames are
             resized to the export size; a clip that is too short is repeated back and forth.
         frames: number of frames to compare, at least 30.
         tolerance: maximum mean |Δα| between PyTorch and the runtime.
         progress: callback, called with (frames done, total frames, description).
 
-    Returns:
-        The written file's properties and the parity.
-
     Raises:
         PTQ4VMError: as for :func:`ptq4vm.deploy.export_onnx`; the runtime isn't installed; or the
             mattes differ by more than ``tolerance``.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ptq4vm import export, load_model
+        >>> from ptq4vm.deploy import ExportOptions
+        >>> network, folder = load_model("rvm_mobilenetv3"), Path(tempfile.mkdtemp())
+        >>> options = ExportOptions(target="onnxruntime")  # needs the extra onnx
+        >>> exported = export(network, 64, 96, folder / "float.onnx", options)
+        >>> exported.runtime, exported.parity.frames
+        ('onnxruntime', 30)
     """
-    require_job(height, width, path, target, opset, clip, frames)
-    require_exportable(network, height, width, target, opset, simulate, state_bits)
+    require_job(height, width, path, options, clip, frames)
+    require_exportable(network, height, width, options)
     with written_whole(Path(path)) as part:
-        export_onnx(
-            network, height, width, part, target, opset, dynamic_size, pack, simulate, state_bits
-        )
-        exported = ExportedNetwork(part)
+        export_onnx(network, height, width, part, options)
         src = _frames(network, clip, height, width, frames)
-
-        def report(done: int) -> None:
-            if progress is not None:
-                progress(done, frames, f"comparing with {exported.runtime}")
-
-        parity = measure_parity(network, exported, src, report, exported.state_scale)
-        if not parity.mean <= tolerance and exported.runtime == "onnxruntime":
-            ask_for_exact_sums(part)
-            exported = ExportedNetwork(part)
-            parity = measure_parity(network, exported, src, report, exported.state_scale)
-        if not parity.mean <= tolerance:
-            raise PTQ4VMError(
-                f"Expected mattes from {exported.runtime} that differ from PyTorch's by "
-                f"{tolerance:g} in the mean, got {parity.mean:.2g} over {parity.frames} frames "
-                f"(at most {parity.highest:.2g}). Nothing was written. Where the network wavers "
-                "by itself, its roundings tip over; on a CPU without VNNI, OpenVINO's sums of "
-                "8-bit weights may saturate. Try another --clip or CPU, or raise --tolerance."
-            )
-        storage = _storage(part, exported)
+        exported, parity = _compared(network, part, src, tolerance, progress)
         size_mb = part.stat().st_size / 1e6
-    return Exported(Path(path), size_mb, storage, exported.runtime, parity)
+        return Exported(Path(path), size_mb, _storage(part, exported), exported.runtime, parity)
 
 
 def require_job(
     height: int,
     width: int,
     path: Path,
-    target: TargetName,
-    opset: int,
-    clip: Path | None,
-    frames: int,
+    options: ExportOptions,
+    clip: Path | None = None,
+    frames: int = MIN_FRAMES,
 ) -> None:
     """Check the arguments of :func:`export` that don't depend on the network.
 
     Raises:
         PTQ4VMError: as for :func:`export`, except for errors that depend on the network.
     """
-    require_options(height, width, target, opset)
+    require_size(height, width)
     if frames < MIN_FRAMES:
         raise PTQ4VMError(
             f"Expected at least {MIN_FRAMES} frames to compare on, got {frames}. Give more."
         )
-    import_runtime(checking_runtime(target))
+    import_runtime(checking_runtime(options.target))
     if clip is not None:
         open_frames(clip)
     require_writable(path)
+
+
+def _compared(
+    network: MattingModel,
+    path: Path,
+    src: Tensor,
+    tolerance: float,
+    progress: Callable[[int, int, str], None] | None,
+) -> tuple[ExportedNetwork, Parity]:
+    """Compare a written graph with its network over a clip (T, 3, H, W).
+
+    A graph for ONNX Runtime that differs is compared again with exact sums, which are then stored
+    in the file.
+
+    Raises:
+        PTQ4VMError: the mattes differ by more than ``tolerance``.
+    """
+    exported = ExportedNetwork(path)
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, len(src), f"comparing with {exported.runtime}")
+
+    parity = measure_parity(network, exported, src, report, exported.state_scale)
+    if not parity.mean <= tolerance and exported.runtime == "onnxruntime":
+        ask_for_exact_sums(path)
+        exported = ExportedNetwork(path)
+        parity = measure_parity(network, exported, src, report, exported.state_scale)
+    if not parity.mean <= tolerance:
+        raise PTQ4VMError(
+            f"Expected mattes from {exported.runtime} that differ from PyTorch's by "
+            f"{tolerance:g} in the mean, got {parity.mean:.2g} over {parity.frames} frames "
+            f"(at most {parity.highest:.2g}). Nothing was written. Where the network wavers "
+            "by itself, its roundings tip over; on a CPU without VNNI, OpenVINO's sums of "
+            "8-bit weights may saturate. Try another --clip or CPU, or raise --tolerance."
+        )
+    return exported, parity
 
 
 def _frames(

@@ -11,28 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.atomic_io import written_whole
+from ptq4vm.deploy.description import FORMAT_VERSION, METADATA
 from ptq4vm.deploy.integer import IntegerLayer
+from ptq4vm.deploy.options import OPSETS, ExportOptions
 from ptq4vm.deploy.packing import pack_four_bits
 from ptq4vm.deploy.simplify import drop_whole_slices, quantize_before_concat, unshare_zero_points
-from ptq4vm.deploy.states import STATE_CODES, quantize_states
-from ptq4vm.deploy.targets import TargetName, find_target, require_executable
+from ptq4vm.deploy.states import STATE_CODES, quantize_states, state_names
+from ptq4vm.deploy.targets import find_target, require_executable
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import (
-    bits_label,
-    fold_batch_norm_,
-    network_cost,
-    quantized_layers,
-    require_calibrated,
-)
+from ptq4vm.graph import fold_batch_norm_, network_facts, quantized_layers, require_calibrated
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QConfig
 from ptq4vm.video import require_size
-
-OPSETS = range(13, 21)
-"""From the first opset with per-channel quantization to the last that torch's exporter writes."""
-METADATA = "ptq4vm"
-"""Metadata key of the JSON description of an exported graph."""
-FORMAT_VERSION = 1
 
 
 def export_onnx(
@@ -40,12 +29,7 @@ def export_onnx(
     height: int,
     width: int,
     path: Path,
-    target: TargetName = "openvino",
-    opset: int = 17,
-    dynamic_size: bool = False,
-    pack: bool = False,
-    simulate: bool = False,
-    state_bits: int = 32,
+    options: ExportOptions = ExportOptions(),  # noqa: B008  (frozen)
 ) -> Path:
     """Export a float or quantized network as an ONNX graph over one frame.
 
@@ -62,98 +46,72 @@ def export_onnx(
         height: frame height in pixels.
         width: frame width in pixels.
         path: file to write, atomically; parent folders are created.
-        target: runtime that must execute the quantized network: ``onnxruntime``, ``openvino`` or
-            ``tensorrt``.
-        opset: ONNX opset version, 13 to 20; ignored with ``pack``.
-        dynamic_size: export with dynamic height and width; ``height`` and ``width`` are then those
-            of the traced example. The batch size is always 1.
-        pack: store weights of up to 4 bits as INT4 or UINT4, two per byte, which requires opset 21;
-            otherwise one per byte.
-        simulate: also export layers that the target doesn't execute as integers; their result is
-            the same, in wider arithmetic.
-        state_bits: 32, or 8 for int8 states outside the graph: a quarter of the memory traffic, one
-            scale for all states, which is stored in the file. Rounding the states in every frame
-            changes the mattes slightly.
+        options: target, opset and storage.
 
     Returns:
         ``path``.
 
     Raises:
-        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, the opset or the
-            size isn't supported, ONNX can't express an operation, or the file can't be written.
+        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, the size isn't
+            supported, ONNX can't express an operation, or the file can't be written.
     """
-    require_exportable(network, height, width, target, opset, simulate, state_bits)
-    state_scale = _state_scale(network, state_bits)
-    description = _describe(network, height, width, target, dynamic_size) | {
-        "state_scale": state_scale
-    }
-    body = copy.deepcopy(network).eval().cpu().float()
-    layers = quantized_layers(body)
-    if layers:
-        for name, layer in layers.items():
-            body.set_submodule(name, IntegerLayer(layer))
-    else:
-        fold_batch_norm_(body)
+    require_exportable(network, height, width, options)
+    state_scale = _state_scale(network, options.state_bits)
+    description = _describe(network, height, width, options) | {"state_scale": state_scale}
+    body = _exportable(network)
     src = torch.zeros(1, 3, height, width)
     example = (src, *body.initial_state(src))
     try:
         with written_whole(Path(path)) as part:
-            _trace_to(part, _Frame(body), example, OPSETS[-1] if pack else opset, dynamic_size)
+            _trace_to(part, _Frame(body), example, options)
             model = onnx.load(part)
-            _name_sizes(model, example, dynamic_size)
-            drop_whole_slices(model)
-            if target == "onnxruntime":
-                quantize_before_concat(model)
-                unshare_zero_points(model)
+            _name_sizes(model, example, options.dynamic_size)
+            _simplify(model, options)
             if state_scale is not None:
                 quantize_states(model, state_names(len(example) - 1), state_scale)
-            if pack:
+            if options.pack:
                 pack_four_bits(model)
             onnx.helper.set_model_props(model, {METADATA: json.dumps(description)})
             onnx.save(model, part)
             onnx.checker.check_model(str(part), full_check=True)
     except _NOT_EXPRESSIBLE as error:
         raise PTQ4VMError(
-            f"Expected a network that ONNX opset {opset} can express, got: {error}. "
+            f"Expected a network that ONNX opset {options.opset} can express, got: {error}. "
             "Try another opset."
         ) from error
     return Path(path)
 
 
 def require_exportable(
-    network: MattingModel,
-    height: int,
-    width: int,
-    target: TargetName,
-    opset: int,
-    simulate: bool = False,
-    state_bits: int = 32,
+    network: MattingModel, height: int, width: int, options: ExportOptions
 ) -> None:
     """Check the arguments of :func:`export_onnx`, without exporting.
 
     Raises:
-        PTQ4VMError: the network isn't calibrated, the target doesn't execute it, or the opset or
-            the size isn't supported.
+        PTQ4VMError: the network isn't calibrated, its weights aren't fixed, the target doesn't
+            execute it, or the size isn't supported.
     """
-    require_options(height, width, target, opset)
-    require_calibrated(network)
-    _state_scale(network, state_bits)
-    if not simulate:
-        require_executable(network, find_target(target))
-
-
-def require_options(height: int, width: int, target: str, opset: int) -> None:
-    """Check the arguments of :func:`require_exportable` that don't depend on the network.
-
-    Raises:
-        PTQ4VMError: the target is unknown, or the opset or the size isn't supported.
-    """
-    find_target(target)
-    if opset not in OPSETS:
-        raise PTQ4VMError(
-            f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {opset}. Leave it out for 17."
-        )
     require_size(height, width)
+    if not isinstance(network, MattingModel):
+        raise PTQ4VMError(
+            f"Expected a network that can be taken apart, got {type(network).__name__}. "
+            "Give its weights or its checkpoint."
+        )
+    require_calibrated(network)
+    _require_fixed(network)
+    _state_scale(network, options.state_bits)
+    if not options.simulate:
+        require_executable(network, find_target(options.target))
+
+
+def _require_fixed(network: MattingModel) -> None:
+    for name, layer in quantized_layers(network).items():
+        if not layer.weight_quantizer.fixed or layer.affine is not None:
+            raise PTQ4VMError(
+                f"Expected a network whose weights are fixed codes, got {name}, which still "
+                "learns. Call fix_() and absorb_affine_() of each of quantized_layers(network), "
+                "or let its fit run to the end."
+            )
 
 
 def ask_for_exact_sums(path: Path) -> None:
@@ -165,18 +123,11 @@ def ask_for_exact_sums(path: Path) -> None:
     onnx.save(model, path)
 
 
-def state_names(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the graph's names of ``count`` input and output states: (r1i, ...), (r1o, ...)."""
-    return tuple(f"r{i}i" for i in range(1, count + 1)), tuple(
-        f"r{i}o" for i in range(1, count + 1)
-    )
-
-
 def _state_scale(network: MattingModel, bits: int) -> float | None:
     """Return the scale of 8-bit states, or None for 32 bits."""
     if bits == 32:
         return None
-    if bits != 8 or network.state_bound is None:
+    if network.state_bound is None:
         raise PTQ4VMError(
             f"Expected states of 32 bits, or 8 where the network knows their state_bound, "
             f"got {bits} for {network.name}. Leave state_bits out."
@@ -192,26 +143,41 @@ _NOT_EXPRESSIBLE = (
 
 
 def _describe(
-    network: MattingModel, height: int, width: int, target: str, dynamic_size: bool
+    network: MattingModel, height: int, width: int, options: ExportOptions
 ) -> dict[str, Any]:
     """Return the description stored in the file, as plain JSON values."""
-    cost = network_cost(network, height, width)
-    qconfig: QConfig | None = getattr(network, "qconfig", None)
+    facts = network_facts(network, height, width)
     return {
         "format_version": FORMAT_VERSION,
         "network": network.name,
         "downsample_ratio": network.downsample_ratio,
         "arguments": dict(network.arguments),
-        "target": target,
-        "size": None if dynamic_size else [height, width],
-        "bits": "W32A32" if qconfig is None else bits_label(qconfig, cost),
-        "placement": "" if qconfig is None else qconfig.placement,
-        "bit_operations": cost.bit_operations,
+        "target": options.target,
+        "size": None if options.dynamic_size else [height, width],
+        "bits": facts.bits,
+        "placement": facts.placement,
+        "bit_operations": facts.bit_operations,
     }
 
 
+def _exportable(network: MattingModel) -> MattingModel:
+    """Return a copy on the CPU with integer layers, or with BatchNorm folded in a float network."""
+    body = copy.deepcopy(network).eval().cpu().float()
+    layers = quantized_layers(body)
+    for name, layer in layers.items():
+        body.set_submodule(name, IntegerLayer(layer))
+    return body if layers else fold_batch_norm_(body)
+
+
+def _simplify(model: onnx.ModelProto, options: ExportOptions) -> None:
+    drop_whole_slices(model)
+    if options.target == "onnxruntime":
+        quantize_before_concat(model)
+        unshare_zero_points(model)
+
+
 def _trace_to(
-    path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], opset: int, open_size: bool
+    path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], options: ExportOptions
 ) -> None:
     inputs, outputs = state_names(len(example) - 1)
     inputs, outputs = ("src", *inputs), ("fgr", "pha", *outputs)
@@ -225,8 +191,8 @@ def _trace_to(
             str(path),
             input_names=inputs,
             output_names=outputs,
-            opset_version=opset,
-            dynamic_axes=axes if open_size else None,
+            opset_version=OPSETS[-1] if options.pack else options.opset,
+            dynamic_axes=axes if options.dynamic_size else None,
             dynamo=False,  # dynamo needs another package and writes paths of source files
         )
 

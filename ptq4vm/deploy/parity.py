@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import fake_quantize
+from ptq4vm.types import FrameModel
 
 
 class Parity(NamedTuple):
@@ -24,8 +24,8 @@ class Parity(NamedTuple):
 
 @torch.inference_mode()
 def measure_parity(
-    first: MattingModel,
-    second: MattingModel,
+    first: FrameModel,
+    second: FrameModel,
     src: Tensor,
     progress: Callable[[int], None] | None = None,
     state_scale: float | None = None,

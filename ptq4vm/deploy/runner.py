@@ -1,48 +1,26 @@
 """Video matting: frame by frame, and from file to file."""
 
-import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from ptq4vm.deploy.ahead import ahead
-from ptq4vm.deploy.runtimes import ExportedNetwork
+from ptq4vm.deploy.frames import MatteFrame, to_tensor
+from ptq4vm.deploy.outputs import MatteOutputs
+from ptq4vm.deploy.ratio import Ratio, choose_downsample_ratio, working_at
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.models.base import MattingModel
-from ptq4vm.types import MattingOutput
-from ptq4vm.video.backgrounds import open_background, parse_colour
+from ptq4vm.types import FrameModel, MattingOutput
 from ptq4vm.video.cuts import CutList, Cuts, cut_test
 from ptq4vm.video.frames import Frame, FrameReader
-from ptq4vm.video.reader import VideoReader
-from ptq4vm.video.videos import open_frames, open_writer, require_output
-
-LONG_SIDE = 512
-"""Length in pixels of the frame's longer side at the automatic downsample ratio."""
-Ratio = float | Literal["auto"]
-"""Downsample ratio in (0, 1], or ``auto`` for :func:`auto_downsample_ratio`."""
-
-
-class MatteFrame(NamedTuple):
-    """Frame and matte on the network's device, as inference tensors: clone them for training."""
-
-    src: Tensor
-    """(3, H, W) RGB in [0, 1]."""
-    fgr: Tensor
-    """(3, H, W) foreground colour, RGB in [0, 1]."""
-    pha: Tensor
-    """(1, H, W) alpha in [0, 1]."""
-    cut: bool = False
-    """True if a new shot begins at this frame, where the recurrent state was reset."""
+from ptq4vm.video.videos import open_frames
 
 
 class MatteReport(NamedTuple):
@@ -54,32 +32,8 @@ class MatteReport(NamedTuple):
     """Indices of the frames, from 0, at which the recurrent state was reset."""
 
 
-def auto_downsample_ratio(height: int, width: int) -> float:
-    """Return the ratio for a longer side of 512 pixels, at most 1; recommended by RVM."""
-    return min(LONG_SIDE / max(height, width), 1.0)
-
-
-def choose_downsample_ratio(model: MattingModel, ratio: Ratio, height: int, width: int) -> float:
-    """Resolve ``auto`` to an exported graph's ratio, else :func:`auto_downsample_ratio`.
-
-    Raises:
-        PTQ4VMError: the ratio is outside (0, 1].
-    """
-    if ratio == "auto":
-        return (
-            model.downsample_ratio
-            if isinstance(model, ExportedNetwork)
-            else auto_downsample_ratio(height, width)
-        )
-    if not 0 < ratio <= 1:
-        raise PTQ4VMError(
-            f"Expected a downsample ratio in (0, 1], got {ratio}. Leave it out for auto."
-        )
-    return ratio
-
-
 def matte(
-    model: MattingModel,
+    model: FrameModel,
     frames: Iterable[Frame],
     device: torch.device | str | None = None,
     cuts: Cuts = "auto",
@@ -102,13 +56,11 @@ def matte(
         PTQ4VMError: a frame differs in size or isn't uint8 RGB, or the network's output has a wrong
             shape, NaN or infinity.
     """
-    if device is None:
-        tensor = next(chain(model.parameters(), model.buffers()), None)
-        device = torch.device("cpu") if tensor is None else tensor.device
-    else:
-        model.to(device)
+    if device is not None:
+        model.to(torch.device(device))
+    device = model.runs_on
     is_cut = cut_test(cuts)
-    with _evaluating(model):
+    with model.evaluating():
         state = None
         size: tuple[int, ...] | None = None
         for number, frame in enumerate(frames):
@@ -136,43 +88,37 @@ def matte(
 
 
 def matte_video(
-    model: MattingModel,
+    model: FrameModel,
     source: Path,
     alpha: Path | None = None,
     composite: Path | None = None,
+    *,
     background: str | Path = "green",
     foreground: Path | None = None,
-    downsample_ratio: Ratio = "auto",
-    progress: Callable[[int, int | None], None] | None = None,
     cutout: Path | None = None,
     sound: bool = True,
+    downsample_ratio: Ratio = "auto",
     cuts: str | Path = "auto",
     strict: bool = False,
-    notify: Callable[[str], None] = warnings.warn,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> MatteReport:
     """Matte a video or a folder of images, from file to file, one matte per source frame.
 
+    Damaged frames, HDR and interlacing of the source give warnings at the end.
+
     Args:
-        model: network; runs on its parameters' device.
+        model: network; runs where it is, see ``runs_on``.
         source: video, folder of images or single image.
-        alpha: output for alpha: .mp4, .mkv, .webm or .mov for a video, no suffix for a folder of
-            PNGs, .png for a single image; None for no output.
-        composite: output for fgr·pha + bgr·(1 - pha), in the same formats.
-        background: ``#rrggbb``, colour name, or path of an image or a video; see
-            :func:`open_background`.
-        foreground: output for the foreground colour, in the same formats.
-        downsample_ratio: scale of the frames for the network's body, in (0, 1]; ``auto`` for
-            :func:`auto_downsample_ratio` or the ratio of an exported graph. The network's own
-            ratio is restored at the end.
-        progress: callback, called with (frames done, total frames or None) after each frame.
-        cutout: output for the foreground with alpha as fourth channel: .mov (ProRes 4444) or .webm
-            (VP9) for a video, no suffix for a folder of PNGs, .png for a single image.
-        sound: copy the source's sound, without re-encoding, to composite and cutout videos.
-        cuts: frames at which the state is reset: ``auto``, ``off``, or a file as for
-            :meth:`ptq4vm.video.CutList.read`. Listed cuts behind the end give a warning.
+        alpha: output for alpha, as in :class:`MatteOutputs`.
+        composite: output for the composite over ``background``, likewise.
+        background: as in :class:`MatteOutputs`.
+        foreground: output for the foreground colour, likewise.
+        cutout: output for the foreground with alpha as fourth channel, likewise.
+        sound: copy the source's sound to composite and cutout videos.
+        downsample_ratio: as for :func:`write_mattes`.
+        cuts: as for :func:`write_mattes`.
         strict: raise on a frame that can't be decoded, instead of repeating the previous frame.
-        notify: callback, called at the end with each line of the source's ``notes``: damaged
-            frames, HDR, interlacing.
+        progress: callback, called with (frames done, total frames or None) after each frame.
 
     Returns:
         Number of frames, and the frames at which the state was reset.
@@ -193,69 +139,60 @@ def matte_video(
         >>> matte_video(network, folder / "in.png", alpha=folder / "alpha.png").frames
         1
     """
-    targets = {"alpha": alpha, "composite": composite, "foreground": foreground, "cutout": cutout}
-    outputs = check_paths(source, targets, background)
-    listed = None if cuts in ("auto", "off") else CutList.read(Path(cuts))
+    outputs = MatteOutputs(alpha, composite, background, foreground, cutout, sound)
+    outputs.check(source)
     reader = open_frames(source, strict)
-    size = (reader.height, reader.width)
-    ratio = choose_downsample_ratio(model, downsample_ratio, *size)
-    done, found = 0, []
-    with ExitStack() as stack:
-        backgrounds = stack.enter_context(closing(open_background(background, size, reader.rate)))
-        heard = reader.path if sound and isinstance(reader, VideoReader) else None
-        writers = {
-            name: stack.enter_context(
-                open_writer(
-                    path,
-                    size,
-                    reader.rate,
-                    alpha=name == "cutout",
-                    sound=heard if name in ("composite", "cutout") else None,
-                    pixel_aspect=reader.pixel_aspect,
-                    names=reader.names,
-                )
-            )
-            for name, path in outputs.items()
-        }
-        stack.enter_context(_working_at(model, ratio))
-        # Reading and matting run in background threads, writing in this one.
-        times: deque[Fraction] = deque()
-        marks: deque[bool] = deque()
-        test: Cuts = cuts if listed is None else lambda frame: marks.popleft()  # type: ignore[assignment]
-        frames = ahead(_noting(reader, times, listed, marks))
-        mattes = stack.enter_context(closing(ahead(matte(model, frames, cuts=test))))
-        for done, frame in enumerate(mattes, 1):
-            time = times.popleft()
-            found += [done - 1] if frame.cut else []
-            for name, writer in writers.items():
-                writer.write(_picture(name, frame, backgrounds), time)
-            if progress is not None:
-                progress(done, reader.num_frames)
+    report = write_mattes(model, reader, outputs, downsample_ratio, cuts, progress)
     for line in reader.notes:
-        notify(line)
+        warnings.warn(line, stacklevel=2)
+    return report
+
+
+def write_mattes(
+    model: FrameModel,
+    reader: FrameReader,
+    outputs: MatteOutputs,
+    downsample_ratio: Ratio = "auto",
+    cuts: str | Path = "auto",
+    progress: Callable[[int, int | None], None] | None = None,
+) -> MatteReport:
+    """Matte the frames of an opened source and write the outputs, as :func:`matte_video`.
+
+    Args:
+        model: network; runs where it is, see ``runs_on``.
+        reader: source; its ``notes`` are complete afterwards.
+        outputs: files to write.
+        downsample_ratio: scale of the frames for the network's body, in (0, 1]; ``auto`` for
+            :func:`auto_downsample_ratio` or the ratio of an exported graph. The network's own
+            ratio is restored at the end.
+        cuts: frames at which the state is reset: ``auto``, ``off``, or a file as for
+            :meth:`ptq4vm.video.CutList.read`. Listed cuts behind the end give a warning.
+        progress: callback, called with (frames done, total frames or None) after each frame.
+
+    Raises:
+        PTQ4VMError: a file can't be read or written. Outputs are then removed.
+    """
+    listed = None if cuts in ("auto", "off") else CutList.read(Path(cuts))
+    ratio = choose_downsample_ratio(model, downsample_ratio, reader.height, reader.width)
+    done, found = 0, []
+    # Reading and matting run in background threads, writing in this one.
+    times: deque[Fraction] = deque()
+    marks: deque[bool] = deque()
+    test: Cuts = cuts if listed is None else lambda frame: marks.popleft()  # type: ignore[assignment]
+    with outputs.writing(reader) as write, working_at(model, ratio):
+        frames = ahead(_noting(reader, times, listed, marks))
+        with closing(ahead(matte(model, frames, cuts=test))) as mattes:
+            for done, frame in enumerate(mattes, 1):
+                found += [done - 1] if frame.cut else []
+                write(frame, times.popleft())
+                if progress is not None:
+                    progress(done, reader.num_frames)
     if listed is not None and listed.left:
         warnings.warn(
             f"Expected cuts within {done} frames, got {listed.left} behind the end in {cuts}.",
             stacklevel=2,
         )
     return MatteReport(done, tuple(found))
-
-
-def to_tensor(frame: Frame, device: torch.device | str) -> Tensor:
-    """Convert (H, W, 3) uint8 to (3, H, W) float in [0, 1]."""
-    # Transferred as uint8, a quarter of the size of float32.
-    return torch.from_numpy(np.stack(cv2.split(frame))).to(device).float().div_(255)
-
-
-def to_frame(picture: Tensor) -> Frame:
-    """Convert float (1, 3 or 4, H, W) in [0, 1] to rounded uint8 (H, W) or (H, W, 3 or 4)."""
-    levels = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.permute(1, 2, 0).squeeze(2).cpu().numpy()
-
-
-def composite_over(fgr: Tensor, pha: Tensor, bgr: Tensor) -> Tensor:
-    """Composite ``fgr`` (…, 3, H, W) over ``bgr`` (…, 3, H, W) with alpha ``pha`` (…, 1, H, W)."""
-    return fgr * pha + bgr * (1 - pha)
 
 
 def _noting(
@@ -266,54 +203,6 @@ def _noting(
         if cuts is not None:
             marks.append(cuts(number, time))
         yield frame
-
-
-def _picture(name: str, frame: MatteFrame, backgrounds: Iterator[Frame]) -> Frame:
-    if name == "alpha":
-        return to_frame(frame.pha)
-    if name == "foreground":
-        return to_frame(frame.fgr)
-    if name == "cutout":
-        return to_frame(torch.cat([frame.fgr, frame.pha]))
-    bgr = to_tensor(next(backgrounds), frame.fgr.device)
-    return to_frame(composite_over(frame.fgr, frame.pha, bgr))
-
-
-def check_paths(
-    source: Path, targets: Mapping[str, Path | None], background: str | Path = "green"
-) -> dict[str, Path]:
-    """Check the input and output paths of a job.
-
-    Args:
-        source: as for :func:`matte_video`.
-        targets: path or None for each of ``alpha``, ``composite``, ``foreground`` and ``cutout``.
-        background: as for :func:`matte_video`.
-
-    Returns:
-        The outputs that are not None.
-
-    Raises:
-        PTQ4VMError: there is no output, an output can't be written, two outputs are the same, an
-            output is an input, or an input can't be read.
-    """
-    outputs = {name: Path(path) for name, path in targets.items() if path is not None}
-    if not outputs:
-        raise PTQ4VMError(
-            "Expected an output, got none; name a place for alpha, composite, foreground or cutout"
-        )
-    is_colour = isinstance(background, str) and parse_colour(background) is not None
-    inputs = [Path(source)] if is_colour else [Path(source), Path(background)]
-    taken = {os.path.realpath(path): f"the input {path}" for path in inputs}
-    for name, path in outputs.items():
-        require_output(path, alpha=name == "cutout")
-        # Writing replaces an existing file, which may be an input.
-        place = os.path.realpath(path)
-        if place in taken:
-            raise PTQ4VMError(
-                f"Expected {name} to have a place of its own, got {path}: {taken[place]}"
-            )
-        taken[place] = f"already the place for {name}"
-    return outputs
 
 
 def _check_output(output: MattingOutput, src: Tensor, number: int) -> None:
@@ -328,25 +217,3 @@ def _check_output(output: MattingOutput, src: Tensor, number: int) -> None:
             raise PTQ4VMError(
                 f"Expected finite {name} from the network, got NaN or infinity at frame {number}"
             )
-
-
-@contextmanager
-def _evaluating(model: MattingModel) -> Iterator[None]:
-    # Per module, since some modules may be in evaluation mode inside a training network.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _working_at(model: MattingModel, ratio: float) -> Iterator[None]:
-    before = model.downsample_ratio
-    model.downsample_ratio = ratio
-    try:
-        yield
-    finally:
-        model.downsample_ratio = before

@@ -1,4 +1,4 @@
-"""8-bit recurrent states at the inputs and outputs of an exported graph."""
+"""Recurrent states at the inputs and outputs of an exported graph: names, and 8-bit storage."""
 
 import numpy as np
 import onnx
@@ -6,6 +6,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 STATE_CODES = 127
 """Number of int8 codes on either side of zero."""
+
+
+def state_names(count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the graph's names of ``count`` input and output states: (r1i, ...), (r1o, ...)."""
+    return tuple(f"r{i}i" for i in range(1, count + 1)), tuple(
+        f"r{i}o" for i in range(1, count + 1)
+    )
 
 
 def quantize_states(

@@ -80,7 +80,7 @@ def require_executable(network: MattingModel, target: Target) -> None:
         PTQ4VMError: it doesn't; the message names the first such layer and the setting to change.
     """
     layers = quantized_layers(network)
-    placement: Placement | None = network.qconfig.placement if layers else None  # type: ignore[union-attr, assignment]
+    placement: Placement | None = network.qconfig.placement if layers else None
     if placement is not None and placement not in target.placements:
         raise PTQ4VMError(
             f"Expected a network that {target.title} executes as integers, got placement "

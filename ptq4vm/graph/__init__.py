@@ -13,6 +13,7 @@ from ptq4vm.graph.convert import (
     bits_label,
     float_twin_,
     network_cost,
+    network_facts,
     quantize_network,
     quantized_layers,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "load_model",
     "load_quantized",
     "network_cost",
+    "network_facts",
     "partition",
     "quantize_network",
     "quantized_layers",

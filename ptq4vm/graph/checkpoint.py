@@ -187,7 +187,7 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
         tensors[f"{name}.weight"] = _dequantized(name, layer, tensors, path)
         layer.weight_quantizer.rounding = FixedRounding()
     network.load_state_dict(tensors)
-    network.qconfig = qconfig  # type: ignore[assignment]
+    network.qconfig = qconfig
     return network.eval().requires_grad_(False), qconfig
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from ptq4vm.quantizers import (
     QuantizedLinear,
     QuantSpec,
 )
+from ptq4vm.types import FrameModel, NetworkFacts
 
 Network = TypeVar("Network", bound=MattingModel)
 
@@ -106,6 +107,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         if hands_on and (layer.activation is None or layer.name in taken):
             handed_on[layer.name] = specs[1]
         network.set_submodule(layer.name, kind(plain, *specs, reads, hands_on, activation, source))
+    network.qconfig = qconfig
     return network
 
 
@@ -198,3 +200,16 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     return Cost(
         bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9, weight_mean, activation_mean
     )
+
+
+def network_facts(network: FrameModel, height: int, width: int) -> NetworkFacts:
+    """Return the facts stored with an exported network, else those of a network in PyTorch."""
+    if network.facts is not None:
+        return network.facts
+    torch_network = cast(MattingModel, network)  # the only kind that stores none
+    cost = network_cost(torch_network, height, width)
+    qconfig: QConfig | None = torch_network.qconfig
+    bits, placement = (
+        ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
+    )
+    return NetworkFacts(bits, placement, "torch", "", cost.size_mb, cost.bit_operations)

@@ -1,9 +1,11 @@
 """Base class of matting networks, with their blocks, recurrent state and time loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.types import MattingOutput, RecurrentState
+from ptq4vm.types import FrameModel, MattingOutput, NetworkFacts, RecurrentState
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,31 @@ class MattingModel(nn.Module, ABC):
     """Plain-JSON arguments of :func:`create_model`, besides the name, that rebuild this network."""
     state_bound: float | None = None
     """Upper bound of the absolute values of all recurrent states; None if unknown."""
+    qconfig: Any = None
+    """Configuration of the conversion, a :class:`ptq4vm.QConfig`; None for a float network."""
+    facts: NetworkFacts | None = None
+    """None: the facts follow from the layers, see :func:`ptq4vm.graph.network_facts`."""
+    fixed_ratio: float | None = None
+    """None: any downsample ratio can be set."""
     _downsample_ratio = 1.0
+
+    @property
+    def runs_on(self) -> torch.device:
+        """Device of the first parameter or buffer; the CPU for a network without any."""
+        tensor = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the network into evaluation mode for the duration of a context."""
+        # Per module, since some modules may be in evaluation mode inside a training network.
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
     @property
     def downsample_ratio(self) -> float:
@@ -152,13 +178,20 @@ class MattingModel(nn.Module, ABC):
 
         ``state`` defaults to :meth:`initial_state`.
         """
-        state = self.initial_state(src[:, 0]) if state is None else state
-        fgr, pha = [], []
-        for frame in src.unbind(1):
-            output = self.forward_frame(frame, state)
-            state = output.state
-            fgr.append(output.fgr)
-            pha.append(output.pha)
-        return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), state)
+        return unroll_frames(self, src, state)
 
     forward = unroll
+
+
+def unroll_frames(
+    model: FrameModel, src: Tensor, state: RecurrentState | None = None
+) -> MattingOutput:
+    """Process a sequence frame by frame, as :meth:`FrameModel.unroll`."""
+    state = model.initial_state(src[:, 0]) if state is None else state
+    fgr, pha = [], []
+    for frame in src.unbind(1):
+        output = model.forward_frame(frame, state)
+        state = output.state
+        fgr.append(output.fgr)
+        pha.append(output.pha)
+    return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), state)

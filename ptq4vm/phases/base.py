@@ -71,6 +71,7 @@ class PTQPhase(MattingModule):
         self.settings = settings
         self._fit = ExitStack()
 
+    network: MattingModel
     settings: FlowSettings
     epoch_is = "epoch"
     """Name of the unit learned in an epoch, for messages."""

@@ -8,9 +8,8 @@ from torch import Tensor
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantized_layers
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
-from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import cached_weights
-from ptq4vm.types import MattingClip, MattingOutput, RecurrentState
+from ptq4vm.types import FrameModel, MattingClip, MattingOutput, RecurrentState
 
 Scoring = Literal["float", "png8"]
 _CURVES = ("mad", "dtssd")
@@ -23,11 +22,11 @@ class MattingModule(L.LightningModule):
     matting metrics, clips with the float network's alpha ``mad_to_float`` and ``dtssd_to_float``.
 
     Args:
-        network: float or quantized network.
+        network: float, quantized or exported network.
         scoring: ``float``, or ``png8`` to truncate mattes to 8 bits, as the reference code does.
     """
 
-    def __init__(self, network: MattingModel, scoring: Scoring = "float") -> None:
+    def __init__(self, network: FrameModel, scoring: Scoring = "float") -> None:
         super().__init__()
         self.network = network
         self.val_metrics = matting_metrics(scoring, prefix="val/")
@@ -47,7 +46,7 @@ class MattingModule(L.LightningModule):
     ) -> MattingOutput | None:
         if clip.src.shape[1] == 0:  # empty batch: this rank has no clip
             return None
-        with cached_weights(quantized_layers(self.network).values()):
+        with cached_weights(quantized_layers(self).values()):  # none in an exported network
             output = self(clip.src, self._state if int(clip.start) > 0 else None)
         self._state = output.state
         self._score_alpha(clip, output.pha[0], truth, fidelity)

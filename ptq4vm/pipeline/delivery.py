@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
-from ptq4vm.deploy import TargetName, export, measure_speed, require_job
-from ptq4vm.deploy.runner import choose_downsample_ratio
+from ptq4vm.deploy import (
+    ExportOptions,
+    TargetName,
+    choose_downsample_ratio,
+    export,
+    measure_speed,
+    require_job,
+)
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized
 from ptq4vm.models import create_model
@@ -15,7 +21,8 @@ from ptq4vm.reporting import WorkBar, write_speeds
 from ptq4vm.terminal import plain_console
 
 SPEED = "speed.json"
-OPSET, FRAMES, ROUNDS = 17, 30, 20
+ROUNDS = 20
+"""Timed frames per network."""
 
 
 def require_deliverable(
@@ -36,7 +43,7 @@ def require_deliverable(
                 f"Expected 8-bit activations to export, got bits {one}, which no runtime executes "
                 "as integers. Leave --size out, or choose the recipe w8a8 or w4a8."
             )
-    require_job(height, width, _graph(output, target, height, width), target, OPSET, None, FRAMES)
+    require_job(height, width, _graph(output, target, height, width), ExportOptions(target))
     return target
 
 
@@ -83,17 +90,8 @@ def deliver(
             one.downsample_ratio = ratio
             path = _graph(result.folder / bits.lower(), target, height, width)
             path.parent.mkdir(exist_ok=True)
-            exported = export(
-                one,
-                height,
-                width,
-                path,
-                target,
-                OPSET,
-                frames=FRAMES,
-                tolerance=tolerance,
-                progress=bar,
-            )
+            options = ExportOptions(target)
+            exported = export(one, height, width, path, options, tolerance=tolerance, progress=bar)
             graphs.append(str(path))
             if quantized:
                 lines.append(

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import lightning.pytorch as L
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule
 from ptq4vm.phases.scoring import Scoring
+from ptq4vm.types import FrameModel
 
 
 def evaluate(
-    network: MattingModel,
+    network: FrameModel,
     data: VideoMattingDataModule,
     scoring: Scoring = "float",
     accelerator: str = "auto",

@@ -92,7 +92,7 @@ def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) ->
     Returns:
         Signal-to-quantization-noise ratios by layer name.
     """
-    qconfig: QConfig = network.qconfig  # type: ignore[assignment]
+    qconfig: QConfig = network.qconfig
     twin = float_twin_(copy.deepcopy(teacher), qconfig)
     layers = quantized_layers(network)
     states = [one.initial_state(src[:1]) for one in (twin, network)]

@@ -9,6 +9,7 @@ MODULES = (
     "quantizers.qconfig",
     "graph.loading",
     "data.datamodule",
+    "deploy.checked_export",
     "deploy.runner",
     "phases.block_reconstruction",
     "phases.gac",

@@ -11,7 +11,7 @@ import torch
 from skimage.data import astronaut
 
 from ptq4vm import cli
-from ptq4vm.deploy import ExportedNetwork, Parity, export
+from ptq4vm.deploy import ExportedNetwork, ExportOptions, Parity, export
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantize_network, quantized_layers
 from ptq4vm.models import create_model
@@ -110,7 +110,7 @@ def test_sums_that_may_saturate_are_asked_to_be_exact(tmp_path, monkeypatch):
         lambda *args: asked.append(args[1:]) or entry(*args),
     )
     network = create_model("rvm_mobilenetv3", weights="official")
-    exported = export(network, 64, 64, tmp_path / "q.onnx", target="onnxruntime")
+    exported = export(network, 64, 64, tmp_path / "q.onnx", ExportOptions(target="onnxruntime"))
     assert exported.parity.mean == 1e-4
     assert asked == [("session.x64quantprecision", "1")]
     ExportedNetwork(exported.path)

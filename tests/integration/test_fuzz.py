@@ -17,7 +17,7 @@ from safetensors.torch import save
 from ptq4vm import cli
 from ptq4vm.cli import quantize_job as quantize_command
 from ptq4vm.data.storage import is_whole, read_tensors, write_tensors
-from ptq4vm.deploy import ExportedNetwork, Speed, export_onnx
+from ptq4vm.deploy import ExportedNetwork, ExportOptions, Speed, export_onnx
 from ptq4vm.graph import (
     FINAL_CHECKPOINT,
     load_quantized,
@@ -136,9 +136,8 @@ def test_changed_weights(tmp_path, suffix):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_changed_exported_graphs(tmp_path):
-    path = export_onnx(
-        tiny.TinyMatting().eval(), 32, 32, tmp_path / "graph.onnx", target="onnxruntime"
-    )
+    options = ExportOptions(target="onnxruntime")
+    path = export_onnx(tiny.TinyMatting().eval(), 32, 32, tmp_path / "graph.onnx", options)
     model = onnx.load(path)
     description = json.loads(model.metadata_props[0].value)
 

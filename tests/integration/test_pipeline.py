@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ptq4vm import cli
 from ptq4vm.calibration import sensitivity
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.deploy import export
+from ptq4vm.deploy import ExportOptions, export
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, quantized_layers, read_header
 from ptq4vm.models import create_model, weights_checksum
@@ -440,7 +440,8 @@ def test_what_is_calibrated_for_a_target_is_what_it_runs(tmp_path, official_weig
     assert network.qconfig.depthwise_granularity == "per_tensor"
     # After two calibration steps the mattes are sensitive to single roundings: a larger tolerance
     # than the default.
-    exported = export(network, 64, 96, tmp_path / "q.onnx", target="onnxruntime", tolerance=2e-3)
+    options = ExportOptions(target="onnxruntime")
+    exported = export(network, 64, 96, tmp_path / "q.onnx", options, tolerance=2e-3)
     executed = int(re.search(r"executes (\d+) of 78 layers as int8", exported.storage)[1])
     assert (
         executed

@@ -9,7 +9,7 @@ import torch
 from jobs import quantize
 
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.deploy import ExportedNetwork, export, matte_video, measure_parity
+from ptq4vm.deploy import ExportedNetwork, ExportOptions, export, matte_video, measure_parity
 from ptq4vm.graph import load_model, quantized_layers, read_header
 from ptq4vm.models import create_model, registry
 from ptq4vm.pipeline import Method
@@ -77,7 +77,7 @@ def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
     )
     network = load_model(result.folder)
     exported = export(
-        network, 64, 96, folder / "q.onnx", target="onnxruntime", clip=Path("clip.mp4")
+        network, 64, 96, folder / "q.onnx", ExportOptions(target="onnxruntime"), Path("clip.mp4")
     )
     # The layer that computes alpha stays float.
     assert (
@@ -98,8 +98,8 @@ def test_mixed_precision_layer_by_layer_in_four_bits(page, folder):
     assert header["layers"]["embed"] == header["layers"]["head"] == "W8A8"
     assert "W4A4" in header["layers"].values()
     network = load_model(result.folder)
-    options = {"pack": True, "simulate": True, "dynamic_size": True, "clip": Path("clip.mp4")}
-    path = export(network, 64, 96, folder / "q.onnx", **options).path
+    options = ExportOptions(pack=True, simulate=True, dynamic_size=True)
+    path = export(network, 64, 96, folder / "q.onnx", options, Path("clip.mp4")).path
     parity = measure_parity(network, ExportedNetwork(path), torch.rand(2, 3, 90, 161))
     assert parity.mean < 2e-3
 
@@ -126,7 +126,9 @@ def test_modnet(folder):
     other = ExportedNetwork(exported.path, "onnxruntime", threads=1)
     assert measure_parity(network, other, frames).mean < 2 * moved + 1e-4
     floats = create_model("modnet", weights="weights.pth")
-    plain = export(floats, 64, 96, folder / "f.onnx", target="onnxruntime", clip=Path("clip.mp4"))
+    plain = export(
+        floats, 64, 96, folder / "f.onnx", ExportOptions(target="onnxruntime"), Path("clip.mp4")
+    )
     assert plain.parity.mean < 1e-5
     assert (
         matte_video(

@@ -21,7 +21,6 @@ def calibrated_network(bits="W8A8", settings=None, **qconfig):
     """Quantize `random_network`, observed on noise, with random γ and β absorbed."""
     config = QConfig(bits, range_method="minmax", **qconfig)
     network = quantize_network(random_network(**(settings or {})), config)
-    network.qconfig = config
     with torch.no_grad(), observing(activation_quantizers(network)):
         network.unroll(torch.rand(1, 3, 3, 64, 96))
     for layer in quantized_layers(network).values():

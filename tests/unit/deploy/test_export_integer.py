@@ -9,11 +9,18 @@ from networks import calibrated_network, random_network
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from ptq4vm.deploy import ExportedNetwork, export_onnx, measure_parity
+from ptq4vm.deploy import ExportedNetwork, ExportOptions, export_onnx, measure_parity
 from ptq4vm.deploy.integer import IntegerLayer
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import quantize_network, quantized_layers
-from ptq4vm.quantizers import QConfig, QuantizedConv2d, QuantizedLinear, QuantSpec, observing
+from ptq4vm.graph import network_facts, quantize_network, quantized_layers
+from ptq4vm.quantizers import (
+    QConfig,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantSpec,
+    activation_quantizers,
+    observing,
+)
 
 SIZE = (64, 96)
 
@@ -115,7 +122,7 @@ def test_frames_equal_pytorch(tmp_path, runtime, bits, options):
     network = calibrated_network(
         bits, {"downsample_ratio": 0.5}, depthwise_granularity="per_channel"
     )
-    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", **options)
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", ExportOptions(**options))
     exported = ExportedNetwork(path, runtime, threads=1)
     parity = measure_parity(network, exported, torch.rand(4, 3, *SIZE))
     assert parity.mean < 2e-3
@@ -130,7 +137,8 @@ def test_states_of_8_bits(tmp_path, runtime, dynamic_size, request):
     if runtime == "openvino":
         request.getfixturevalue("exact_integer_sums")
     network = calibrated_network()
-    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", state_bits=8, dynamic_size=dynamic_size)
+    options = ExportOptions(state_bits=8, dynamic_size=dynamic_size)
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", options)
     exported = ExportedNetwork(path, runtime, threads=1)
     src = torch.rand(4, 3, *SIZE)
     after = exported.forward_frame(src[:1], exported.initial_state(src[:1])).state
@@ -146,7 +154,7 @@ def test_states_of_8_bits(tmp_path, runtime, dynamic_size, request):
 def test_states_without_a_bound_stay_float(tmp_path, monkeypatch):
     monkeypatch.setattr("ptq4vm.models.RobustVideoMatting.state_bound", None)
     with pytest.raises(PTQ4VMError, match="state_bound"):
-        export_onnx(calibrated_network(), *SIZE, tmp_path / "q.onnx", state_bits=8)
+        export_onnx(calibrated_network(), *SIZE, tmp_path / "q.onnx", ExportOptions(state_bits=8))
 
 
 def test_only_integers_and_their_scales_are_left(tmp_path):
@@ -177,7 +185,7 @@ def test_only_integers_and_their_scales_are_left(tmp_path):
 
 def test_rules_of_tensorrt(tmp_path):
     network = calibrated_network(activation_grid="symmetric")
-    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", target="tensorrt")
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", ExportOptions(target="tensorrt"))
     model = onnx.load(path)
     source, stored = nodes_by_output(model), initializers(model)
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
@@ -211,7 +219,8 @@ def resolve(name, source, stored):
 def test_packed_weights_are_the_same_in_half_the_room(tmp_path, weight_grid):
     network = calibrated_network("W4A8", weight_grid=weight_grid)
     wide, packed = (
-        export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", pack=pack) for pack in (False, True)
+        export_onnx(network, *SIZE, tmp_path / f"{pack}.onnx", ExportOptions(pack=pack))
+        for pack in (False, True)
     )
     assert packed.stat().st_size < 0.62 * wide.stat().st_size
     model, other = onnx.load(packed), onnx.load(wide)
@@ -248,7 +257,7 @@ def test_packed_weights_are_the_same_in_half_the_room(tmp_path, weight_grid):
 def test_what_a_target_does_not_execute_is_refused(tmp_path, target, settings, message):
     network = calibrated_network(**settings)
     with pytest.raises(PTQ4VMError, match=message):
-        export_onnx(network, *SIZE, tmp_path / "q.onnx", target=target)
+        export_onnx(network, *SIZE, tmp_path / "q.onnx", ExportOptions(target=target))
     assert not list(tmp_path.iterdir())
 
 
@@ -257,9 +266,40 @@ def test_a_network_that_was_never_calibrated_is_refused(tmp_path):
         export_onnx(quantize_network(random_network(), QConfig()), *SIZE, tmp_path / "q.onnx")
 
 
+def test_a_network_that_was_never_saved_is_described_by_its_qconfig(tmp_path):
+    network = calibrated_network("W4A8", layer_bits={"project_mat.conv": "W6A8"})
+    assert network.qconfig.bits == "W4A8"
+    facts = ExportedNetwork(export_onnx(network, *SIZE, tmp_path / "q.onnx")).facts
+    expected = network_facts(network, *SIZE)
+    assert facts.bits.startswith("W4A8 mixed")
+    assert (facts.bits, facts.placement) == (expected.bits, "deploy")
+    assert facts.bit_operations == expected.bit_operations
+    assert (expected.runtime, facts.runtime) == ("torch", "openvino")
+
+
+@pytest.mark.parametrize("left", ["weight", "affine"])
+def test_a_network_that_still_learns_is_refused_with_the_remedy(tmp_path, left):
+    qconfig = QConfig("W8A8", range_method="minmax")
+    network = quantize_network(random_network(), qconfig)
+    with torch.no_grad(), observing(activation_quantizers(network)):
+        network.unroll(torch.rand(1, 1, 3, *SIZE))
+    layers = quantized_layers(network)
+    for layer in layers.values():
+        layer.fix_()
+    if left == "affine":
+        next(iter(layers.values())).start_affine(per_channel=True)
+    else:
+        fresh = quantized_layers(quantize_network(random_network(), qconfig))
+        for name, layer in layers.items():
+            layer.weight_quantizer = fresh[name].weight_quantizer
+    with pytest.raises(PTQ4VMError, match=r"fixed codes.*fix_\(\) and absorb_affine_\(\)"):
+        export_onnx(network, *SIZE, tmp_path / "q.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_with_outputs_quantized_onnx_runtime_executes_integers(tmp_path):
     network = calibrated_network(placement="full")
-    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", target="onnxruntime")
+    path = export_onnx(network, *SIZE, tmp_path / "q.onnx", ExportOptions(target="onnxruntime"))
     exported = ExportedNetwork(path, "onnxruntime", threads=1)
     layers = quantized_layers(network)
     assert (
@@ -285,10 +325,14 @@ def test_with_outputs_quantized_onnx_runtime_executes_integers(tmp_path):
 
 def test_simplification_changes_nothing(tmp_path, monkeypatch):
     network = calibrated_network(placement="full")
-    simple = export_onnx(network, *SIZE, tmp_path / "simple.onnx", target="onnxruntime")
+    simple = export_onnx(
+        network, *SIZE, tmp_path / "simple.onnx", ExportOptions(target="onnxruntime")
+    )
     for name in ("drop_whole_slices", "quantize_before_concat", "unshare_zero_points"):
         monkeypatch.setattr(f"ptq4vm.deploy.onnx.{name}", lambda model: None)
-    plain = export_onnx(network, *SIZE, tmp_path / "plain.onnx", target="onnxruntime")
+    plain = export_onnx(
+        network, *SIZE, tmp_path / "plain.onnx", ExportOptions(target="onnxruntime")
+    )
     kinds = [[node.op_type for node in onnx.load(path).graph.node] for path in (simple, plain)]
     assert kinds[0].count("Slice") == kinds[1].count("Slice") - 8, (
         "height and width of four crops that crop nothing"

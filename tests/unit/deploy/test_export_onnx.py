@@ -6,7 +6,7 @@ import torch
 from networks import random_network
 from torch import nn
 
-from ptq4vm.deploy import export_onnx
+from ptq4vm.deploy import ExportOptions, export_onnx
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantize_network
 from ptq4vm.models.base import Block, MattingModel
@@ -84,7 +84,7 @@ def test_five_frames_equal_pytorch(tmp_path, settings, size):
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 def test_open_size_takes_other_frames(tmp_path, ratio):
     network = random_network(downsample_ratio=ratio)
-    path = export_onnx(network, 64, 96, tmp_path / "float.onnx", dynamic_size=True)
+    path = export_onnx(network, 64, 96, tmp_path / "float.onnx", ExportOptions(dynamic_size=True))
     assert_parity(network, path, 77, 101, frames=2)
     graph = onnx.load(path).graph
     shapes = {
@@ -100,7 +100,7 @@ def test_open_size_takes_other_frames(tmp_path, ratio):
 
 def test_network_without_a_state(tmp_path):
     network = PerFrame().requires_grad_(False)
-    path = export_onnx(network, 24, 40, tmp_path / "float.onnx", opset=18)
+    path = export_onnx(network, 24, 40, tmp_path / "float.onnx", ExportOptions(opset=18))
     assert_parity(network, path, 24, 40)
     model = onnx.load(path)
     assert [node.name for node in model.graph.input] == ["src"]
@@ -110,7 +110,7 @@ def test_network_without_a_state(tmp_path):
 def test_refusals_leave_nothing(tmp_path):
     network = random_network()
     with pytest.raises(PTQ4VMError, match="Expected an opset from 13 to 20, got 9"):
-        export_onnx(network, 64, 96, tmp_path / "float.onnx", opset=9)
+        export_onnx(network, 64, 96, tmp_path / "float.onnx", ExportOptions(opset=9))
     with pytest.raises(PTQ4VMError, match="at least 1 x 1 pixels, got 0 x 96"):
         export_onnx(network, 0, 96, tmp_path / "float.onnx")
     with pytest.raises(PTQ4VMError, match="Expected a calibrated network"):
@@ -118,7 +118,9 @@ def test_refusals_leave_nothing(tmp_path):
     with pytest.raises(
         PTQ4VMError, match="Expected a target of onnxruntime, openvino, tensorrt, got 'tpu'"
     ):
-        export_onnx(network, 64, 96, tmp_path / "float.onnx", target="tpu")
+        export_onnx(network, 64, 96, tmp_path / "float.onnx", ExportOptions(target="tpu"))
+    with pytest.raises(PTQ4VMError, match="Expected states of 8 or 32 bits, got 16"):
+        ExportOptions(state_bits=16)
     (tmp_path / "file").touch()
     with pytest.raises(PTQ4VMError, match="Can't write"):
         export_onnx(network, 64, 96, tmp_path / "file" / "float.onnx")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ptq4vm.deploy import auto_downsample_ratio, matte, matte_video
-from ptq4vm.deploy.runner import to_frame
+from ptq4vm.deploy import MatteOutputs, auto_downsample_ratio, matte, matte_video, write_mattes
+from ptq4vm.deploy.frames import to_frame
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video import open_frames
 
@@ -202,6 +202,20 @@ def test_wrong_frames_and_wrong_networks(model, make_frames):
     model._forward = lambda src, count: (src * float("nan"), forward(src, count)[1], count)
     with pytest.raises(PTQ4VMError, match="finite fgr"):
         list(matte(model, frames))
+
+
+def test_an_opened_source_is_matted_into_the_same_files(tmp_path, model, video):
+    matte_video(model, video, tmp_path / "a", tmp_path / "c", background="blue")
+    outputs = MatteOutputs(tmp_path / "b", tmp_path / "d", background="blue")
+    assert write_mattes(model, open_frames(video), outputs).frames == 3
+    for one, other in (("a", "b"), ("c", "d")):
+        np.testing.assert_array_equal(read(tmp_path / one), read(tmp_path / other))
+
+
+def test_notes_on_the_source_are_warnings(tmp_path, model, video, monkeypatch):
+    monkeypatch.setattr("ptq4vm.video.reader.VideoReader.notes", ("one frame is damaged",))
+    with pytest.warns(UserWarning, match="one frame is damaged"):
+        matte_video(model, video, alpha=tmp_path / "a")
 
 
 def test_bad_calls(tmp_path, model, video):

@@ -9,6 +9,8 @@ import torch
 
 from ptq4vm.deploy import (
     ExportedNetwork,
+    ExportOptions,
+    choose_downsample_ratio,
     export_onnx,
     is_exported,
     matte,
@@ -16,16 +18,17 @@ from ptq4vm.deploy import (
     open_network,
 )
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import network_facts
 from ptq4vm.models import create_model
+from ptq4vm.phases import MattingModule
 
 SIZE = (48, 64)
 
 
 @pytest.fixture(scope="module")
 def graph(random_rvm, tmp_path_factory):
-    return export_onnx(
-        random_rvm, *SIZE, tmp_path_factory.mktemp("graphs") / "float.onnx", target="onnxruntime"
-    )
+    path = tmp_path_factory.mktemp("graphs") / "float.onnx"
+    return export_onnx(random_rvm, *SIZE, path, ExportOptions(target="onnxruntime"))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -42,7 +45,7 @@ def test_a_sequence_equals_pytorch(random_rvm, graph, runtime):
 
 
 def test_open_size_takes_its_states_from_the_frames(random_rvm, tmp_path):
-    path = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
+    path = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", ExportOptions(dynamic_size=True))
     exported = ExportedNetwork(path, "onnxruntime", threads=1)
     assert exported.size is None
     assert measure_parity(random_rvm, exported, torch.rand(2, 3, 50, 70)).highest < 1e-4
@@ -58,7 +61,7 @@ def test_parity_counts_what_differs(random_rvm, graph):
     assert 0 < parity.share <= 1
 
 
-def test_frames_and_ratios_of_other_kinds_are_refused(graph):
+def test_frames_and_ratios_of_other_kinds_are_refused(graph, tmp_path):
     exported = ExportedNetwork(graph)
     assert exported.runtime == "onnxruntime", "what it was exported for"
     with pytest.raises(
@@ -71,7 +74,23 @@ def test_frames_and_ratios_of_other_kinds_are_refused(graph):
         exported.downsample_ratio = 0.5
     exported.downsample_ratio = 1.0
     with pytest.raises(PTQ4VMError, match="taken apart"):
-        exported.blocks()
+        export_onnx(exported, *SIZE, tmp_path / "again.onnx")
+
+
+def test_a_graph_offers_what_a_network_in_pytorch_does(random_rvm, graph):
+    exported = ExportedNetwork(graph, "onnxruntime", threads=1)
+    wanted = network_facts(random_rvm, *SIZE)
+    got = network_facts(exported, 1, 1)
+    assert got == wanted._replace(
+        runtime="onnxruntime", layers="78 float32", size_mb=graph.stat().st_size / 1e6
+    )
+    assert choose_downsample_ratio(exported, "auto", 1080, 1920) == exported.fixed_ratio == 1
+    assert random_rvm.fixed_ratio is None
+    exported.to(torch.device("meta"))
+    assert exported.runs_on == random_rvm.runs_on == torch.device("cpu")
+    module = MattingModule(exported)
+    assert not list(module.parameters())
+    assert module(torch.rand(1, 2, 3, *SIZE)).pha.shape == (1, 2, 1, *SIZE)
 
 
 def test_what_is_no_graph_of_ours_is_refused(graph, tmp_path):
@@ -179,7 +198,7 @@ def test_outputs_of_other_shapes_are_refused(graph, tmp_path):
     "arguments", [{"weights": "/etc/passwd"}, {"report": "x"}, {"refiner": "../x"}, {"wide": 3}]
 )
 def test_a_description_cannot_name_files(random_rvm, tmp_path, arguments):
-    graph = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", dynamic_size=True)
+    graph = export_onnx(random_rvm, *SIZE, tmp_path / "open.onnx", ExportOptions(dynamic_size=True))
     path = forged(
         graph, tmp_path / "forged.onnx", lambda description: description.update(arguments=arguments)
     )

@@ -14,7 +14,6 @@ SRC = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
 def quantized(random_rvm, bits="W8A8", **options):
     qconfig = QConfig(bits, range_method="minmax", **options)
     network = quantize_network(copy.deepcopy(random_rvm), qconfig)
-    network.qconfig = qconfig
     with torch.no_grad(), observing(activation_quantizers(network)):
         network.unroll(SRC[None])
     for layer in quantized_layers(network).values():
