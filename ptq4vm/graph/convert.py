@@ -1,6 +1,7 @@
 """Conversion of a float network into a quantizable network."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,20 +41,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
     if qconfig.equalize:
         require_statistics(network)
     float_twin_(network, qconfig)
-    names = {name for name, _ in network.named_modules()}
-    for name in (*qconfig.layer_bits, *qconfig.ignored_modules):
-        if name not in names and name != "refiner":
-            raise PTQ4VMError(
-                f"Expected layer_bits and ignored_modules to name modules of {network.name}, got "
-                f"{name!r}."
-            )
-    for name, module in network.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and not qconfig.is_float(name):
-            raise PTQ4VMError(
-                f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, "
-                "whose projections are no layers of their own. Write it out, or add its name to "
-                "ignored_modules."
-            )
+    _require_convertible(network, qconfig)
     layers = [
         layer
         for layer in trace(network, example_frame(network))
@@ -64,17 +52,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
             f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. "
             "Shorten it."
         )
-    taken = {
-        layer.name: layer.activation
-        for layer in layers
-        if layer.activation and _takes(network, layer, qconfig)
-    }
-    if len(set(taken.values())) < len(taken):
-        raise PTQ4VMError(
-            f"Expected one activation module for each use in {network.name}, got one that several "
-            "layers share. Give each its own in the network's definition, or choose placement "
-            "deploy."
-        )
+    taken = _fused_activations(network, layers, qconfig)
     edges = {layers[0].name, layers[-1].name}
     # Grids of the layer outputs that reach the next layer already quantized.
     handed_on: dict[str | None, QuantSpec] = {}
@@ -87,11 +65,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         kind: type[QuantizedLayer] = (
             QuantizedLinear if isinstance(plain, nn.Linear) else QuantizedConv2d
         )
-        depthwise = (
-            isinstance(plain, nn.Conv2d)
-            and plain.groups == plain.in_channels == plain.out_channels > 1
-        )
-        specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=depthwise)
+        specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=_is_depthwise(plain))
         source: LearnedScaleFakeQuantize | None = None
         reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
         if qconfig.placement == "full":
@@ -106,6 +80,51 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
             handed_on[layer.name] = specs[1]
         network.set_submodule(layer.name, kind(plain, *specs, reads, hands_on, activation, source))
     return network
+
+
+def _require_convertible(network: MattingModel, qconfig: QConfig) -> None:
+    names = {name for name, _ in network.named_modules()}
+    for name in (*qconfig.layer_bits, *qconfig.ignored_modules):
+        if name not in names and name != "refiner":
+            raise PTQ4VMError(
+                f"Expected layer_bits and ignored_modules to name modules of {network.name}, got "
+                f"{name!r}."
+            )
+    for name, module in network.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and not qconfig.is_float(name):
+            raise PTQ4VMError(
+                f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, "
+                "whose projections are no layers of their own. Write it out, or add its name to "
+                "ignored_modules."
+            )
+
+
+def _fused_activations(
+    network: MattingModel, layers: Sequence[TracedLayer], qconfig: QConfig
+) -> dict[str, str]:
+    """Return, by layer name, the activation modules that quantized layers take over.
+
+    Raises:
+        PTQ4VMError: Layers share an activation module.
+    """
+    taken = {
+        layer.name: layer.activation
+        for layer in layers
+        if layer.activation and _takes(network, layer, qconfig)
+    }
+    if len(set(taken.values())) < len(taken):
+        raise PTQ4VMError(
+            f"Expected one activation module for each use in {network.name}, got one that several "
+            "layers share. Give each its own in the network's definition, or choose placement "
+            "deploy."
+        )
+    return taken
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+    )
 
 
 def _takes(network: MattingModel, layer: TracedLayer, qconfig: QConfig) -> bool:

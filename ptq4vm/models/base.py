@@ -59,6 +59,17 @@ def chained_blocks(
     return blocks
 
 
+def never_in_place(module: nn.Module) -> None:
+    """Make all activations of a module allocate their output.
+
+    Once batch norm is folded, in-place activations would overwrite convolution outputs that
+    calibration has captured.
+    """
+    for child in module.modules():
+        if getattr(child, "inplace", False):
+            child.inplace = False  # type: ignore[assignment]
+
+
 class MattingModel(nn.Module, ABC):
     """Matting network, defined as blocks over named values.
 

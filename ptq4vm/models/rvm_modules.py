@@ -6,40 +6,6 @@ Parameter names are those of the authors' checkpoints.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import mobilenet_v3_large, resnet50
-from torchvision.models.resnet import Bottleneck
-
-
-class MobileNetFeatures(nn.Module):
-    """MobileNetV3-Large without its classifier; the last stage is dilated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = mobilenet_v3_large(weights=None, dilated=True).features
-        never_in_place(self)
-
-
-def resnet_features() -> nn.Module:
-    """Return ResNet-50 without its classifier; the last stage is dilated."""
-    backbone = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
-    del backbone.fc, backbone.avgpool, backbone.maxpool
-    for block in backbone.modules():
-        if isinstance(block, Bottleneck):
-            # One ReLU module per use, so that quantization can move each separately.
-            block.relu1, block.relu2 = nn.ReLU(), nn.ReLU()
-    never_in_place(backbone)
-    return backbone
-
-
-def never_in_place(module: nn.Module) -> None:
-    """Make all activations of a module allocate their output.
-
-    Once batch norm is folded, in-place activations would overwrite convolution outputs that
-    calibration has captured.
-    """
-    for child in module.modules():
-        if getattr(child, "inplace", False):
-            child.inplace = False  # type: ignore[assignment]
 
 
 class LRASPP(nn.Module):

@@ -144,15 +144,10 @@ def bar_chart(
         named: show the names below the groups.
         group: width of a group in pixels.
     """
-    values = [
-        value
-        for numbers in series.values()
-        for value in numbers
-        if value is not None and math.isfinite(value)
-    ]
+    known = (value for numbers in series.values() for value in numbers if value is not None)
     low_edge = _TOP + _PLOT
     height = low_edge + 10 + (math.ceil(_LETTER * max(map(len, names))) if named else 0)
-    ticks = _value_ticks(values, logarithmic)
+    ticks = _value_ticks([value for value in known if math.isfinite(value)], logarithmic)
     first, last = ticks[0].place, ticks[-1].place
 
     def y(value: float) -> float:
