@@ -53,6 +53,7 @@ def choose_bits(
     )
     # (spent above the base) - budget * (spent in total) <= 0
     load = costs * (np.array([False] + [True] * len(candidates)) - budget)
+    # Fixed layers spend part of the budget, or earn some if they lie at or below the base.
     fixed_load = sum(
         layer.macs * _product(layer.fixed) * ((_product(layer.fixed) > _product(base)) - budget)
         for layer in sensitivity.layers

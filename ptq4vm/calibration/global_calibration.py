@@ -109,6 +109,7 @@ def global_loss(
     Returns:
         The weighted sum of the terms, ().
     """
+    # A window inside the clip begins with a settled state, the one that the teacher had there.
     state = network.initial_state(batch.src[:, 0])
     if frames.start > 0:
         state = tuple(steps[:, frames.start - 1] for steps in batch.teacher_state)
@@ -130,6 +131,7 @@ def global_loss(
         losses += [settings.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
     if settings.feature_weight > 0:
         with torch.no_grad():
+            # On the quantized network's first state, so that only the network differs.
             features, _ = run_blocks(teacher.blocks(), {"src": src}, state)
         losses.append(settings.feature_weight * feature_loss(values, features))
     losses += _temporal_losses(pha, batch, settings, frames.start)
@@ -159,6 +161,7 @@ def _temporal_losses(
     time = pha.shape[1]
     if time == 1:
         return losses
+    # A mean over all frames, as the other terms, though the first has no predecessor.
     share, pairs = (time - 1) / time, slice(start, start + time - 1)
     if settings.flow_weight > 0:
         along = (pha[:, 1:], pha[:, :-1], batch.flow[:, pairs], batch.visible[:, pairs])

@@ -75,6 +75,7 @@ def combined_errors(
             )
     errors = np.array([[layer.errors[one] for one in options] for layer in layers], dtype=float)
     sums = np.array([layer.errors[base] for layer in layers], dtype=float).sum(0)
+    # Where no layer changes a metric, its term is 0 rather than 0 / 0.
     return (errors / np.where(sums > 0, sums, np.inf)).sum(-1)
 
 

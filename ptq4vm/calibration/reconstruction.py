@@ -111,6 +111,7 @@ def reconstruct_block(
     data = _Sequences(block, inputs, float_inputs, targets)
     prepare_layers(layers, settings)
     find_ranges(layers, data.run_each)
+    # The baseline that learning has to beat.
     with temporary_rounding(layers, NearestRounding):
         nearest = data.score()
     if settings.learns:
@@ -165,6 +166,7 @@ class _Sequences(NamedTuple):
 
     def loss(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return the block's reconstruction loss on inputs that stand in for its own, ()."""
+        # The last target is the state after each frame; before the first frame it is 0.
         state = None if self.block.state is None else torch.zeros_like(self.targets[-1][:, 0])
         return reconstruction_loss(run_block(self.block, inputs, state), tuple(self.targets))
 
@@ -175,6 +177,7 @@ class _Sequences(NamedTuple):
 
     def run_each(self) -> None:
         """Run the block over one sequence after the other."""
+        # One at a time: an observer samples each call alike, and memory stays that of one sequence.
         for index in range(len(self.inputs[0])):
             one = self.take(slice(index, index + 1))
             one.loss(one.inputs)
@@ -190,6 +193,7 @@ def prepare_layers(layers: Iterable[QuantizedLayer], settings: ReconstructionSet
     for layer in layers:
         layer.weight_quantizer.start_rounding(layer.weight)
         for parameter in (p for one in layer.activation_quantizers for p in one.parameters()):
+            # Offsets of grids without a zero point stay frozen.
             parameter.requires_grad_(parameter.requires_grad and settings.learn_scales)
 
 
@@ -262,6 +266,7 @@ def block_step(
     """
     if settings.drop_prob > 0.0 and float_inputs is not None:
         pairs = zip(inputs, float_inputs, strict=True)
+        # QDrop in the block's input; dropping, below, is QDrop at its quantizers.
         inputs = [_mix(quantized, floats, settings.drop_prob) for quantized, floats in pairs]
     with dropping(_activation_quantizers(layers), settings.drop_prob), cached_weights(layers):
         reconstruction = reconstruct(inputs)

@@ -143,6 +143,7 @@ class _Walk:
         layers = list_layers(network, qconfig, *data.size).layers
         self.networks: dict[str, MattingModel] = {}
         for one in bits:
+            # layer_bits override first_last_bits: the edges are measured at these bits too.
             edges = {layer.name: one for layer in (layers[0], layers[-1])} if layers else {}
             self.networks[one] = quantize_network(
                 network, replace(qconfig, bits=one, layer_bits=edges)
@@ -185,6 +186,7 @@ class _Walk:
         bits, network = next(iter(self.networks.items()))
         block, later = self.blocks[bits][position], self.blocks[bits][position + 1 :]
         needed = {"src", *(name for other in later for name in other.inputs)}
+        # The float network's values, whichever network runs: quantization is off in all its layers.
         with disable_quantization(quantized_layers(network).values()):
             for index, values in enumerate(self.values):
                 values = _run(network, (block,), values)

@@ -71,6 +71,7 @@ def forward_backward_mask(
     _check_flow(backward_flow, (backward_flow.shape[0], *backward_flow.shape[-2:]), "backward_flow")
     _check_flow(forward_flow, (backward_flow.shape[0], *backward_flow.shape[-2:]), "forward_flow")
     backward = backward_flow.float() if backward_flow.dtype != torch.float64 else backward_flow
+    # Both flows on the grid of frame t+1; along a visible point they cancel.
     forward = warp(forward_flow.to(backward.dtype), backward)
     disagreement = (forward + backward).square().sum(dim=1, keepdim=True)
     length = forward.square().sum(dim=1, keepdim=True) + backward.square().sum(dim=1, keepdim=True)
@@ -85,6 +86,7 @@ def _source_coordinates(flow: Tensor) -> Tensor:
         torch.arange(height, dtype=flow.dtype, device=flow.device).view(-1, 1).expand(height, width)
     )
     xs = torch.arange(width, dtype=flow.dtype, device=flow.device).expand(height, width)
+    # Broadcast over N: (N, 2, H, W) + (2, H, W).
     return flow + torch.stack((xs, ys))
 
 

@@ -105,6 +105,8 @@ def is_quantized_checkpoint(path: Path) -> bool:
     if path.suffix.lower() != ".safetensors" or not path.is_file():
         return False
     with path.open("rb") as file:
+        # safetensors: the header's length in 8 bytes, little endian, then the header as JSON. In
+        # another file the length may be anything, hence the bound.
         size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
         head = file.read(min(size, 64 * 2**20))
     return f'"{_HEADER}"'.encode() in head
@@ -175,6 +177,7 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
     check_tensors(network, tensors, path)
     for name, layer in layers.items():
         tensors[f"{name}.weight"] = _dequantized(name, layer, tensors, path)
+        # Fixed, so that the forward pass neither rounds it again nor adds float values.
         layer.weight_quantizer.rounding = FixedRounding()
     network.load_state_dict(tensors)
     network.qconfig = qconfig  # type: ignore[assignment]
@@ -223,6 +226,7 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     """Pack integer codes as bytes, or two per byte (low nibble first) for at most 4 bits."""
     if bits > 4:
         return codes.round().to(torch.int16).remainder(256).to(torch.uint8)
+    # remainder gives the two's complement: -1 -> 15.
     nibbles = codes.round().to(torch.int16).remainder(16).to(torch.uint8).flatten()
     nibbles = torch.cat([nibbles, nibbles.new_zeros(nibbles.numel() % 2)])
     return nibbles[0::2] | (nibbles[1::2] << 4)
@@ -243,6 +247,7 @@ def _unpack(packed: Tensor, spec: QuantSpec, shape: torch.Size, where: str) -> T
         packed = torch.stack([packed & 15, packed >> 4], -1).flatten()[: shape.numel()]
     codes = packed.to(torch.float32).reshape(shape)
     modulus = 16 if spec.bits <= 4 else 256
+    # Undo the two's complement; affine codes are unsigned already.
     if spec.grid == "symmetric":
         codes = torch.where(codes >= modulus // 2, codes - modulus, codes)
     if codes.min() < spec.quant_min or codes.max() > spec.quant_max:

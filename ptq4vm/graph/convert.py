@@ -53,6 +53,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
             "Shorten it."
         )
     taken = _fused_activations(network, layers, qconfig)
+    # Executed, not defined: project_seg is defined behind project_mat and never runs.
     edges = {layers[0].name, layers[-1].name}
     # Grids of the layer outputs that reach the next layer already quantized.
     handed_on: dict[str | None, QuantSpec] = {}
@@ -60,6 +61,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         activation: nn.Module | None = None
         if layer.name in taken:
             activation = network.get_submodule(taken[layer.name])
+            # The layer runs it from now on; at its old place nothing must happen any more.
             network.set_submodule(taken[layer.name], nn.Identity())
         plain: nn.Conv2d | nn.Linear = network.get_submodule(layer.name)  # type: ignore[assignment]
         kind: type[QuantizedLayer] = (
@@ -198,6 +200,7 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
         if isinstance(module, QuantizedLayer):
             weight_bits = module.weight_quantizer.spec.bits
             scales = module.weight_quantizer.scale.numel()
+            # An activation grid has a scale and a zero point.
             scales += 2 * sum(one.scale.numel() for one in module.activation_quantizers)
             bits += weight_bits * module.weight.numel() + 32 * scales
             activation_bits = module.activation_spec.bits

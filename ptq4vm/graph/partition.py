@@ -24,6 +24,7 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
             )
     src = example_frame(network)
     states = network.initial_state(src)
+    # A state in no block would not be reconstructed, one in two would be advanced twice a frame.
     homes = sorted(block.state for block in blocks if block.state is not None)
     if homes != list(range(len(states))):
         raise PTQ4VMError(

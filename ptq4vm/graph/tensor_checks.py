@@ -47,6 +47,7 @@ def check_tensors(network: MattingModel, tensors: Mapping[str, Tensor], path: Pa
                 f"{path}, got {tuple(got.shape)} of {got.dtype}. Quantize again."
             )
         owner, _, key = name.rpartition(".")
+        # The owner of a scale or an offset is a quantizer, which knows its grid.
         rule = _RANGES.get(key)
         spec = getattr(network.get_submodule(owner), "spec", None)
         wanted = None if rule is None else rule(got, spec if isinstance(spec, QuantSpec) else None)

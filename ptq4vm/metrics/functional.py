@@ -109,6 +109,8 @@ def grad(preds: Tensor, target: Tensor, normalize: bool = True) -> Tensor:
     sums = []
     for p, t in zip(*chunks, strict=True):
         if normalize:
+            # Each on its own, as the reference: an offset or gain of the whole matte is no gradient
+            # error.
             p, t = _stretch(p), _stretch(t)
         sums.append(
             (_gradient_magnitude(p) - _gradient_magnitude(t)).square().sum(dim=(-3, -2, -1))
@@ -228,6 +230,7 @@ def _gradient_taps() -> tuple[list[float], list[float]]:
 
     Their outer product has unit L2 norm.
     """
+    # Where the Gaussian falls to epsilon, as in the benchmark's code.
     half = math.ceil(
         _GRAD_SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * _GRAD_SIGMA * _GRAD_EPSILON))
     )
@@ -273,6 +276,7 @@ def _conn_frame(preds: np.ndarray, target: np.ndarray) -> float:
         connected &= (
             above if count == 2 else labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
         )
+        # Index of the highest level up to which the pixel was always connected.
         level += connected
     base = _CONN_LEVELS[level]
     difference = _disconnected(preds, base) - _disconnected(target, base)

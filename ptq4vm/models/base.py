@@ -54,6 +54,7 @@ def chained_blocks(
     blocks, last = [], first
     for index in range(count):
         name, value = f"{prefix}.{index}", taps.get(index, f"features{index}")
+        # partial, since a lambda would see the loop's last index.
         blocks.append(Block(name, (last,), (value,), partial(forward, index), (name,)))
         last = value
     return blocks
@@ -85,6 +86,7 @@ class MattingModel(nn.Module, ABC):
     """Plain-JSON arguments of :func:`create_model`, besides the name, that rebuild this network."""
     state_bound: float | None = None
     """Upper bound of the absolute values of all recurrent states; None if unknown."""
+    # A class attribute, so that a network without the argument works at the frame's own size.
     _downsample_ratio = 1.0
 
     @property
@@ -144,6 +146,8 @@ class MattingModel(nn.Module, ABC):
         """
         # Convolutions keep this memory format, which is the faster one on CPU.
         values, new_state = {"src": src.contiguous(memory_format=torch.channels_last)}, list(state)
+        # States are read from before the frame and written beside them: a block sees no other's new
+        # state.
         for block in self.blocks():
             arguments = [values[name] for name in block.inputs]
             if block.state is not None:
@@ -172,4 +176,5 @@ class MattingModel(nn.Module, ABC):
             pha.append(output.pha)
         return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), state)
 
+    # Calling the module processes a clip, as a training loop expects.
     forward = unroll

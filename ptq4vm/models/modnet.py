@@ -102,6 +102,7 @@ class MODNet(MattingModel):
             output: Name of its result.
             modules: Names of the layers that the method runs, within the branch.
         """
+        # The method is looked up at each call, since quantization replaces its layers.
         branch = name.split(".")[0]
 
         def run(*values: Tensor) -> tuple[Tensor]:
@@ -120,6 +121,7 @@ class MODNet(MattingModel):
 
 
 def _compose(src: Tensor, matte: Tensor) -> tuple[Tensor, Tensor]:
+    # No foreground is predicted: the frame stands in for it.
     return src, _resize(matte, src.shape[-2:])
 
 

@@ -25,6 +25,7 @@ class _Encoder(NamedTuple):
     enc32x: int = 1280
 
 
+# enc32x is the output of the last 1x1 convolution, before the classifier.
 _ENCODER = _Encoder()
 _DETAIL = 32
 """Channels of the high-resolution branches."""
@@ -52,8 +53,8 @@ class IBNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.split = channels // 2
-        # Frozen, so that it is no nn.BatchNorm2d: those must be folded (graph.fold_bn), which is not
-        # possible for half of the channels.
+        # Frozen, so that it is no nn.BatchNorm2d: those must be folded (graph.fold_bn), which is
+        # not possible for half of a convolution.
         self.bnorm = FrozenBatchNorm2d(self.split)
         self.inorm = nn.InstanceNorm2d(channels - self.split)
 
@@ -154,6 +155,7 @@ class HighResolutionBranch(nn.Module):
     def to_down(self, image: Tensor, skip: Tensor, enc4x: Tensor) -> Tensor:
         """Join image and encoder features at 1/4, (B, 64, h / 4, w / 4)."""
         half = F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
+        # The order of a concatenation is that of the checkpoints' kernels, here and below.
         return self.conv_enc4x(
             torch.cat([self.conv_enc2x(torch.cat([half, skip], 1)), self.tohr_enc4x(enc4x)], 1)
         )

@@ -68,6 +68,8 @@ def create_model(
         )
     factory = _FACTORIES[name]
     try:
+        # Bound before the call, so that a TypeError inside the factory isn't taken for a wrong
+        # name.
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
         raise PTQ4VMError(

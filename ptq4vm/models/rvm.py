@@ -88,6 +88,7 @@ class RobustVideoMatting(MattingModel):
             if refiner == "deep_guided_filter"
             else FastGuidedFilter()
         )
+        # Not persistent: the authors' checkpoints don't hold them.
         self.register_buffer(
             "_mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False
         )
@@ -99,6 +100,7 @@ class RobustVideoMatting(MattingModel):
         These are the encoder layers, LR-ASPP, the recurrent decoder steps, the projection and the
         refiner.
         """
+        # At the frame's own size project_mat already emits the result: no downsampling, no refiner.
         refines = self.downsample_ratio < 1
         small = "src_small" if refines else "src"
         residual, pha = (
@@ -145,14 +147,18 @@ class RobustVideoMatting(MattingModel):
     def initial_state(self, src: Tensor) -> RecurrentState:
         """Return zero states r1 to r4, (B, c, h, w) each, for frames like ``src`` (B, 3, H, W)."""
         height, width = self._small_size(src)
+        # Half of a step's channels are recurrent. The decoder's widths are listed from decode3 on,
+        # the states from r1 on, hence reversed; decode0 has no state.
         channels = (*(c // 2 for c in self._widths.decoder[2::-1]), self._widths.bottleneck // 2)
         state = []
         for count in channels:
+            # Convolutions of stride 2 round odd sizes up.
             height, width = (height + 1) // 2, (width + 1) // 2
             state.append(src.new_zeros(src.shape[0], count, height, width))
         return tuple(state)
 
     def _small_size(self, src: Tensor) -> tuple[int, int]:
+        # Rounded down, as interpolate does for a scale_factor.
         height, width = (int(side * self.downsample_ratio) for side in src.shape[-2:])
         if height < 1 or width < 1:
             raise PTQ4VMError(
@@ -162,6 +168,7 @@ class RobustVideoMatting(MattingModel):
         return height, width
 
     def _decode_block(self, level: int, image: str) -> Block:
+        # Blocks count from the deepest step, decode4; the states r1 to r4 have the indices 0 to 3.
         inputs = (f"hidden{level + 1}", f"f{level}", image)
         name = f"decode{level}"
         return Block(
@@ -184,12 +191,14 @@ class RobustVideoMatting(MattingModel):
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         matte = self.project_mat(hidden)
+        # Three channels of the foreground's residual, one of alpha.
         return matte[:, :3], matte[:, 3:]
 
     def _refine(self, *arguments: Tensor) -> tuple[Tensor, Tensor]:
         return self.refiner(*arguments)
 
     def _normalize(self, src: Tensor) -> Tensor:
+        # The encoder alone reads normalised frames; decoder and refiner read RGB in [0, 1].
         return (src - self.get_buffer("_mean")) / self.get_buffer("_std")
 
     def _downsample(self, src: Tensor) -> tuple[Tensor]:
@@ -206,6 +215,8 @@ class RobustVideoMatting(MattingModel):
 
 
 def _compose(src: Tensor, residual: Tensor, pha: Tensor) -> tuple[Tensor, Tensor]:
+    # The network predicts the foreground less the frame, as in arXiv 2012.07810: 0 where they
+    # agree.
     return (residual + src).clamp(0, 1), pha.clamp(0, 1)
 
 

@@ -29,6 +29,7 @@ class MobileNetFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # Dilated, the last stage keeps stride 16.
         self.features = mobilenet_v3_large(weights=None, dilated=True).features
         never_in_place(self)
 
@@ -36,6 +37,7 @@ class MobileNetFeatures(nn.Module):
 def resnet_features() -> nn.Module:
     """Return ResNet-50 without its classifier; the last stage is dilated."""
     backbone = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
+    # The pooling behind the stem is done in _bottleneck: f1 is read before it.
     del backbone.fc, backbone.avgpool, backbone.maxpool
     for block in backbone.modules():
         if isinstance(block, Bottleneck):
@@ -82,6 +84,7 @@ def resnet_blocks(backbone: nn.Module, image: str, normalize: Normalize) -> list
         for index in range(count):
             name = f"layer{stage}.{index}"
             value = tap if index == count - 1 else f"layer{stage}_{index}"
+            # partial, since a closure would see the loop's last name.
             run = partial(_bottleneck, backbone, name)
             blocks.append(Block(f"backbone.{name}", (last,), (value,), run, (f"backbone.{name}",)))
             last = value
@@ -91,6 +94,7 @@ def resnet_blocks(backbone: nn.Module, image: str, normalize: Normalize) -> list
 def _bottleneck(backbone: nn.Module, name: str, x: Tensor) -> tuple[Tensor]:
     """Run torchvision's bottleneck, but add the shortcut out of place."""
     if name == "layer1.0":
+        # ResNet's pooling from stride 2 to 4, which precedes layer1.
         x = F.max_pool2d(x, 3, stride=2, padding=1)
     layer: nn.Module = backbone.get_submodule(name)
     y = layer.relu1(layer.bn1(layer.conv1(x)))  # type: ignore[operator]
@@ -113,6 +117,8 @@ def relu_links(backbone: nn.Module) -> tuple[tuple[str, str], ...]:
         elif isinstance(block, InvertedResidual) and any(
             isinstance(child, nn.ReLU) for child in block.block[0]
         ):
+            # The parts are expansion (if any), depthwise convolution, gate (if any) and projection;
+            # the first child of each is its convolution.
             gates = [isinstance(part, SqueezeExcitation) for part in block.block]
             links += pairwise(
                 f"{name}.block.{i}.0"
