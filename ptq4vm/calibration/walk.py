@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ptq4vm.calibration.reconstruction import harden
+from ptq4vm.calibration.block_steps import harden
 from ptq4vm.graph import SequenceStore, run_block
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.quantizers import QuantizedLayer, cached_weights

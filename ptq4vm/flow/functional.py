@@ -27,6 +27,14 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
     Raises:
         PTQ4VMError: Shapes do not match, or x is not floating.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.flow import warp
+        >>> frame = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(1, 1, 2, 4)
+        >>> flow = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 4)
+        >>> warp(frame, flow)[0, 0, 0]  # each pixel reads its right neighbour
+        tensor([1., 2., 3., 3.])
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise PTQ4VMError(f"Expected floats (N, C, H, W) to warp, got {x.dtype} {tuple(x.shape)}.")

@@ -36,22 +36,23 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
             is to be quantized; no layer is left to quantize; layers share an activation module that
             placement would fuse; or ``equalize`` is set and the BatchNorms are the identity, as in
             weights from an ONNX file.
+
+    Example:
+        >>> from ptq4vm import QConfig
+        >>> from ptq4vm.graph import quantize_network, quantized_layers
+        >>> from ptq4vm.models import create_model
+        >>> network = create_model("rvm_mobilenetv3")  # random weights
+        >>> quantized = quantize_network(network, QConfig("W4A8", range_method="minmax"))
+        >>> layer = quantized_layers(quantized)["aspp.aspp1.0"]
+        >>> layer.weight_quantizer.spec.bits, layer.activation_spec.bits
+        (4, 8)
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if qconfig.equalize:
         require_statistics(network)
     float_twin_(network, qconfig)
     _require_convertible(network, qconfig)
-    layers = [
-        layer
-        for layer in trace(network, example_frame(network))
-        if not qconfig.is_float(layer.name)
-    ]
-    if not layers:
-        raise PTQ4VMError(
-            f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. "
-            "Shorten it."
-        )
+    layers = _quantizable_layers(network, qconfig)
     taken = _fused_activations(network, layers, qconfig)
     # Executed, not defined: project_seg is defined behind project_mat and never runs.
     edges = {layers[0].name, layers[-1].name}
@@ -99,6 +100,20 @@ def _require_convertible(network: MattingModel, qconfig: QConfig) -> None:
                 "whose projections are no layers of their own. Write it out, or add its name to "
                 "ignored_modules."
             )
+
+
+def _quantizable_layers(network: MattingModel, qconfig: QConfig) -> list[TracedLayer]:
+    layers = [
+        layer
+        for layer in trace(network, example_frame(network))
+        if not qconfig.is_float(layer.name)
+    ]
+    if not layers:
+        raise PTQ4VMError(
+            f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. "
+            "Shorten it."
+        )
+    return layers
 
 
 def _fused_activations(
@@ -189,7 +204,15 @@ def bits_label(qconfig: QConfig, cost: Cost) -> str:
 
 
 def network_cost(network: MattingModel, height: int, width: int) -> Cost:
-    """Return size and compute of a float (32 bits) or quantized network at a frame size."""
+    """Return size and compute of a float (32 bits) or quantized network at a frame size.
+
+    Example:
+        >>> from ptq4vm.graph import network_cost
+        >>> from ptq4vm.models import create_model
+        >>> cost = network_cost(create_model("rvm_mobilenetv3"), 288, 512)
+        >>> round(cost.macs, 1), cost.weight_bits
+        (4.5, 32.0)
+    """
     layers = {
         layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))
     }

@@ -34,7 +34,17 @@ class TracedLayer:
 
 
 def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
-    """Run one frame, (1, 3, H, W), and return its convolutions and linear layers in order."""
+    """Run one frame, (1, 3, H, W), and return its convolutions and linear layers in order.
+
+    Example:
+        >>> from ptq4vm.graph import trace
+        >>> from ptq4vm.graph.trace import example_frame
+        >>> from ptq4vm.models import create_model
+        >>> network = create_model("rvm_mobilenetv3")
+        >>> layers = trace(network, example_frame(network))
+        >>> layers[0].name, layers[0].batch_norm, layers[-1].name
+        ('backbone.features.0.0', 'backbone.features.0.1', 'project_mat.conv')
+    """
     layers: dict[str, TracedLayer] = {}
     # Tensors by id: the output of a layer is recognised where a module reads the same object.
     produced: dict[int, tuple[TracedLayer, Tensor]] = {}

@@ -101,6 +101,16 @@ def fake_quantize(
         quant_min: Lowest code.
         quant_max: Highest code; the range must include code 0.
         keep: Booleans shaped as x; where False, x passes through unchanged (QDrop).
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.quantizers import choose_qparams, fake_quantize
+        >>> low, high = torch.tensor([-1.0]), torch.tensor([2.0])
+        >>> scale, zero_point = choose_qparams(low, high, 0, 3, "affine")
+        >>> scale, zero_point
+        (tensor([1.]), tensor([1.]))
+        >>> fake_quantize(torch.tensor([-1.4, 0.2, 0.7, 5.0]), scale, zero_point, 0, 3)
+        tensor([-1.,  0.,  1.,  2.])
     """
     return _FakeQuantize.apply(x, scale, zero_point, quant_min, quant_max, keep)
 
