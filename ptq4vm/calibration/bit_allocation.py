@@ -138,5 +138,6 @@ def share_above(sensitivity: Sensitivity, base: str, bits: Mapping[str, str]) ->
 
 
 def _product(bits: str) -> int:
+    # Bit operations of one multiply-accumulate.
     weight_bits, activation_bits = parse_bits(bits)
     return weight_bits * activation_bits

@@ -144,6 +144,7 @@ def block_step(
         pairs = zip(inputs, float_inputs, strict=True)
         # QDrop in the block's input; dropping, below, is QDrop at its quantizers.
         inputs = [_mix(quantized, floats, settings.drop_prob) for quantized, floats in pairs]
+    # Weights are rounded once a step, not once a frame; their gradient sums over the frames.
     with dropping(_activation_quantizers(layers), settings.drop_prob), cached_weights(layers):
         reconstruction = reconstruct(inputs)
     beta = annealed_beta(progress, settings.warmup)

@@ -63,6 +63,7 @@ def begin_global_calibration(
     """
     for name, layer in quantized_layers(network).items():
         layer.start_affine(per_channel=per_channel)
+        # A loaded checkpoint is frozen throughout.
         for quantizer in layer.activation_quantizers:
             quantizer.log_scale.requires_grad_(True)
             quantizer.offset.requires_grad_(quantizer.spec.grid == "affine")
@@ -74,6 +75,7 @@ def begin_global_calibration(
 def end_global_calibration(network: MattingModel) -> None:
     """Fix the weights and fold γ and β into weight scales and biases, in place."""
     for layer in quantized_layers(network).values():
+        # In this order: γ is folded into codes that no longer change.
         layer.fix_()
         layer.absorb_affine_()
 

@@ -166,6 +166,7 @@ class _Walk:
 
     def layers(self, position: int) -> list[str]:
         """Return the names of the quantizable layers of a block."""
+        # Blocks and layers have the same names for all bits.
         bits, network = next(iter(self.networks.items()))
         return block_layers(network, self.blocks[bits][position])
 
@@ -177,6 +178,7 @@ class _Walk:
         with disable_quantization(others):
             for values, target in zip(self.values, self.targets, strict=True):
                 pha = _run(network, self.blocks[bits][position:], values)["pha"][0]
+                # (2, T): both metrics of each frame.
                 frames.append(torch.stack([mad(pha, target), dtssd(pha, target)]))
         return LayerError(*torch.cat(frames, 1).double().mean(1).tolist())
 
