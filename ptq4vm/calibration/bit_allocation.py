@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from ptq4vm.calibration.sensitivity import BASE_BITS, Sensitivity, combined_errors
+from ptq4vm.calibration.layer_errors import Sensitivity, combined_errors
+from ptq4vm.calibration.sensitivity import BASE_BITS
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers import canonical_bits, parse_bits
 
@@ -40,13 +41,7 @@ def choose_bits(
             measurements.
     """
     base, candidates = canonical_bits(base), [canonical_bits(one) for one in candidates]
-    for one in candidates:
-        if _product(one) <= _product(base) or any(
-            c < b for c, b in zip(*map(parse_bits, (one, base)), strict=True)
-        ):
-            raise PTQ4VMError(
-                f"Expected candidates above the base {base}, got {one}. Choose e.g. W4A8 or W8A8."
-            )
+    _require_above(base, candidates)
     require_budget(sensitivity, base, budget)
     free = [layer for layer in sensitivity.layers if layer.fixed is None]
     options = [base, *candidates]
@@ -58,28 +53,54 @@ def choose_bits(
     )
     # (spent above the base) - budget * (spent in total) <= 0
     load = costs * (np.array([False] + [True] * len(candidates)) - budget)
+    # Fixed layers spend part of the budget, or earn some if they lie at or below the base.
     fixed_load = sum(
         layer.macs * _product(layer.fixed) * ((_product(layer.fixed) > _product(base)) - budget)
         for layer in sensitivity.layers
         if layer.fixed is not None
     )
     scale = 1e4 / costs[:, 0].sum()  # the solver's tolerance is absolute
-    one_each = np.kron(np.eye(len(free)), np.ones(len(options)))
+    picks = _solve(errors, load * scale, -fixed_load * scale)
+    return {layer.name: options[pick] for layer, pick in zip(free, picks, strict=True) if pick > 0}
+
+
+def _require_above(base: str, candidates: Sequence[str]) -> None:
+    for one in candidates:
+        if _product(one) <= _product(base) or any(
+            c < b for c, b in zip(*map(parse_bits, (one, base)), strict=True)
+        ):
+            raise PTQ4VMError(
+                f"Expected candidates above the base {base}, got {one}. Choose e.g. W4A8 or W8A8."
+            )
+
+
+def _solve(errors: np.ndarray, load: np.ndarray, limit: float) -> np.ndarray:
+    """Choose one option for each layer: least sum of errors, sum of loads within the limit.
+
+    Args:
+        errors: (layers, options).
+        load: (layers, options).
+        limit: maximum sum of the chosen loads.
+
+    Returns:
+        Indices of the options, (layers,).
+    """
+    # One 0/1 variable for each layer and option; those of a layer add up to 1.
+    one_each = np.kron(np.eye(len(errors)), np.ones(errors.shape[1]))
     solution = milp(
         errors.ravel(),
         integrality=np.ones(errors.size),
         bounds=Bounds(0, 1),
         constraints=[
             LinearConstraint(one_each, 1, 1),
-            LinearConstraint(load.ravel()[None] * scale, -np.inf, -fixed_load * scale),
+            LinearConstraint(load.ravel()[None], -np.inf, limit),
         ],
         # Presolve is no faster here, and some HiGHS releases print to the terminal after it.
         options={"mip_rel_gap": 0.0, "presolve": False},
     )
     if solution.x is None:
         raise RuntimeError(f"the integer program was not solved: {solution.message}")
-    picks = solution.x.reshape(errors.shape).argmax(1)
-    return {layer.name: options[pick] for layer, pick in zip(free, picks, strict=True) if pick > 0}
+    return solution.x.reshape(errors.shape).argmax(1)
 
 
 def require_budget(sensitivity: Sensitivity, base: str, budget: float) -> None:
@@ -117,5 +138,6 @@ def share_above(sensitivity: Sensitivity, base: str, bits: Mapping[str, str]) ->
 
 
 def _product(bits: str) -> int:
+    # Bit operations of one multiply-accumulate.
     weight_bits, activation_bits = parse_bits(bits)
     return weight_bits * activation_bits

@@ -10,7 +10,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantized_layers, run_blocks
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import clamp_ste
-from ptq4vm.types import CalibrationClip
+from ptq4vm.types import CalibrationClip, RecurrentState
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def begin_global_calibration(
     """
     for name, layer in quantized_layers(network).items():
         layer.start_affine(per_channel=per_channel)
+        # A loaded checkpoint is frozen throughout.
         for quantizer in layer.activation_quantizers:
             quantizer.log_scale.requires_grad_(True)
             quantizer.offset.requires_grad_(quantizer.spec.grid == "affine")
@@ -81,6 +82,7 @@ def begin_global_calibration(
 def end_global_calibration(network: MattingModel) -> None:
     """Fix the weights and fold γ and β into weight scales and biases, in place."""
     for layer in quantized_layers(network).values():
+        # In this order: γ is folded into codes that no longer change.
         layer.fix_()
         layer.absorb_affine_()
 
@@ -115,7 +117,25 @@ def global_loss(
 
     Returns:
         The weighted sum of the terms, ().
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.calibration import make_teacher
+        >>> from ptq4vm.calibration.global_calibration import GlobalLossSettings, global_loss
+        >>> from ptq4vm.models import create_model
+        >>> from ptq4vm.types import CalibrationClip, RecurrentState
+        >>> network = create_model("rvm_mobilenetv3")  # random weights
+        >>> src = torch.rand(1, 3, 3, 32, 32)
+        >>> fgr, pha, states = make_teacher(network).forward(src)
+        >>> still, seen = torch.zeros(1, 2, 2, 32, 32), torch.ones(1, 2, 1, 32, 32)
+        >>> targets = (pha, fgr, pha, fgr, states, still, seen)
+        >>> batch = CalibrationClip(torch.zeros(1), src, *targets)
+        >>> settings = GlobalLossSettings(flow_weight=0.0)
+        >>> loss = global_loss(network, network, batch, settings, slice(0, 3))
+        >>> bool(loss < 1e-3)  # the float network against itself
+        True
     """
+    # A window inside the clip begins with a settled state, the one that the teacher had there.
     state = network.initial_state(batch.src[:, 0])
     if frames.start > 0:
         state = tuple(steps[:, frames.start - 1] for steps in batch.teacher_state)
@@ -129,14 +149,10 @@ def global_loss(
         weight * alpha_loss(pha, target[:, frames], settings.l1_weight, settings.mse_weight)
         for weight, target in _alpha_targets(batch, settings)
     ]
-    if settings.fgr_weight > 0:
-        error = values["fgr"] - batch.teacher_fgr[:, frames]
-        losses.append(settings.fgr_weight * error.abs().mean())
-    if settings.state_weight > 0:
-        pairs = zip(states, batch.teacher_state, strict=True)
-        losses += [settings.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
+    losses += _teacher_losses(values["fgr"], states, batch, settings, frames)
     if settings.feature_weight > 0:
         with torch.no_grad():
+            # On the quantized network's first state, so that only the network differs.
             features, _ = run_blocks(teacher.blocks(), {"src": src}, state)
         losses.append(settings.feature_weight * feature_loss(values, features))
     losses += _temporal_losses(pha, batch, settings, frames.start)
@@ -149,6 +165,24 @@ def _alpha_targets(
     """Return the weights above 0 with their alphas, (B, T, 1, H, W)."""
     pairs = [(settings.truth_weight, batch.pha), (settings.teacher_weight, batch.teacher_pha)]
     return [(weight, alpha) for weight, alpha in pairs if weight > 0]
+
+
+def _teacher_losses(
+    fgr: Tensor,
+    states: RecurrentState,
+    batch: CalibrationClip,
+    settings: GlobalLossSettings,
+    frames: slice,
+) -> list[Tensor]:
+    """Compare foreground and states, (B, t, ...), with the teacher's."""
+    losses = []
+    if settings.fgr_weight > 0:
+        error = fgr - batch.teacher_fgr[:, frames]
+        losses.append(settings.fgr_weight * error.abs().mean())
+    if settings.state_weight > 0:
+        pairs = zip(states, batch.teacher_state, strict=True)
+        losses += [settings.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
+    return losses
 
 
 def _temporal_losses(
@@ -166,6 +200,7 @@ def _temporal_losses(
     time = pha.shape[1]
     if time == 1:
         return losses
+    # A mean over all frames, as the other terms, though the first has no predecessor.
     share, pairs = (time - 1) / time, slice(start, start + time - 1)
     if settings.flow_weight > 0:
         along = (pha[:, 1:], pha[:, :-1], batch.flow[:, pairs], batch.visible[:, pairs])

@@ -43,6 +43,7 @@ def _recording(layers: Sequence[nn.Module], *, detach: bool) -> Iterator[list[Te
         channels_last = isinstance(layer, nn.Linear | QuantizedLinear)
         outputs.append(y.movedim(-1, 1) if channels_last else y)
 
+    # Without a path to the layer before, each layer answers for its own rounding only.
     def cut(_: nn.Module, x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(value.detach() for value in x)
 

@@ -37,6 +37,7 @@ def feature_loss(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) ->
     Feature maps are the block outputs (B, T, C, h, w) with more than 4 channels; pictures and
     mattes are left out.
     """
+    # Var = E[x²] - E[x]², of all channels of a frame together. Flat maps would divide by 0.
     errors = [
         _energy(values[name] - target)
         / (_energy(target) - target.mean((2, 3, 4)).square()).clamp(min=_LEAST_VARIANCE)

@@ -1,20 +1,24 @@
-"""Sensitivity of single layers to quantization."""
+"""Measurement of single layers' sensitivity to quantization."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ptq4vm.atomic_io import write_json
+from ptq4vm.calibration.layer_errors import (
+    LayerError,
+    LayerSensitivity,
+    Sensitivity,
+    read_errors,
+    write_sensitivity,
+)
 from ptq4vm.calibration.teacher import teacher_key
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.data.calibration import Progress
-from ptq4vm.errors import PTQ4VMError, differences
+from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import (
     block_layers,
     partition,
@@ -33,55 +37,10 @@ from ptq4vm.quantizers import (
     disable_quantization,
     observing,
 )
-from ptq4vm.reading import read_json
 
 BASE_BITS = "W4A4"
 SEQUENCES = 4
 """Default number of calibration sequences to measure on."""
-
-
-class LayerError(NamedTuple):
-    """Difference of the mattes to the float network's, mean over frames."""
-
-    mad: float
-    """Mean absolute difference ×10³."""
-    dtssd: float
-    """RMS difference of frame-to-frame steps ×10²; 0 for the first frame of a sequence."""
-
-
-@dataclass(frozen=True)
-class LayerSensitivity:
-    """Quantizable layer and the errors of quantizing it alone."""
-
-    name: str
-    macs: int
-    """Multiply-accumulates for one calibration frame."""
-    weights: int
-    fixed: str | None = None
-    """Bits fixed by the configuration (first and last layer, ``layer_bits``); None if free."""
-    errors: dict[str, LayerError] = field(default_factory=dict)
-    """Errors by bits, e.g. ``W4A4``."""
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """Sensitivities of the layers, in order of execution."""
-
-    layers: tuple[LayerSensitivity, ...]
-
-    def ranked(self, bits: str) -> list[LayerSensitivity]:
-        """Return the layers, most sensitive first, by :func:`combined_errors`."""
-        bits = canonical_bits(bits)
-        errors = combined_errors(self.layers, [bits], bits)[:, 0]
-        return [self.layers[index] for index in np.argsort(-errors, kind="stable")]
-
-    def shares(self) -> dict[str, float]:
-        """Return each layer's share of the MACs of all quantizable layers."""
-        total = sum(layer.macs for layer in self.layers)
-        return {layer.name: layer.macs / total for layer in self.layers}
-
-
-# ---- measuring ---------------------------------------------------------------------------------
 
 
 def measure_sensitivity(
@@ -135,7 +94,7 @@ def measure_sensitivity(
     }
     found = list_layers(network, qconfig, *data.size)
     if path is not None:
-        _read_errors(path, settings, found)
+        read_errors(path, settings, found)
     todo = {
         (layer.name, one) for layer in found.layers for one in wanted if one not in layer.errors
     }
@@ -184,6 +143,7 @@ class _Walk:
         layers = list_layers(network, qconfig, *data.size).layers
         self.networks: dict[str, MattingModel] = {}
         for one in bits:
+            # layer_bits override first_last_bits: the edges are measured at these bits too.
             edges = {layer.name: one for layer in (layers[0], layers[-1])} if layers else {}
             self.networks[one] = quantize_network(
                 network, replace(qconfig, bits=one, layer_bits=edges).used()
@@ -206,6 +166,7 @@ class _Walk:
 
     def layers(self, position: int) -> list[str]:
         """Return the names of the quantizable layers of a block."""
+        # Blocks and layers have the same names for all bits.
         bits, network = next(iter(self.networks.items()))
         return block_layers(network, self.blocks[bits][position])
 
@@ -217,6 +178,7 @@ class _Walk:
         with disable_quantization(others):
             for values, target in zip(self.values, self.targets, strict=True):
                 pha = _run(network, self.blocks[bits][position:], values)["pha"][0]
+                # (2, T): both metrics of each frame.
                 frames.append(torch.stack([mad(pha, target), dtssd(pha, target)]))
         return LayerError(*torch.cat(frames, 1).double().mean(1).tolist())
 
@@ -226,6 +188,7 @@ class _Walk:
         bits, network = next(iter(self.networks.items()))
         block, later = self.blocks[bits][position], self.blocks[bits][position + 1 :]
         needed = {"src", *(name for other in later for name in other.inputs)}
+        # The float network's values, whichever network runs: quantization is off in all its layers.
         with disable_quantization(quantized_layers(network).values()):
             for index, values in enumerate(self.values):
                 values = _run(network, (block,), values)
@@ -265,94 +228,3 @@ def _measure(
         walk.advance(position)
     if progress is not None:
         progress(total, total, "every layer measured")
-
-
-# ---- ranking -----------------------------------------------------------------------------------
-
-
-def combined_errors(
-    layers: Sequence[LayerSensitivity], options: Sequence[str], base: str
-) -> np.ndarray:
-    """Combine MAD and dtSSD into one error per layer and option, (layers, options).
-
-    Each is divided by its sum over these layers at the base bits, so that both have equal weight
-    regardless of units; the two are added.
-
-    Raises:
-        PTQ4VMError: a layer was not measured at one of the bits.
-    """
-    for one in (base, *options):
-        missing = [layer.name for layer in layers if one not in layer.errors]
-        if missing:
-            raise PTQ4VMError(
-                f"Expected every layer measured at {one}, got {len(missing)} without "
-                f"({missing[0]}, ...). Measure sensitivity at {one} too."
-            )
-    errors = np.array([[layer.errors[one] for one in options] for layer in layers], dtype=float)
-    sums = np.array([layer.errors[base] for layer in layers], dtype=float).sum(0)
-    return (errors / np.where(sums > 0, sums, np.inf)).sum(-1)
-
-
-# ---- the file ----------------------------------------------------------------------------------
-
-
-def write_sensitivity(path: Path, found: Sensitivity, settings: Mapping[str, Any]) -> None:
-    """Write the sensitivity file as JSON, atomically.
-
-    The content is ``{"settings": …, "layers": [{"name", "macs_share", "macs", "weights", "fixed",
-    "errors"}, …]}``, where ``errors`` has ``{"mad": …, "dtssd": …}`` by bits.
-
-    Raises:
-        PTQ4VMError: the file can't be written.
-    """
-    shares = found.shares()
-    layers = [
-        {
-            "name": layer.name,
-            "macs_share": shares[layer.name],
-            "macs": layer.macs,
-            "weights": layer.weights,
-            "fixed": layer.fixed,
-            "errors": {bits: error._asdict() for bits, error in layer.errors.items()},
-        }
-        for layer in found.layers
-    ]
-    write_json(path, {"settings": settings, "layers": layers})
-
-
-class _FileError(TypedDict):
-    mad: float
-    dtssd: float
-
-
-class _FileLayer(TypedDict):
-    name: str
-    errors: dict[str, _FileError]
-
-
-class _File(TypedDict):
-    settings: dict[str, Any]
-    layers: list[_FileLayer]
-
-
-def _read_errors(path: Path, settings: dict[str, Any], found: Sensitivity) -> None:
-    """Read errors measured before into ``found``; raise if the settings differ."""
-    if not path.is_file():
-        return
-    content: _File = read_json(path, _File, "a sensitivity file", "Remove it.")
-    before = content["settings"]
-    errors = {
-        layer["name"]: {
-            bits: LayerError(error["mad"], error["dtssd"])
-            for bits, error in layer["errors"].items()
-        }
-        for layer in content["layers"]
-    }
-    changed = differences(before, json.loads(json.dumps(settings)))
-    if changed:
-        raise PTQ4VMError(
-            f"Expected {path} to be new or measured with these settings, got another ({changed}). "
-            "Choose another folder, or remove the file."
-        )
-    for layer in found.layers:
-        layer.errors.update(errors.get(layer.name, {}))

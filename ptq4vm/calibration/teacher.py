@@ -44,6 +44,7 @@ def make_teacher(network: MattingModel, key: str | None = None) -> Teacher:
             pha.append(output.pha)
             states.append(state)
         stacked = tuple(torch.stack(steps, 1) for steps in zip(*states, strict=True))
+        # Unlike unroll, all states are returned: losses and windows need them.
         return MattingOutput(torch.stack(fgr, 1), torch.stack(pha, 1), stacked)
 
     return Teacher(forward, key)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ptq4vm.calibration.reconstruction import harden
+from ptq4vm.calibration.block_steps import harden
 from ptq4vm.graph import SequenceStore, run_block
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.quantizers import QuantizedLayer, cached_weights
@@ -71,6 +71,7 @@ class BlockWalk:
 
     def run(self, block: Block, side: Side, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the block of this name in one network from the initial state."""
+        # The block is run alone, so its state is taken from the network's, for frames of this size.
         state = None
         if block.state is not None:
             height, width = self.store.read("float/src", slice(0, 1)).shape[-2:]
@@ -93,6 +94,7 @@ class BlockWalk:
 
     def _drop_after(self, position: int) -> None:
         blocks = self.blocks["quantized"]
+        # src stays: the shape of initial states is read from it.
         needed = {name for later in blocks[position + 1 :] for name in later.inputs} | {"src"}
         written = {name for done in blocks[: position + 1] for name in _results(done)}
         for name in written - needed:

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ptq4vm.calibration import make_teacher
-from ptq4vm.calibration.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
+from ptq4vm.calibration.layer_errors import LayerSensitivity, Sensitivity
+from ptq4vm.calibration.sensitivity import measure_sensitivity
 from ptq4vm.cli.common import COLUMNS, TRUST, console, parse_settings, pick_device, print_device
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.flow import create_flow
@@ -20,6 +21,34 @@ from ptq4vm.reporting import LayerBar, SteadyProgress, draw_sensitivity
 
 def run_sensitivity(args: list[str]) -> None:
     """Measure the sensitivity of each layer and write a table and a picture."""
+    config = parse_settings(_make_parser(), args)
+    wanted = [
+        canonical_bits(one)
+        for one in ([config.bits] if isinstance(config.bits, str) else config.bits)
+    ]
+    device = pick_device(config.device)
+    network = create_model(
+        config.network, weights=config.weights, downsample_ratio=config.downsample_ratio
+    ).to(device)
+    print_device(device)
+    path = config.output / "sensitivity.json"
+    with owned(config.output, folder=True), SteadyProgress(*COLUMNS, console=console) as progress:
+        task = progress.add_task("calibration set", total=None)
+
+        def report(done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what)
+
+        config.data.attach(make_teacher(network), create_flow("dis"), report)
+        found = measure_sensitivity(
+            network, config.data, wanted, config.qconfig, config.sequences, path, report
+        )
+    picture = config.output / "sensitivity.png"
+    draw_sensitivity([_bar(layer, wanted) for layer in found.layers], picture)
+    _print_most_sensitive(found, wanted[0])
+    console.print(f"layers      {path}\npicture     {picture}", highlight=False, soft_wrap=True)
+
+
+def _make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="ptq4vm sensitivity", epilog=TRUST, description=measure_sensitivity.__doc__
     )
@@ -58,31 +87,7 @@ def run_sensitivity(args: list[str]) -> None:
         VideoMattingDataModule, "data", skip={"batch_size", "steps_per_epoch"}
     )
     parser.add_class_arguments(QConfig, "qconfig", skip={"bits"})
-    config = parse_settings(parser, args)
-    wanted = [
-        canonical_bits(one)
-        for one in ([config.bits] if isinstance(config.bits, str) else config.bits)
-    ]
-    device = pick_device(config.device)
-    network = create_model(
-        config.network, weights=config.weights, downsample_ratio=config.downsample_ratio
-    ).to(device)
-    print_device(device)
-    path = config.output / "sensitivity.json"
-    with owned(config.output, folder=True), SteadyProgress(*COLUMNS, console=console) as progress:
-        task = progress.add_task("calibration set", total=None)
-
-        def report(done: int, total: int, what: str) -> None:
-            progress.update(task, completed=done, total=total, description=what)
-
-        config.data.attach(make_teacher(network), create_flow("dis"), report)
-        found = measure_sensitivity(
-            network, config.data, wanted, config.qconfig, config.sequences, path, report
-        )
-    picture = config.output / "sensitivity.png"
-    draw_sensitivity([_bar(layer, wanted) for layer in found.layers], picture)
-    _print_most_sensitive(found, wanted[0])
-    console.print(f"layers      {path}\npicture     {picture}", highlight=False, soft_wrap=True)
+    return parser
 
 
 def _bar(layer: LayerSensitivity, wanted: list[str]) -> LayerBar:

@@ -27,6 +27,14 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
     Raises:
         PTQ4VMError: Shapes do not match, or x is not floating.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.flow import warp
+        >>> frame = torch.tensor([0.0, 1.0, 2.0, 3.0]).expand(1, 1, 2, 4)
+        >>> flow = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 4)
+        >>> warp(frame, flow)[0, 0, 0]  # each pixel reads its right neighbour
+        tensor([1., 2., 3., 3.])
     """
     if x.ndim != 4 or not x.is_floating_point():
         raise PTQ4VMError(f"Expected floats (N, C, H, W) to warp, got {x.dtype} {tuple(x.shape)}.")
@@ -71,6 +79,7 @@ def forward_backward_mask(
     _check_flow(backward_flow, (backward_flow.shape[0], *backward_flow.shape[-2:]), "backward_flow")
     _check_flow(forward_flow, (backward_flow.shape[0], *backward_flow.shape[-2:]), "forward_flow")
     backward = backward_flow.float() if backward_flow.dtype != torch.float64 else backward_flow
+    # Both flows on the grid of frame t+1; along a visible point they cancel.
     forward = warp(forward_flow.to(backward.dtype), backward)
     disagreement = (forward + backward).square().sum(dim=1, keepdim=True)
     length = forward.square().sum(dim=1, keepdim=True) + backward.square().sum(dim=1, keepdim=True)
@@ -85,6 +94,7 @@ def _source_coordinates(flow: Tensor) -> Tensor:
         torch.arange(height, dtype=flow.dtype, device=flow.device).view(-1, 1).expand(height, width)
     )
     xs = torch.arange(width, dtype=flow.dtype, device=flow.device).expand(height, width)
+    # Broadcast over N: (N, 2, H, W) + (2, H, W).
     return flow + torch.stack((xs, ys))
 
 

@@ -35,6 +35,7 @@ def run_block(
     batch, time = inputs[0].shape[:2]
     if block.state is None:
         # No recurrence: all frames at once.
+        # (B, T, C, h, w) -> (B T, C, h, w)
         outputs = block.forward(*(_frames(x.flatten(0, 1)) for x in inputs))
         return tuple(y.unflatten(0, (batch, time)) for y in outputs)
     if state is None:

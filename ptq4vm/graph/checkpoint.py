@@ -6,7 +6,6 @@ Loading a checkpoint runs no code from it.
 import dataclasses
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,6 +18,7 @@ from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph.convert import quantize_network, quantized_layers
 from ptq4vm.graph.described import create_described
+from ptq4vm.graph.tensor_checks import check_tensors
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import FixedRounding, QConfig, QuantizedLayer, QuantSpec
 from ptq4vm.reading import load_safetensors, parse_json, typed
@@ -26,16 +26,6 @@ from ptq4vm.recipes import with_present_names
 
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"
-_SCALES = (1e-15, 1e8)
-"""Valid range of scales.
-
-Calibration yields at least 1e-8, times γ; the product of two scales remains a normal float32.
-"""
-_DRIFT = 0.5
-"""Maximum distance of a learned zero point from the code range, as a fraction of that range.
-
-The zero point is clamped at use.
-"""
 
 
 class _Header(TypedDict):
@@ -115,6 +105,8 @@ def is_quantized_checkpoint(path: Path) -> bool:
     if path.suffix.lower() != ".safetensors" or not path.is_file():
         return False
     with path.open("rb") as file:
+        # safetensors: the header's length in 8 bytes, little endian, then the header as JSON. In
+        # another file the length may be anything, hence the bound.
         size = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
         head = file.read(min(size, 64 * 2**20))
     return f'"{_HEADER}"'.encode() in head
@@ -182,9 +174,10 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
         )
     if not any(f"{name}.weight_quantizer.absorbed" in tensors for name in layers):
         _complete_absorbed(network, tensors, header.get("made"))
-    _check_fit(network, tensors, path)
+    check_tensors(network, tensors, path)
     for name, layer in layers.items():
         tensors[f"{name}.weight"] = _dequantized(name, layer, tensors, path)
+        # Fixed, so that the forward pass neither rounds it again nor adds float values.
         layer.weight_quantizer.rounding = FixedRounding()
     network.load_state_dict(tensors)
     network.qconfig = qconfig
@@ -199,100 +192,6 @@ def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
     return quantize_network(
         create_described(header["network"], header["arguments"], path), quick
     ), qconfig
-
-
-# ---- validation of tensors ----
-
-
-def _check_fit(network: MattingModel, tensors: dict[str, Tensor], path: Path) -> None:
-    """Check that names, shapes, dtypes and value ranges are those of the network."""
-    expected = network.state_dict()
-    wrong = sorted(set(expected) ^ set(tensors))
-    if wrong:
-        raise PTQ4VMError(
-            f"Expected in {path} the {len(expected)} tensors of a quantized {network.name}, "
-            f"missing or left over: {', '.join(wrong[:5])}. Quantize again."
-        )
-    packed = {f"{name}.weight" for name in quantized_layers(network)}
-    for name in sorted(expected.keys() - packed):
-        got, value = tensors[name], expected[name]
-        if got.shape != value.shape or got.dtype != value.dtype or not torch.isfinite(got).all():
-            raise PTQ4VMError(
-                f"Expected finite values, {tuple(value.shape)} of {value.dtype}, for {name} in "
-                f"{path}, got {tuple(got.shape)} of {got.dtype}. Quantize again."
-            )
-        owner, _, key = name.rpartition(".")
-        rule = _RANGES.get(key)
-        spec = getattr(network.get_submodule(owner), "spec", None)
-        wanted = None if rule is None else rule(got, spec if isinstance(spec, QuantSpec) else None)
-        if wanted is not None:
-            raise PTQ4VMError(
-                f"Expected {wanted} for {name} in {path}, got values from {got.min().item():g} to "
-                f"{got.max().item():g}. Quantize again."
-            )
-
-
-def _wrong_scale(scale: Tensor, spec: QuantSpec | None) -> str | None:
-    low, high = _SCALES
-    inside = spec is None or bool(((scale >= low) & (scale <= high)).all())
-    return None if inside else f"scales from {low:g} to {high:g}"
-
-
-def _wrong_log_scale(log_scale: Tensor, spec: QuantSpec | None) -> str | None:
-    return (
-        None
-        if _wrong_scale(log_scale.exp(), spec) is None
-        else "logarithms of scales from 1e-15 to 1e8"
-    )
-
-
-def _wrong_zero_point(zero_point: Tensor, spec: QuantSpec | None) -> str | None:
-    if spec is None:
-        return None
-    low, high = (spec.quant_min, spec.quant_max) if spec.grid == "affine" else (0, 0)
-    inside = ((zero_point >= low) & (zero_point <= high) & (zero_point == zero_point.round())).all()
-    return None if inside else f"integers from {low} to {high}"
-
-
-def _wrong_offset(offset: Tensor, spec: QuantSpec | None) -> str | None:
-    """Check a learned zero point, stored as a fraction of the number of codes.
-
-    It is rounded and clamped at use.
-    """
-    if spec is None:
-        return None
-    codes = spec.quant_max - spec.quant_min
-    low, high = spec.quant_min / codes - _DRIFT, spec.quant_max / codes + _DRIFT
-    low, high = (low, high) if spec.grid == "affine" else (0, 0)
-    return (
-        None
-        if ((offset >= low) & (offset <= high)).all()
-        else f"zero points from {low:g} to {high:g} of the codes"
-    )
-
-
-def _not_ready(ready: Tensor, spec: QuantSpec | None) -> str | None:
-    return None if spec is None or bool(ready) else "a range that was found, true,"
-
-
-def _negative(variance: Tensor, spec: QuantSpec | None) -> str | None:
-    return None if (variance >= 0).all() else "no negative variance"
-
-
-_RANGES: dict[str, Callable[[Tensor, QuantSpec | None], str | None]] = {
-    "scale": _wrong_scale,
-    "absorbed": _wrong_scale,
-    "zero_point": _wrong_zero_point,
-    "log_scale": _wrong_log_scale,
-    "offset": _wrong_offset,
-    "ready": _not_ready,
-    "running_var": _negative,
-}
-"""Checks by the last part of a tensor's name.
-
-Each takes the tensor and its owner's grid, and returns the expected range, or None if the tensor is
-valid.
-"""
 
 
 # ---- integer codes ----
@@ -327,6 +226,7 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     """Pack integer codes as bytes, or two per byte (low nibble first) for at most 4 bits."""
     if bits > 4:
         return codes.round().to(torch.int16).remainder(256).to(torch.uint8)
+    # remainder gives the two's complement: -1 -> 15.
     nibbles = codes.round().to(torch.int16).remainder(16).to(torch.uint8).flatten()
     nibbles = torch.cat([nibbles, nibbles.new_zeros(nibbles.numel() % 2)])
     return nibbles[0::2] | (nibbles[1::2] << 4)
@@ -347,6 +247,7 @@ def _unpack(packed: Tensor, spec: QuantSpec, shape: torch.Size, where: str) -> T
         packed = torch.stack([packed & 15, packed >> 4], -1).flatten()[: shape.numel()]
     codes = packed.to(torch.float32).reshape(shape)
     modulus = 16 if spec.bits <= 4 else 256
+    # Undo the two's complement; affine codes are unsigned already.
     if spec.grid == "symmetric":
         codes = torch.where(codes >= modulus // 2, codes - modulus, codes)
     if codes.min() < spec.quant_min or codes.max() > spec.quant_max:

@@ -1,6 +1,7 @@
 """Conversion of a float network into a quantizable network."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -36,47 +37,25 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
             is to be quantized; no layer is left to quantize; layers share an activation module that
             placement would fuse; or ``equalize`` is set and the BatchNorms are the identity, as in
             weights from an ONNX file.
+
+    Example:
+        >>> from ptq4vm import QConfig
+        >>> from ptq4vm.graph import quantize_network, quantized_layers
+        >>> from ptq4vm.models import create_model
+        >>> network = create_model("rvm_mobilenetv3")  # random weights
+        >>> quantized = quantize_network(network, QConfig("W4A8", range_method="minmax"))
+        >>> layer = quantized_layers(quantized)["aspp.aspp1.0"]
+        >>> layer.weight_quantizer.spec.bits, layer.activation_spec.bits
+        (4, 8)
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if qconfig.equalize:
         require_statistics(network)
     float_twin_(network, qconfig)
-    names = {name for name, _ in network.named_modules()}
-    qconfig.require_used()
-    for name in (*qconfig.layer_bits, *qconfig.ignored_modules):
-        if name not in names and name != "refiner":
-            raise PTQ4VMError(
-                f"Expected layer_bits and ignored_modules to name modules of {network.name}, got "
-                f"{name!r}."
-            )
-    for name, module in network.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and not qconfig.is_float(name):
-            raise PTQ4VMError(
-                f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, "
-                "whose projections are no layers of their own. Write it out, or add its name to "
-                "ignored_modules."
-            )
-    layers = [
-        layer
-        for layer in trace(network, example_frame(network))
-        if not qconfig.is_float(layer.name)
-    ]
-    if not layers:
-        raise PTQ4VMError(
-            f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. "
-            "Shorten it."
-        )
-    taken = {
-        layer.name: layer.activation
-        for layer in layers
-        if layer.activation and _takes(network, layer, qconfig)
-    }
-    if len(set(taken.values())) < len(taken):
-        raise PTQ4VMError(
-            f"Expected one activation module for each use in {network.name}, got one that several "
-            "layers share. Give each its own in the network's definition, or choose placement "
-            "deploy."
-        )
+    _require_convertible(network, qconfig)
+    layers = _quantizable_layers(network, qconfig)
+    taken = _fused_activations(network, layers, qconfig)
+    # Executed, not defined: project_seg is defined behind project_mat and never runs.
     edges = {layers[0].name, layers[-1].name}
     # Grids of the layer outputs that reach the next layer already quantized.
     handed_on: dict[str | None, QuantSpec] = {}
@@ -84,16 +63,13 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         activation: nn.Module | None = None
         if layer.name in taken:
             activation = network.get_submodule(taken[layer.name])
+            # The layer runs it from now on; at its old place nothing must happen any more.
             network.set_submodule(taken[layer.name], nn.Identity())
         plain: nn.Conv2d | nn.Linear = network.get_submodule(layer.name)  # type: ignore[assignment]
         kind: type[QuantizedLayer] = (
             QuantizedLinear if isinstance(plain, nn.Linear) else QuantizedConv2d
         )
-        depthwise = (
-            isinstance(plain, nn.Conv2d)
-            and plain.groups == plain.in_channels == plain.out_channels > 1
-        )
-        specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=depthwise)
+        specs = qconfig.specs(layer.name, edge=layer.name in edges, depthwise=_is_depthwise(plain))
         source: LearnedScaleFakeQuantize | None = None
         reads, hands_on = qconfig.placement != "paper", qconfig.placement == "paper"
         if qconfig.placement == "full":
@@ -109,6 +85,66 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         network.set_submodule(layer.name, kind(plain, *specs, reads, hands_on, activation, source))
     network.qconfig = qconfig
     return network
+
+
+def _require_convertible(network: MattingModel, qconfig: QConfig) -> None:
+    qconfig.require_used()
+    names = {name for name, _ in network.named_modules()}
+    for name in (*qconfig.layer_bits, *qconfig.ignored_modules):
+        if name not in names and name != "refiner":
+            raise PTQ4VMError(
+                f"Expected layer_bits and ignored_modules to name modules of {network.name}, got "
+                f"{name!r}."
+            )
+    for name, module in network.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and not qconfig.is_float(name):
+            raise PTQ4VMError(
+                f"Expected attention made of nn.Linear, got nn.MultiheadAttention in {name!r}, "
+                "whose projections are no layers of their own. Write it out, or add its name to "
+                "ignored_modules."
+            )
+
+
+def _quantizable_layers(network: MattingModel, qconfig: QConfig) -> list[TracedLayer]:
+    layers = [
+        layer
+        for layer in trace(network, example_frame(network))
+        if not qconfig.is_float(layer.name)
+    ]
+    if not layers:
+        raise PTQ4VMError(
+            f"Expected layers to quantize, got ignored_modules that hold all of {network.name}. "
+            "Shorten it."
+        )
+    return layers
+
+
+def _fused_activations(
+    network: MattingModel, layers: Sequence[TracedLayer], qconfig: QConfig
+) -> dict[str, str]:
+    """Return, by layer name, the activation modules that quantized layers take over.
+
+    Raises:
+        PTQ4VMError: Layers share an activation module.
+    """
+    taken = {
+        layer.name: layer.activation
+        for layer in layers
+        if layer.activation and _takes(network, layer, qconfig)
+    }
+    if len(set(taken.values())) < len(taken):
+        raise PTQ4VMError(
+            f"Expected one activation module for each use in {network.name}, got one that several "
+            "layers share. Give each its own in the network's definition, or choose placement "
+            "deploy."
+        )
+    return taken
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels > 1
+    )
 
 
 def _takes(network: MattingModel, layer: TracedLayer, qconfig: QConfig) -> bool:
@@ -171,7 +207,15 @@ def bits_label(qconfig: QConfig, cost: Cost) -> str:
 
 
 def network_cost(network: MattingModel, height: int, width: int) -> Cost:
-    """Return size and compute of a float (32 bits) or quantized network at a frame size."""
+    """Return size and compute of a float (32 bits) or quantized network at a frame size.
+
+    Example:
+        >>> from ptq4vm.graph import network_cost
+        >>> from ptq4vm.models import create_model
+        >>> cost = network_cost(create_model("rvm_mobilenetv3"), 288, 512)
+        >>> round(cost.macs, 1), cost.weight_bits
+        (4.5, 32.0)
+    """
     layers = {
         layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))
     }
@@ -182,6 +226,7 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
         if isinstance(module, QuantizedLayer):
             weight_bits = module.weight_quantizer.spec.bits
             scales = module.weight_quantizer.scale.numel()
+            # An activation grid has a scale and a zero point.
             scales += 2 * sum(one.scale.numel() for one in module.activation_quantizers)
             bits += weight_bits * module.weight.numel() + 32 * scales
             activation_bits = module.activation_spec.bits

@@ -31,6 +31,8 @@ def equalize_(network: MattingModel) -> MattingModel:
     for norm, reader in _links(network).values():
         conv: nn.Conv2d = network.get_submodule(reader)  # type: ignore[assignment]
         scale = _scale(norm, conv)
+        # ReLU(x / s) = ReLU(x) / s for s > 0: divide what BatchNorm emits, multiply what reads it.
+        # A depthwise kernel (C, 1, k, k) has its input channel in dimension 0, others in 1.
         norm.weight.div_(scale)
         norm.bias.div_(scale)
         conv.weight.mul_(scale[:, None, None, None] if conv.groups > 1 else scale[:, None, None])
@@ -45,6 +47,7 @@ def require_statistics(network: MattingModel) -> None:
             ONNX file.
     """
     for writer, (norm, _) in _links(network).items():
+        # The ONNX reader writes mean 0 and gain 1: see onnx_weights._identity_norm.
         gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
         if not norm.running_mean.any() and (gain - 1).abs().max() < _IDENTITY:  # type: ignore[union-attr, operator]
             raise PTQ4VMError(
@@ -78,7 +81,9 @@ def _links(network: MattingModel) -> dict[str, tuple[nn.BatchNorm2d, str]]:
 def _scale(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:
     reach = _share(norm.bias + _DEVIATIONS * norm.weight.abs())
     if conv.groups == 1:
+        # s = sqrt(r₁ / r₂), section 4.1: both ranges become sqrt(r₁ r₂).
         reach = (reach / _share(conv.weight.abs().amax((0, 2, 3)))).sqrt()
+    # Bounded: the weights of a nearly dead channel would otherwise be scaled to nothing.
     return (reach / reach.max()).clamp(min=_LEAST_SCALE)
 
 

@@ -43,6 +43,7 @@ def fold_batch_norm_(network: MattingModel) -> MattingModel:
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     # float64, since dividing by a small standard deviation loses precision in float32.
+    # y = γ (W x + b - μ) / σ + β = (γ/σ) W x + (γ/σ) (b - μ) + β
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[union-attr]
     bias = 0.0 if conv.bias is None else conv.bias.double()
     shift = norm.bias.double() + (bias - norm.running_mean.double()) * scale  # type: ignore[operator, union-attr]

@@ -14,6 +14,13 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
     Raises:
         PTQ4VMError: A quantized layer or a state is not in exactly one block, a value is not a (B,
             C, h, w) map, or the blocks in order do not reproduce ``forward_frame`` bit for bit.
+
+    Example:
+        >>> from ptq4vm.graph import partition
+        >>> from ptq4vm.models import create_model
+        >>> blocks = partition(create_model("rvm_mobilenetv3"))
+        >>> [block.name for block in blocks if block.state is not None]
+        ['decode4', 'decode3', 'decode2', 'decode1']
     """
     blocks = network.blocks()
     for name in quantized_layers(network):
@@ -24,6 +31,7 @@ def partition(network: MattingModel) -> tuple[Block, ...]:
             )
     src = example_frame(network)
     states = network.initial_state(src)
+    # A state in no block would not be reconstructed, one in two would be advanced twice a frame.
     homes = sorted(block.state for block in blocks if block.state is not None)
     if homes != list(range(len(states))):
         raise PTQ4VMError(

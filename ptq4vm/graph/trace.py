@@ -34,18 +34,31 @@ class TracedLayer:
 
 
 def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
-    """Run one frame, (1, 3, H, W), and return its convolutions and linear layers in order."""
+    """Run one frame, (1, 3, H, W), and return its convolutions and linear layers in order.
+
+    Example:
+        >>> from ptq4vm.graph import trace
+        >>> from ptq4vm.graph.trace import example_frame
+        >>> from ptq4vm.models import create_model
+        >>> network = create_model("rvm_mobilenetv3")
+        >>> layers = trace(network, example_frame(network))
+        >>> layers[0].name, layers[0].batch_norm, layers[-1].name
+        ('backbone.features.0.0', 'backbone.features.0.1', 'project_mat.conv')
+    """
     layers: dict[str, TracedLayer] = {}
+    # Tensors by id: the output of a layer is recognised where a module reads the same object.
     produced: dict[int, tuple[TracedLayer, Tensor]] = {}
 
     def after(name: str, module: nn.Module) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if isinstance(module, _LAYERS):
                 layer = layers.setdefault(name, TracedLayer(name))
+                # Each output value takes one kernel: weight[0] is (in channels / groups, kh, kw).
                 layer.macs += output.numel() * module.weight[0].numel()  # type: ignore[operator]
                 layer.source = (
                     produced[id(inputs[0])][0].name if id(inputs[0]) in produced else None
                 )
+                # One value for each output channel.
                 layer.pooled = output.numel() == len(module.weight)  # type: ignore[arg-type]
             elif id(inputs[0]) in produced:
                 layer = produced[id(inputs[0])][0]

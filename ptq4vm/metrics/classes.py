@@ -99,7 +99,16 @@ class _FrameMean(Metric):
 
 
 class MAD(_FrameMean):
-    """Mean absolute difference x 1e3; see :func:`ptq4vm.metrics.functional.mad`."""
+    """Mean absolute difference x 1e3; see :func:`ptq4vm.metrics.functional.mad`.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import MAD
+        >>> metric = MAD()
+        >>> metric.update(torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4))
+        >>> metric.compute()
+        tensor(500.)
+    """
 
     metric_name = "mad"
 
@@ -110,7 +119,16 @@ class MAD(_FrameMean):
 
 
 class MSE(_FrameMean):
-    """Mean squared error x 1e3; see :func:`ptq4vm.metrics.functional.mse`."""
+    """Mean squared error x 1e3; see :func:`ptq4vm.metrics.functional.mse`.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import MSE
+        >>> metric = MSE()
+        >>> metric.update(torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4))
+        >>> metric.compute()
+        tensor(250.)
+    """
 
     metric_name = "mse"
 
@@ -121,7 +139,17 @@ class MSE(_FrameMean):
 
 
 class Grad(_FrameMean):
-    """Gradient error / 1000; see :func:`ptq4vm.metrics.functional.grad`."""
+    """Gradient error / 1000; see :func:`ptq4vm.metrics.functional.grad`.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import Grad
+        >>> metric = Grad()
+        >>> alpha = torch.rand(2, 1, 16, 16)
+        >>> metric.update(alpha, alpha)
+        >>> metric.compute()
+        tensor(0.)
+    """
 
     metric_name = "grad"
 
@@ -136,7 +164,17 @@ class Grad(_FrameMean):
 
 
 class Conn(_FrameMean):
-    """Connectivity error / 1000; see :func:`ptq4vm.metrics.functional.conn`."""
+    """Connectivity error / 1000; see :func:`ptq4vm.metrics.functional.conn`.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import Conn
+        >>> metric = Conn()
+        >>> alpha = torch.rand(2, 1, 16, 16)
+        >>> metric.update(alpha, alpha)
+        >>> metric.compute()
+        tensor(0.)
+    """
 
     metric_name = "conn"
 
@@ -150,6 +188,18 @@ class DTSSD(_FrameMean):
     """Temporal incoherence x 1e2; see :func:`ptq4vm.metrics.functional.dtssd`.
 
     Frame 0 of a clip counts as 0.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import DTSSD
+        >>> metric = DTSSD()
+        >>> flicker = torch.tensor([0.5, 0.6, 0.5, 0.6]).reshape(4, 1, 1, 1).expand(4, 1, 4, 4)
+        >>> target = torch.full((4, 1, 4, 4), 0.5)
+        >>> metric.update(flicker[:2], target[:2])
+        >>> last = (flicker[1], target[1])
+        >>> metric.update(flicker[2:], target[2:], previous=last)  # the next chunk of the clip
+        >>> round(float(metric.compute()), 3)  # (0 + 10 + 10 + 10) / 4
+        7.5
     """
 
     metric_name = "dtssd"
@@ -179,6 +229,15 @@ def matting_metrics(
 
     Raises:
         PTQ4VMError: ``scoring`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import matting_metrics
+        >>> metrics = matting_metrics(prefix="val/")
+        >>> alpha = torch.rand(3, 1, 16, 16)
+        >>> metrics.update(alpha, alpha)
+        >>> sorted(metrics.compute())
+        ['val/conn', 'val/dtssd', 'val/grad', 'val/mad', 'val/mse']
     """
     metrics: list[_FrameMean] = [
         MAD(scoring),
@@ -199,6 +258,14 @@ def fidelity_metrics(scoring: Scoring = "float", prefix: str = "") -> MetricColl
 
     Its keys are ``mad_to_float`` and ``dtssd_to_float``; see :func:`matting_metrics` for the
     arguments.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import fidelity_metrics
+        >>> metrics = fidelity_metrics()
+        >>> metrics.update(torch.full((1, 1, 4, 4), 0.5), torch.full((1, 1, 4, 4), 0.25))
+        >>> metrics.compute()["mad_to_float"]
+        tensor(250.)
     """
     metrics: dict[str, Any] = {"mad_to_float": MAD(scoring), "dtssd_to_float": DTSSD(scoring)}
     return MetricCollection(metrics, prefix=prefix or None, compute_groups=False)

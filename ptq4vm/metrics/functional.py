@@ -8,19 +8,15 @@ for Image Matting" (Rhemann et al., CVPR 2009), dtSSD is from "Perceptually Moti
 Video Matting" (Erofeev et al., BMVC 2015).
 """
 
-import math
-
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.metrics.gradient import gradient_magnitude, stretch
 
 _RANGE_TOLERANCE = 1e-5  # interpolation may exceed [0, 1] by a few float32 rounding errors
-_GRAD_SIGMA = 1.4
-_GRAD_EPSILON = 1e-2
 _GRAD_CHUNK = 8  # frames filtered at a time, to bound the memory of temporaries
 # Single precision, as in the reference implementation's comparisons.
 _CONN_LEVELS = np.arange(11, dtype=np.float32) / np.float32(10)
@@ -39,6 +35,12 @@ def mad(preds: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         PTQ4VMError: Shapes or devices differ, or values are not floats in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import mad
+        >>> mad(torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4))  # one value for each frame
+        tensor([500., 500.])
     """
     preds, target = _validated(preds, target)
     return (preds - target).abs().mean(dim=(-3, -2, -1)) * 1e3
@@ -48,6 +50,12 @@ def mse(preds: Tensor, target: Tensor) -> Tensor:
     """Compute the mean squared error of each frame, times 1e3.
 
     Arguments, result and errors are those of :func:`mad`.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import mse
+        >>> mse(torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, 1, 4, 4))
+        tensor([250., 250.])
     """
     preds, target = _validated(preds, target)
     return (preds - target).square().mean(dim=(-3, -2, -1)) * 1e3
@@ -71,6 +79,13 @@ def dtssd(preds: Tensor, target: Tensor, previous: tuple[Tensor, Tensor] | None 
     Raises:
         PTQ4VMError: See :func:`mad`; or the time dimension is missing, or ``previous`` does not
             have the shape of one frame.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import dtssd
+        >>> flicker = torch.tensor([0.5, 0.6, 0.5]).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
+        >>> dtssd(flicker, torch.full((3, 1, 4, 4), 0.5)).round(decimals=3)
+        tensor([ 0., 10., 10.])
     """
     preds, target = _validated(preds, target)
     if preds.ndim < 4:
@@ -102,6 +117,13 @@ def grad(preds: Tensor, target: Tensor, normalize: bool = True) -> Tensor:
 
     Raises:
         PTQ4VMError: See :func:`mad`.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import grad
+        >>> edge = (torch.arange(16.0) > 7).float().expand(1, 1, 16, 16)
+        >>> float(grad(edge, edge)), float(grad(edge.roll(2, -1), edge)) > 0
+        (0.0, True)
     """
     preds, target = _validated(preds, target)
     shape, frame = preds.shape[:-3], preds.shape[-3:]
@@ -109,10 +131,10 @@ def grad(preds: Tensor, target: Tensor, normalize: bool = True) -> Tensor:
     sums = []
     for p, t in zip(*chunks, strict=True):
         if normalize:
-            p, t = _stretch(p), _stretch(t)
-        sums.append(
-            (_gradient_magnitude(p) - _gradient_magnitude(t)).square().sum(dim=(-3, -2, -1))
-        )
+            # Each on its own, as the reference: an offset or gain of the whole matte is no gradient
+            # error.
+            p, t = stretch(p), stretch(t)
+        sums.append((gradient_magnitude(p) - gradient_magnitude(t)).square().sum(dim=(-3, -2, -1)))
     return torch.cat(sums).reshape(shape) / 1000
 
 
@@ -134,6 +156,16 @@ def conn(preds: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         PTQ4VMError: See :func:`mad`.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import conn
+        >>> target = torch.zeros(1, 1, 8, 8)
+        >>> target[..., :4] = 1.0
+        >>> preds = target.clone()
+        >>> preds[..., 2:4, 6:8] = 1.0  # an island of four pixels
+        >>> conn(preds, target)
+        tensor([0.0040])
     """
     preds, target = _validated(preds, target)
     shape, dtype, device = preds.shape[:-3], preds.dtype, preds.device
@@ -156,6 +188,12 @@ def to_png8(x: Tensor) -> Tensor:
 
     Raises:
         PTQ4VMError: x is not floating, or outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.metrics import to_png8
+        >>> to_png8(torch.tensor([0.0, 0.5, 1.0])) * 255
+        tensor([  0., 127., 255.])
     """
     _check_values(x, "x")
     return _at_least_float32(x).clamp(0, 1).mul(255).trunc().div(255)
@@ -213,52 +251,6 @@ def _previous_error(previous: tuple[Tensor, Tensor], error: Tensor) -> Tensor:
     return (preds - target).to(error).unsqueeze(-4)
 
 
-def _stretch(x: Tensor) -> Tensor:
-    low, high = x.amin(dim=(-2, -1), keepdim=True), x.amax(dim=(-2, -1), keepdim=True)
-    span = high - low
-    # Below this bound OpenCV's min-max normalisation returns 0.
-    flat = span <= np.finfo(np.float64).eps
-    return torch.where(
-        flat, torch.zeros_like(x), (x - low) / torch.where(flat, torch.ones_like(span), span)
-    )
-
-
-def _gradient_taps() -> tuple[list[float], list[float]]:
-    """Return the taps of the Gaussian and of its derivative.
-
-    Their outer product has unit L2 norm.
-    """
-    half = math.ceil(
-        _GRAD_SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * _GRAD_SIGMA * _GRAD_EPSILON))
-    )
-    offsets = range(-half, half + 1)
-    smooth = [math.exp(-(i**2) / (2 * _GRAD_SIGMA**2)) for i in offsets]
-    slope = [i * g for i, g in zip(offsets, smooth, strict=True)]
-    # The norm of an outer product is the product of the norms: normalise each factor separately.
-    return [s / math.hypot(*smooth) for s in smooth], [s / math.hypot(*slope) for s in slope]
-
-
-def _gradient_magnitude(x: Tensor) -> Tensor:
-    smooth, slope = _gradient_taps()
-    half = len(smooth) // 2
-    x = F.pad(x, (half, half, half, half), mode="replicate")
-    across = _correlate(_correlate(x, slope, -1), smooth, -2)
-    down = _correlate(_correlate(x, smooth, -1), slope, -2)
-    return (across.square() + down.square()).sqrt()
-
-
-def _correlate(x: Tensor, taps: list[float], dim: int) -> Tensor:
-    """Compute a valid 1-D correlation as a sum of shifted slices.
-
-    conv2d would use TF32 on a GPU and half precision under autocast.
-    """
-    length = x.shape[dim] - len(taps) + 1
-    out = x.narrow(dim, 0, length) * taps[0]
-    for i, tap in enumerate(taps[1:], start=1):
-        out = torch.add(out, x.narrow(dim, i, length), alpha=tap)
-    return out
-
-
 def _conn_frame(preds: np.ndarray, target: np.ndarray) -> float:
     both = np.minimum(preds, target)  # preds and target are both >= level where their minimum is
     connected = np.ones(both.shape, dtype=bool)
@@ -273,6 +265,7 @@ def _conn_frame(preds: np.ndarray, target: np.ndarray) -> float:
         connected &= (
             above if count == 2 else labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
         )
+        # Index of the highest level up to which the pixel was always connected.
         level += connected
     base = _CONN_LEVELS[level]
     difference = _disconnected(preds, base) - _disconnected(target, base)

@@ -56,9 +56,21 @@ def chained_blocks(
     blocks, last = [], first
     for index in range(count):
         name, value = f"{prefix}.{index}", taps.get(index, f"features{index}")
+        # partial, since a lambda would see the loop's last index.
         blocks.append(Block(name, (last,), (value,), partial(forward, index), (name,)))
         last = value
     return blocks
+
+
+def never_in_place(module: nn.Module) -> None:
+    """Make all activations of a module allocate their output.
+
+    Once batch norm is folded, in-place activations would overwrite convolution outputs that
+    calibration has captured.
+    """
+    for child in module.modules():
+        if getattr(child, "inplace", False):
+            child.inplace = False  # type: ignore[assignment]
 
 
 class MattingModel(nn.Module, ABC):
@@ -82,6 +94,7 @@ class MattingModel(nn.Module, ABC):
     """None: the facts follow from the layers, see :func:`ptq4vm.graph.network_facts`."""
     fixed_ratio: float | None = None
     """None: any downsample ratio can be set."""
+    # A class attribute, so that a network without the argument works at the frame's own size.
     _downsample_ratio = 1.0
 
     @property
@@ -159,6 +172,8 @@ class MattingModel(nn.Module, ABC):
         """
         # Convolutions keep this memory format, which is the faster one on CPU.
         values, new_state = {"src": src.contiguous(memory_format=torch.channels_last)}, list(state)
+        # States are read from before the frame and written beside them: a block sees no other's new
+        # state.
         for block in self.blocks():
             arguments = [values[name] for name in block.inputs]
             if block.state is not None:
@@ -180,6 +195,7 @@ class MattingModel(nn.Module, ABC):
         """
         return unroll_frames(self, src, state)
 
+    # Calling the module processes a clip, as a training loop expects.
     forward = unroll
 
 

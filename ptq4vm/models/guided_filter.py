@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 def _with_gray(src: Tensor) -> Tensor:
     """Append the channel mean to an RGB image: (B, 3, H, W) -> (B, 4, H, W)."""
+    # One guide for each filtered channel: R, G, B for the residual's, grey for alpha.
     return torch.cat([src, src.mean(1, keepdim=True)], 1)
 
 
@@ -18,6 +19,8 @@ def _apply(slope: Tensor, offset: Tensor, guide: Tensor) -> tuple[Tensor, Tensor
 
     Alpha is not clamped.
     """
+    # q = A I + b at the full size (1505.00996, algorithm 2): A and b are smooth, so they can be
+    # resized where alpha can't.
     size = guide.shape[-2:]
     slope = F.interpolate(slope, size, mode="bilinear", align_corners=False)
     offset = F.interpolate(offset, size, mode="bilinear", align_corners=False)
@@ -33,6 +36,7 @@ class DeepGuidedFilter(nn.Module):
 
     def __init__(self, hidden_channels: int = 16) -> None:
         super().__init__()
+        # A mean over 3x3 pixels; a convolution, because the checkpoints hold its weight.
         self.box_filter = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
         nn.init.constant_(self.box_filter.weight, 1 / 9)
         self.conv = nn.Sequential(
@@ -61,6 +65,8 @@ class DeepGuidedFilter(nn.Module):
             Residual (B, 3, H, W) and alpha before the clamp (B, 1, H, W).
         """
         x, y = _with_gray(src_small), torch.cat([residual, pha], 1)
+        # A guided filter has A = cov(x, y) / var(x) and b = mean(y) - A mean(x) in each window.
+        # Here 1x1 convolutions take the place of the quotient, and see the features too.
         mean_x, mean_y = self.box_filter(x), self.box_filter(y)
         cov_xy = self.box_filter(x * y) - mean_x * mean_y
         var_x = self.box_filter(x * x) - mean_x * mean_x
@@ -91,5 +97,6 @@ class FastGuidedFilter(nn.Module):
         mean_x, mean_y = self._box(x), self._box(y)
         cov_xy = self._box(x * y) - mean_x * mean_y
         var_x = self._box(x * x) - mean_x * mean_x
+        # eps keeps flat windows, without variance, from dividing 0 by 0: their A is 0.
         slope = cov_xy / (var_x + self.eps)
         return _apply(slope, mean_y - slope * mean_x, _with_gray(src))

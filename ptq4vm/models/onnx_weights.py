@@ -39,6 +39,7 @@ def read_onnx(
     found = _read_convolutions(path)
     wanted = _convolutions(network)
     if not _has_refiner(network):
+        # The refiner is executed last.
         found = found[: len(wanted)]
     first = tuple(found[0][1].shape) if found else ()
     foreign = first in advice and advice[first] != getattr(network, "name", None)
@@ -50,6 +51,7 @@ def read_onnx(
         )
     state, wrong = _untouched(network), []
     for (name, conv, norm), (stored_name, weight, bias) in zip(wanted, found, strict=True):
+        # A folded batch norm leaves a bias even where the convolution had none.
         fits = weight.shape == conv.weight.shape and (bias is not None) == (
             conv.bias is not None or norm is not None
         )
@@ -139,6 +141,7 @@ def _convolutions(network: nn.Module) -> list[tuple[str, nn.Conv2d, Norm | None]
             continue
         if isinstance(module, nn.Conv2d):
             found.append((name, module, None))
+        # In these networks a batch norm is defined right behind its convolution.
         elif isinstance(module, nn.BatchNorm2d) and found:
             found[-1] = (found[-1][0], found[-1][1], (name, module))
     return found
@@ -163,6 +166,7 @@ def _identity_norm(name: str, norm: nn.BatchNorm2d, bias: Tensor) -> dict[str, T
         f"{name}.weight": torch.ones_like(bias),
         f"{name}.bias": bias,
         f"{name}.running_mean": torch.zeros_like(bias),
+        # The gain 1 / sqrt(var + eps) is then 1.
         f"{name}.running_var": torch.full_like(bias, 1 - norm.eps),
         f"{name}.num_batches_tracked": torch.tensor(0),
     }

@@ -55,6 +55,17 @@ def create_model(
     Raises:
         PTQ4VMError: The name or an argument is unknown, or the weights are unavailable or do not
             fit.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.models import create_model
+        >>> network = create_model("rvm_mobilenetv3", downsample_ratio=0.5)  # random weights
+        >>> src = torch.rand(1, 3, 64, 96)
+        >>> state = network.initial_state(src)
+        >>> len(state), tuple(state[0].shape)
+        (4, (1, 16, 16, 24))
+        >>> tuple(network.forward_frame(src, state).pha.shape)
+        (1, 1, 64, 96)
     """
     if name not in _FACTORIES:
         close = difflib.get_close_matches(name, _FACTORIES, n=1)
@@ -68,6 +79,8 @@ def create_model(
         )
     factory = _FACTORIES[name]
     try:
+        # Bound before the call, so that a TypeError inside the factory isn't taken for a wrong
+        # name.
         inspect.signature(factory).bind(**kwargs)
     except TypeError as error:
         raise PTQ4VMError(

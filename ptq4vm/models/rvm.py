@@ -4,27 +4,24 @@ It loads the authors' checkpoints.
 """
 
 from functools import partial
-from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.mobilenetv3 import InvertedResidual
-from torchvision.models.resnet import Bottleneck
-from torchvision.ops import SqueezeExcitation
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.models.base import Block, MattingModel, chained_blocks
+from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.models.guided_filter import DeepGuidedFilter, FastGuidedFilter
 from ptq4vm.models.registry import register_model
-from ptq4vm.models.rvm_modules import (
-    LRASPP,
-    Decoder,
+from ptq4vm.models.rvm_encoders import (
     MobileNetFeatures,
-    Projection,
+    mobilenet_blocks,
+    relu_links,
+    resnet_blocks,
     resnet_features,
 )
+from ptq4vm.models.rvm_modules import LRASPP, Decoder, Projection
 from ptq4vm.types import RecurrentState
 
 Variant = Literal["mobilenetv3", "resnet50"]
@@ -45,8 +42,6 @@ _WIDTHS = {
     "mobilenetv3": _Widths((16, 24, 40, 960), 128, (80, 40, 32, 16)),
     "resnet50": _Widths((64, 256, 512, 2048), 256, (128, 64, 32, 16)),
 }
-_MOBILENET_TAPS = {1: "f1", 3: "f2", 6: "f3", 16: "f4"}
-"""Indices of the MobileNetV3 feature layers that the decoder reads."""
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -93,6 +88,7 @@ class RobustVideoMatting(MattingModel):
             if refiner == "deep_guided_filter"
             else FastGuidedFilter()
         )
+        # Not persistent: the authors' checkpoints don't hold them.
         self.register_buffer(
             "_mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False
         )
@@ -104,19 +100,15 @@ class RobustVideoMatting(MattingModel):
         These are the encoder layers, LR-ASPP, the recurrent decoder steps, the projection and the
         refiner.
         """
+        # At the frame's own size project_mat already emits the result: no downsampling, no refiner.
         refines = self.downsample_ratio < 1
         small = "src_small" if refines else "src"
         residual, pha = (
             ("residual_small", "pha_small") if refines else ("residual", "pha_unclamped")
         )
-        if self.variant == "mobilenetv3":
-            encoder = chained_blocks(
-                small, "backbone.features", 17, _MOBILENET_TAPS, self._mobilenet_layer
-            )
-        else:
-            encoder = self._resnet_blocks(small)
+        encoder = mobilenet_blocks if self.variant == "mobilenetv3" else resnet_blocks
         body = (
-            *encoder,
+            *encoder(self.backbone, small, self._normalize),
             Block("aspp", ("f4",), ("pooled",), self._aspp, ("aspp",)),
             Block(
                 "decode4",
@@ -148,34 +140,25 @@ class RobustVideoMatting(MattingModel):
     def relu_links(self) -> tuple[tuple[str, str], ...]:
         """Return pairs of convolutions within a bottleneck that BatchNorm and ReLU connect.
 
-        In MobileNetV3 these are the bottlenecks with ReLU, up to the squeeze-and-excitation gate,
-        which also reads the features.
+        See :func:`ptq4vm.models.rvm_encoders.relu_links`.
         """
-        links: list[tuple[str, str]] = []
-        for name, block in self.backbone.named_modules(prefix="backbone"):
-            if isinstance(block, Bottleneck):
-                links += pairwise(f"{name}.conv{i}" for i in (1, 2, 3))
-            elif isinstance(block, InvertedResidual) and any(
-                isinstance(child, nn.ReLU) for child in block.block[0]
-            ):
-                gates = [isinstance(part, SqueezeExcitation) for part in block.block]
-                links += pairwise(
-                    f"{name}.block.{i}.0"
-                    for i in range(gates.index(True) if any(gates) else len(gates))
-                )
-        return tuple(links)
+        return relu_links(self.backbone)
 
     def initial_state(self, src: Tensor) -> RecurrentState:
         """Return zero states r1 to r4, (B, c, h, w) each, for frames like ``src`` (B, 3, H, W)."""
         height, width = self._small_size(src)
+        # Half of a step's channels are recurrent. The decoder's widths are listed from decode3 on,
+        # the states from r1 on, hence reversed; decode0 has no state.
         channels = (*(c // 2 for c in self._widths.decoder[2::-1]), self._widths.bottleneck // 2)
         state = []
         for count in channels:
+            # Convolutions of stride 2 round odd sizes up.
             height, width = (height + 1) // 2, (width + 1) // 2
             state.append(src.new_zeros(src.shape[0], count, height, width))
         return tuple(state)
 
     def _small_size(self, src: Tensor) -> tuple[int, int]:
+        # Rounded down, as interpolate does for a scale_factor.
         height, width = (int(side * self.downsample_ratio) for side in src.shape[-2:])
         if height < 1 or width < 1:
             raise PTQ4VMError(
@@ -184,47 +167,8 @@ class RobustVideoMatting(MattingModel):
             )
         return height, width
 
-    def _mobilenet_layer(self, index: int, x: Tensor) -> tuple[Tensor]:
-        layer = self.backbone.get_submodule(f"features.{index}")
-        if index == 0:
-            return (layer(self._normalize(x)),)
-        # torchvision adds the shortcut in place. Once batch norm is folded, that would overwrite
-        # the convolution's output.
-        if getattr(layer, "use_res_connect", False):
-            return (layer.get_submodule("block")(x) + x,)
-        return (layer(x),)
-
-    def _resnet_blocks(self, image: str) -> list[Block]:
-        stem = ("backbone.conv1", "backbone.bn1", "backbone.relu")
-        blocks, last = [Block("backbone.stem", (image,), ("f1",), self._resnet_stem, stem)], "f1"
-        for stage, (tap, count) in enumerate(
-            (("f2", 3), ("f3", 4), ("layer3", 6), ("f4", 3)), start=1
-        ):
-            for index in range(count):
-                name = f"backbone.layer{stage}.{index}"
-                value = tap if index == count - 1 else f"layer{stage}_{index}"
-                blocks.append(
-                    Block(name, (last,), (value,), partial(self._bottleneck, stage, index), (name,))
-                )
-                last = value
-        return blocks
-
-    def _resnet_stem(self, x: Tensor) -> tuple[Tensor]:
-        net = self.backbone
-        return (net.relu(net.bn1(net.conv1(self._normalize(x)))),)  # type: ignore[operator]
-
-    def _bottleneck(self, stage: int, index: int, x: Tensor) -> tuple[Tensor]:
-        """Run torchvision's bottleneck, but add the shortcut out of place."""
-        if stage == 1 and index == 0:
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
-        layer: nn.Module = self.backbone.get_submodule(f"layer{stage}.{index}")
-        y = layer.relu1(layer.bn1(layer.conv1(x)))  # type: ignore[operator]
-        y = layer.relu2(layer.bn2(layer.conv2(y)))  # type: ignore[operator]
-        y = layer.bn3(layer.conv3(y))  # type: ignore[operator]
-        shortcut = x if layer.downsample is None else layer.downsample(x)  # type: ignore[operator]
-        return (layer.relu(y + shortcut),)  # type: ignore[operator]
-
     def _decode_block(self, level: int, image: str) -> Block:
+        # Blocks count from the deepest step, decode4; the states r1 to r4 have the indices 0 to 3.
         inputs = (f"hidden{level + 1}", f"f{level}", image)
         name = f"decode{level}"
         return Block(
@@ -247,12 +191,14 @@ class RobustVideoMatting(MattingModel):
 
     def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         matte = self.project_mat(hidden)
+        # Three channels of the foreground's residual, one of alpha.
         return matte[:, :3], matte[:, 3:]
 
     def _refine(self, *arguments: Tensor) -> tuple[Tensor, Tensor]:
         return self.refiner(*arguments)
 
     def _normalize(self, src: Tensor) -> Tensor:
+        # The encoder alone reads normalised frames; decoder and refiner read RGB in [0, 1].
         return (src - self.get_buffer("_mean")) / self.get_buffer("_std")
 
     def _downsample(self, src: Tensor) -> tuple[Tensor]:
@@ -269,6 +215,8 @@ class RobustVideoMatting(MattingModel):
 
 
 def _compose(src: Tensor, residual: Tensor, pha: Tensor) -> tuple[Tensor, Tensor]:
+    # The network predicts the foreground less the frame, as in arXiv 2012.07810: 0 where they
+    # agree.
     return (residual + src).clamp(0, 1), pha.clamp(0, 1)
 
 

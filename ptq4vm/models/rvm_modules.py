@@ -6,40 +6,6 @@ Parameter names are those of the authors' checkpoints.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import mobilenet_v3_large, resnet50
-from torchvision.models.resnet import Bottleneck
-
-
-class MobileNetFeatures(nn.Module):
-    """MobileNetV3-Large without its classifier; the last stage is dilated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = mobilenet_v3_large(weights=None, dilated=True).features
-        never_in_place(self)
-
-
-def resnet_features() -> nn.Module:
-    """Return ResNet-50 without its classifier; the last stage is dilated."""
-    backbone = resnet50(weights=None, replace_stride_with_dilation=[False, False, True])
-    del backbone.fc, backbone.avgpool, backbone.maxpool
-    for block in backbone.modules():
-        if isinstance(block, Bottleneck):
-            # One ReLU module per use, so that quantization can move each separately.
-            block.relu1, block.relu2 = nn.ReLU(), nn.ReLU()
-    never_in_place(backbone)
-    return backbone
-
-
-def never_in_place(module: nn.Module) -> None:
-    """Make all activations of a module allocate their output.
-
-    Once batch norm is folded, in-place activations would overwrite convolution outputs that
-    calibration has captured.
-    """
-    for child in module.modules():
-        if getattr(child, "inplace", False):
-            child.inplace = False  # type: ignore[assignment]
 
 
 class LRASPP(nn.Module):
@@ -76,6 +42,8 @@ class ConvGRU(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
         """Return the new state, which is also the output; all are (B, channels, h, w)."""
+        # h' = (1 - z) h + z o with o = tanh(W [x, r h]): in the checkpoints z weighs the candidate.
+        # ih computes r and z in one convolution.
         reset, update = self.ih(torch.cat([x, state], 1)).chunk(2, 1)
         candidate = self.hh(torch.cat([x, reset * state], 1))
         return (1 - update) * state + update * candidate
@@ -95,6 +63,7 @@ class BottleneckBlock(nn.Module):
             x: (B, channels, h, w).
             state: (B, channels / 2, h, w).
         """
+        # Half of the channels bypass the GRU, at a quarter of its cost (section 3.2).
         kept, recurrent = x.chunk(2, 1)
         state = self.gru(recurrent, state)
         return torch.cat([kept, state], 1), state
@@ -125,6 +94,7 @@ class UpsamplingBlock(nn.Module):
         self.halvings = halvings
         """Number of times the image is halved to match the size of the features."""
         self.conv = nn.Sequential(
+            # 3 for the image, which every step reads at its own resolution.
             nn.Conv2d(in_channels + skip_channels + 3, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(),
@@ -141,6 +111,8 @@ class UpsamplingBlock(nn.Module):
             state: Recurrent state of this step.
         """
         for _ in range(self.halvings):
+            # Rounded up, as strided convolutions round odd sizes; a window over the edge averages
+            # the pixels inside.
             src = F.avg_pool2d(src, 2, 2, ceil_mode=True, count_include_pad=False)
         x = self.conv(torch.cat([_upsample_like(x, src), skip, src], 1))
         kept, recurrent = x.chunk(2, 1)
@@ -174,6 +146,7 @@ class Decoder(nn.Module):
         self, features: tuple[int, int, int], bottleneck: int, channels: tuple[int, int, int, int]
     ) -> None:
         super().__init__()
+        # features are the widths of f1, f2 and f3, read by the step at their resolution.
         self.decode4 = BottleneckBlock(bottleneck)
         self.decode3 = UpsamplingBlock(bottleneck, features[2], channels[0], halvings=3)
         self.decode2 = UpsamplingBlock(channels[0], features[1], channels[1], halvings=2)

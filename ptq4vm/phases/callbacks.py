@@ -35,41 +35,32 @@ class AlphaWriter(L.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
-    def on_test_batch_end(  # noqa: D102
+    def _write(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        outputs: Any,
+        outputs: MattingOutput | None,
         batch: MattingClip,
         *_: Any,
     ) -> None:
-        self._write(outputs, batch)
-
-    def on_predict_batch_end(  # noqa: D102
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: MattingClip,
-        *_: Any,
-    ) -> None:
-        self._write(outputs, batch)
-
-    def _write(self, output: MattingOutput | None, clip: MattingClip) -> None:
-        if output is None:
+        if outputs is None:
             return
-        folder = self.folder / clip.name / "pha"
-        start = int(clip.start)
-        names = clip.frames or [f"{index:04d}" for index in range(start, start + clip.src.shape[1])]
+        folder = self.folder / batch.name / "pha"
+        start = int(batch.start)
+        names = batch.frames or [
+            f"{index:04d}" for index in range(start, start + batch.src.shape[1])
+        ]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, alpha in zip(names, output.pha[0, :, 0].cpu().numpy(), strict=True):
+            for name, alpha in zip(names, outputs.pha[0, :, 0].cpu().numpy(), strict=True):
                 png = cv2.imencode(".png", np.rint(alpha * 255).astype(np.uint8))[1]
                 (folder / f"{name}.png").write_bytes(png.tobytes())
         except OSError as error:
             raise PTQ4VMError(
                 f"Can't write mattes to {folder}: {error}. {remedy(error)}"
             ) from error
+
+    on_test_batch_end = on_predict_batch_end = _write  # type: ignore[assignment]
 
 
 class PromptStop(L.Callback):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Stretched beyond [0, 1] and clamped, h reaches 0 and 1 at finite V; a sigmoid never does.
 ZETA, GAMMA = 1.1, -0.1
 
 
@@ -34,6 +35,8 @@ class _RoundingRegularizer(torch.autograd.Function):
         signed = raw.clamp(0.0, 1.0).mul_(2.0).sub_(1.0)  # 2 h(V) - 1
         size = signed.abs()
         power = size.pow(beta)
+        # d(-|u|^β)/dV for u = 2 h(V) - 1: power / size is |u|^(β-1), du/dh is 2, and the two
+        # backward ops add the slopes of the clamp and of the sigmoid.
         slope = (
             (power / size.clamp_(min=1e-12)).mul_(signed.sign_()).mul_(-2.0 * beta * (ZETA - GAMMA))
         )
@@ -62,5 +65,6 @@ def annealed_beta(
     """
     if progress < warmup:
         return None
+    # A large β penalises only h near ½; as it falls, all h are driven to 0 or 1.
     t = (progress - warmup) / max(1.0 - warmup, 1e-8)
     return end + 0.5 * (start - end) * (1.0 + math.cos(t * math.pi))

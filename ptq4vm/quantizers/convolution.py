@@ -90,6 +90,7 @@ class _AffineConv2d(torch.autograd.Function):
         shift: Tensor,
         geometry: ConvGeometry,
     ) -> Tensor:
+        # exp keeps γ positive, so that a weight's scale can absorb it.
         weight, bias = weight * log_scale.exp().reshape(-1, 1, 1, 1), bias + shift
         y = F.conv2d(x, weight, bias, *geometry)
         ctx.save_for_backward(x, weight, bias, y)
@@ -101,6 +102,7 @@ class _AffineConv2d(torch.autograd.Function):
         x, weight, bias, y = ctx.saved_tensors
         grad_x = _input_gradient(grad, x, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
         grad_shift = grad.sum((0, 2, 3))
+        # d y / d log γ = γ (W ∗ x) = y - (b + β), and bias is b + β here.
         grad_scale = (grad * y).sum((0, 2, 3)) - bias * grad_shift
         if ctx.count == 1:
             grad_scale, grad_shift = grad_scale.sum()[None], grad_shift.sum()[None]
@@ -116,6 +118,7 @@ def _is_dilated_depthwise(weight: Tensor, geometry: ConvGeometry) -> bool:
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    # The gradient is a full correlation, less the padding of the forward pass.
     padding = [
         d * (k - 1) - p
         for d, k, p in zip(geometry.dilation, weight.shape[2:], geometry.padding, strict=True)

@@ -34,6 +34,7 @@ class LearnedScaleFakeQuantize(nn.Module):
     def __init__(self, spec: QuantSpec, channels: int = 1) -> None:
         super().__init__()
         self.spec = spec
+        # Broadcasts against (B, C, h, w).
         shape = (channels, 1, 1) if spec.granularity == "per_channel" else (1,)
         self.log_scale = nn.Parameter(torch.zeros(shape))
         self.offset = nn.Parameter(torch.zeros(shape), requires_grad=spec.grid == "affine")
@@ -108,6 +109,7 @@ def observing(
         choose: Function from an observer to scale and zero point.
     """
     for quantizer in quantizers:
+        # Off: ranges are those of activations that no other range has touched.
         quantizer.observer, quantizer.enabled = Observer(quantizer.spec), False
     try:
         yield

@@ -41,6 +41,7 @@ def quantize(
 
     ``scale`` and ``zero_point`` broadcast against x.
     """
+    # A division, as ONNX defines it: x times 1 / scale rounds some ties to another code.
     return torch.div(x, scale, out=out).round_().add_(zero_point).clamp_(quant_min, quant_max)
 
 
@@ -68,9 +69,11 @@ def random_mask(like: Tensor, share: float) -> Tensor:
     mask = torch.empty_like(like, dtype=torch.bool)
     if share >= 1.0:
         return mask.fill_(True)
+    # With None as the upper end, all 64 bits are random.
     bits = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64, device=like.device).random_(
         -(2**63), None
     )
+    # int16 is uniform over [-2^15, 2^15), and the threshold must itself be an int16.
     threshold = min(round(share * 2**16), 2**16 - 1) - 2**15
     return torch.lt(
         bits.view(torch.int16).as_strided(mask.shape, mask.stride()), threshold, out=mask
@@ -98,6 +101,16 @@ def fake_quantize(
         quant_min: Lowest code.
         quant_max: Highest code; the range must include code 0.
         keep: Booleans shaped as x; where False, x passes through unchanged (QDrop).
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.quantizers import choose_qparams, fake_quantize
+        >>> low, high = torch.tensor([-1.0]), torch.tensor([2.0])
+        >>> scale, zero_point = choose_qparams(low, high, 0, 3, "affine")
+        >>> scale, zero_point
+        (tensor([1.]), tensor([1.]))
+        >>> fake_quantize(torch.tensor([-1.4, 0.2, 0.7, 5.0]), scale, zero_point, 0, 3)
+        tensor([-1.,  0.,  1.,  2.])
     """
     return _FakeQuantize.apply(x, scale, zero_point, quant_min, quant_max, keep)
 
@@ -137,6 +150,7 @@ class _FakeQuantize(torch.autograd.Function):
             if kept is not None:
                 code.mul_(kept.to(code.dtype))  # code 0 is in range, so the gradient passes
             # Equals g where quant_min <= code <= quant_max, and zero elsewhere.
+            # Bounds half a step outside, since hardtanh blocks values that lie on its own.
             torch.ops.aten.hardtanh_backward(
                 g, code, quant_min - 0.5, quant_max + 0.5, grad_input=g_a
             )
@@ -149,6 +163,7 @@ class _FakeQuantize(torch.autograd.Function):
         if not sums:
             return grad_x, None, None, None, None, None
         error, outside = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
+        # Inside the range d x_hat / d zero_point is 0: code and zero point move together.
         return grad_x, error / scale, -outside * scale, None, None, None
 
 
@@ -163,6 +178,7 @@ def _parts(scale: Tensor, *tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
     alike = all(tensor.stride() == first.stride() for tensor in known)
     if (
         first.device.type != "cpu"
+        # In a flat chunk a value's channel is not known.
         or scale.numel() > 1
         or size <= 8 * _PART
         or not (dense and alike)
@@ -200,9 +216,11 @@ def choose_qparams(
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if grid == "symmetric":
+        # Of 2^b codes the negative side has one more; each side may decide the scale.
         scale = torch.maximum(high / quant_max, low / quant_min)
     else:
         scale = (high - (low if grid == "affine" else 0.0)) / (quant_max - quant_min)
+    # A tensor of zeros has no range.
     scale = scale.clamp(min=1e-8)
     if grid == "affine":
         return scale, (quant_min - (low / scale).round()).clamp(quant_min, quant_max)

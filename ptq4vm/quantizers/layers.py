@@ -89,6 +89,7 @@ class QuantizedLayer(nn.Module, ABC):
             self.input_quantizer = LearnedScaleFakeQuantize(activation_spec, channels)
         self.output_quantizer: LearnedScaleFakeQuantize | None = None
         if quantize_output:
+            # Behind ReLU an affine grid would spend codes below zero on nothing.
             rectified = isinstance(activation, nn.ReLU) and activation_spec.grid == "affine"
             grid: Grid = "unsigned" if rectified else activation_spec.grid
             self.output_quantizer = LearnedScaleFakeQuantize(replace(activation_spec, grid=grid))
@@ -140,8 +141,11 @@ class QuantizedLayer(nn.Module, ABC):
         return fixed and grid is not None and grid.on_grid and not torch.is_grad_enabled()
 
     def _add_codes(self, x: Tensor) -> Tensor:
+        # Both factors are integers of magnitude below 2^8; their float32 sums are exact up to 2^24.
         codes = self._weight_codes() if self._prepared_codes is None else self._prepared_codes
         own = self.input_quantizer
+        # The input lies on the grid of source, scale (code - zero point): rounding removes the
+        # error of the division.
         x = (x / self.input_grid.scale).round_() if own is None else own.codes(x)  # type: ignore[union-attr]
         x = self._multiply(x, codes, None)
         step, bias = (
@@ -150,6 +154,7 @@ class QuantizedLayer(nn.Module, ABC):
         )
         if self.output_quantizer is None:
             return x.mul_(step).add_(bias)
+        # The bias in units of the sums, as kernels add it in 32-bit integers.
         return x.add_((bias / step).round_()).mul_(step)
 
     def _weight_codes(self) -> Tensor:
@@ -188,6 +193,7 @@ class QuantizedLayer(nn.Module, ABC):
             return
         if not self.weight_quantizer.fixed:
             raise RuntimeError("fix_ must come before absorb_affine_")
+        # γ scales codes and grid alike, so the codes stay; only their scale changes.
         self.weight_quantizer.absorb_(self.affine.scale_like(self.weight))
         weight, bias = self.affine(self.weight, self.bias)
         self.weight.copy_(weight)

@@ -67,6 +67,7 @@ class Observer:
             :,
             :: max(1, values.numel() // max(_SEARCH_SAMPLES, len(values) * _SEARCH_SAMPLES_A_ROW)),
         ]
+        # The sample may miss the extremes, which bound the search.
         values = torch.cat([values, self.low[:, None], self.high[:, None]], dim=1)
         low, high = find_range(values, self.spec)
         scale, zero_point = choose_qparams(
@@ -115,6 +116,7 @@ def _search_mse(
     """Shrink both ends alternately, keeping the range with the least squared error."""
     fractions = torch.linspace(1.0, 1 / _STEPS, _STEPS)
     both = spec.grid == "symmetric"
+    # The best low depends on high, and the other way round: two rounds over both ends.
     for end in ("both",) if both else ("high", "low", "high", "low"):
         best = torch.full_like(low, float("inf"))
         best_low, best_high = low.clone(), high.clone()

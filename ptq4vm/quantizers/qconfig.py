@@ -112,7 +112,9 @@ class QConfig:
                 f"Expected depthwise_granularity per_tensor with placement {self.placement}, which "
                 "quantizes what layers hand on, got per_channel. Choose placement deploy."
             )
+        # A YAML file gives a list; the dataclass is frozen.
         object.__setattr__(self, "ignored_modules", tuple(self.ignored_modules))
+        # Building the grids is the check of their bits.
         for bits in self._all_bits():
             self._specs(bits)
 
@@ -144,6 +146,7 @@ class QConfig:
     def _specs(self, bits: str, *, depthwise: bool = False) -> tuple[QuantSpec, QuantSpec]:
         weight_bits, activation_bits = parse_bits(bits)
         granularity = self.depthwise_granularity if depthwise else "per_tensor"
+        # Runtimes multiply 8-bit weights as signed integers: no room for a zero point.
         weight_grid = self.weight_grid if weight_bits < 8 else "symmetric"
         return (
             QuantSpec(weight_bits, weight_grid, self.weight_granularity, self.range_method),

@@ -80,6 +80,8 @@ class LearnedRounding(Rounding):
     def __init__(self, weight: Tensor, grid: WeightGrid) -> None:
         super().__init__()
         with torch.no_grad():
+            # h(V) then equals the fraction that floor cuts off, and soft rounding gives the weight
+            # itself.
             ratio = weight / grid.scale
             self.v = nn.Parameter(inverse_rectified_sigmoid(ratio - ratio.floor()))
         self.hard = False
@@ -121,5 +123,6 @@ class LatentRounding(Rounding):
             self.register_buffer("home", home.clone())
 
     def codes(self, weight: Tensor, grid: WeightGrid) -> Tensor:  # noqa: D102
+        # Bounded, or the codes would leave the neighbourhood of the float weight.
         moved = self.home + (self.latent - self.home).clamp(-1.0, 1.0)
         return round_ste(moved).clamp(grid.quant_min, grid.quant_max)

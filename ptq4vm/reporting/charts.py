@@ -144,22 +144,10 @@ def bar_chart(
         named: show the names below the groups.
         group: width of a group in pixels.
     """
-    values = [
-        value
-        for numbers in series.values()
-        for value in numbers
-        if value is not None and math.isfinite(value)
-    ]
+    known = (value for numbers in series.values() for value in numbers if value is not None)
     low_edge = _TOP + _PLOT
     height = low_edge + 10 + (math.ceil(_LETTER * max(map(len, names))) if named else 0)
-    if logarithmic:
-        positive = [value for value in values if value > 0] or [1.0]
-        low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
-        high = max(high, low + 1)
-        ticks = [Tick(float(power), f"{10.0**power:g}") for power in range(low, high + 1)]
-    else:
-        found = MaxNLocator(4).tick_values(min([0.0, *values]), max([*values, 0.0]) or 1.0)
-        ticks = [Tick(float(tick), f"{tick:g}") for tick in found]
+    ticks = _value_ticks([value for value in known if math.isfinite(value)], logarithmic)
     first, last = ticks[0].place, ticks[-1].place
 
     def y(value: float) -> float:
@@ -194,3 +182,14 @@ def bar_chart(
             for tick in ticks
         ),
     )  # fmt: skip
+
+
+def _value_ticks(values: Sequence[float], logarithmic: bool) -> list[Tick]:
+    """Return the ticks of the vertical axis, at values or at their decimal logarithms."""
+    if logarithmic:
+        positive = [value for value in values if value > 0] or [1.0]
+        low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+        high = max(high, low + 1)
+        return [Tick(float(power), f"{10.0**power:g}") for power in range(low, high + 1)]
+    found = MaxNLocator(4).tick_values(min([0.0, *values]), max([*values, 0.0]) or 1.0)
+    return [Tick(float(tick), f"{tick:g}") for tick in found]

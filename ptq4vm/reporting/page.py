@@ -1,7 +1,6 @@
 """The report as a single, self-contained HTML file."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,26 +13,17 @@ from torch import Tensor
 
 from ptq4vm.atomic_io import written_whole
 from ptq4vm.deploy import TARGETS, Speed
-from ptq4vm.reporting.charts import BarChart, LineChart, bar_chart, line_chart
 from ptq4vm.reporting.layers import Layer, Signal
+from ptq4vm.reporting.page_charts import block_charts, curves, layer_charts, loss_chart
 from ptq4vm.reporting.pictures import ERROR_MAX, Strip
 from ptq4vm.reporting.results import FLOAT, ResultRow
-from ptq4vm.reporting.run_artifacts import (
-    Losses,
-    RowFiles,
-    read_losses,
-    read_sensitivity,
-    read_timings,
-    row_files,
-    values_by_frame,
-)
+from ptq4vm.reporting.run_artifacts import read_losses, read_timings, row_files
 from ptq4vm.reporting.runs import RunFolder
 from ptq4vm.reporting.speeds import speed_cells
 from ptq4vm.reporting.tables import format_number, table_cells
 
 REPORT = "report.html"
 _LONGEST_SIDE = 640
-_CURVES = {"mad": "MAD ×10³", "dtssd": "dtSSD ×10²"}
 
 
 class Shot(NamedTuple):
@@ -110,12 +100,14 @@ def write_page(
         shots=_pictures(shots),
         problem=problem,
         error_max=ERROR_MAX,
-        curves=_curves(rows, len(run.bits) > 1),
-        layers={bits: _layer_charts(run, found) for bits, found in inside.items()},
+        curves=curves(rows, len(run.bits) > 1),
+        layers={
+            bits: layer_charts(run, found.layers, found.signals) for bits, found in inside.items()
+        },
         inside=inside,
         summaries={bits: _summarise(found.layers) for bits, found in inside.items()},
-        block_charts=_block_charts(losses, inside),
-        loss_chart=_loss_chart([found for found in losses if found.loss], len(run.bits) > 1),
+        block_charts=block_charts(losses, {bits: found.blocks for bits, found in inside.items()}),
+        loss_chart=loss_chart([found for found in losses if found.loss], len(run.bits) > 1),
         target=TARGETS.get(run.settings.get("target") or ""),
         format=format_number,
     )
@@ -205,99 +197,7 @@ def _encode(pixels: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(webp.tobytes()).decode()
 
 
-# ---- charts ------------------------------------------------------------------------------------
-
-
-class Curves(NamedTuple):
-    """MAD and dtSSD curves of each clip."""
-
-    series: list[tuple[int, str, bool]]
-    """(index of the colour, title, True if visible at first) per series."""
-    clips: dict[str, list[LineChart]]
-
-
-def _curves(rows: Sequence[RowFiles], several: bool) -> Curves:
-    values = [values_by_frame(row) for row in rows]
-    last = {row.bits: number for number, row in enumerate(rows)}
-    series = [
-        (number, _label(row, several), last[row.bits] == number)
-        for number, (row, clips) in enumerate(zip(rows, values, strict=True))
-        if clips
-    ]
-    charts: dict[str, list[LineChart]] = {}
-    for clip in dict.fromkeys(clip for clips in values for clip in clips):
-        for metric, title in _CURVES.items():
-            known = any(metric in clips.get(clip, {}) for clips in values)
-            key, title = (metric, title) if known else (f"{metric}_to_float", f"{title} to float")
-            found = {n: (label, values[n].get(clip, {}).get(key, ())) for n, label, _ in series}
-            lines = {
-                n: line for n, line in found.items() if line[1] and all(map(math.isfinite, line[1]))
-            }
-            if lines:
-                charts.setdefault(clip, []).append(line_chart(title, lines))
-    return Curves(series, charts)
-
-
-def _label(row: RowFiles, several: bool) -> str:
-    return f"{row.title} {row.bits}" if several and row.bits else row.title
-
-
-def _layer_charts(run: RunFolder, inside: Inside) -> list[BarChart]:
-    names = [layer.name for layer in inside.layers]
-    charts: list[tuple[str, Mapping[str, Sequence[float | None]], bool]] = []
-    weights, activations = zip(
-        *((layer.weight_bits, layer.activation_bits) for layer in inside.layers), strict=True
-    )
-    charts.append(("bits", {"weights": weights, "activations": activations}, False))
-    if inside.signals:
-        signals = [inside.signals.get(name, Signal(None, None)) for name in names]
-        sides = {
-            "weights": [one.weights for one in signals],
-            "output": [one.output for one in signals],
-        }
-        charts.append(("signal to quantization noise, dB", sides, False))
-    sensitivity = read_sensitivity(run)
-    bits = dict.fromkeys(bits for errors in sensitivity.values() for bits in errors)
-    if bits:
-        measured = {one: [sensitivity.get(name, {}).get(one) for name in names] for one in bits}
-        charts.append(
-            ("sensitivity: MAD ×10³ to float of each layer quantized alone", measured, True)
-        )
-    return [
-        bar_chart(title, names, series, logarithmic, named=number == len(charts) - 1)
-        for number, (title, series, logarithmic) in enumerate(charts)
-    ]
-
-
-def _block_charts(
-    losses: Sequence[Losses], inside: Mapping[str, Inside]
-) -> list[tuple[str, BarChart]]:
-    """Lay out the block losses of each block reconstruction row and each of the bits."""
-    charts = []
-    for found in losses:
-        if not found.hard or found.hard == found.nearest:  # global calibration, or nothing to learn
-            continue
-        names = inside[found.row.bits].blocks
-        series = {
-            label: [values.get(number) for number in range(len(names))]
-            for label, values in (("rounded to nearest", found.nearest), ("as learned", found.hard))
-        }
-        charts.append(
-            (
-                f"{found.row.title}, {found.row.bits}",
-                bar_chart("loss of each block", names, series, True, group=20),
-            )
-        )
-    return charts
-
-
-def _loss_chart(losses: Sequence[Losses], several: bool) -> tuple[list[str], LineChart] | None:
-    if not losses:
-        return None
-    series = {
-        number: (_label(found.row, several), found.loss) for number, found in enumerate(losses, 1)
-    }
-    return [title for title, _ in series.values()], line_chart("loss of global calibration", series)
+# ---- layers ------------------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):

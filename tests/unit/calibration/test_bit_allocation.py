@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ptq4vm.calibration.bit_allocation import choose_bits, require_budget, share_above
-from ptq4vm.calibration.sensitivity import LayerError, LayerSensitivity, Sensitivity
+from ptq4vm.calibration.layer_errors import LayerError, LayerSensitivity, Sensitivity
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import bits_label, network_cost, quantize_network
 from ptq4vm.models import create_model

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from ptq4vm.calibration import make_teacher
-from ptq4vm.calibration.sensitivity import (
-    LayerError,
-    LayerSensitivity,
-    Sensitivity,
-    _Walk,
-    list_layers,
-    measure_sensitivity,
-)
+from ptq4vm.calibration.layer_errors import LayerError, LayerSensitivity, Sensitivity
+from ptq4vm.calibration.sensitivity import _Walk, list_layers, measure_sensitivity
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow

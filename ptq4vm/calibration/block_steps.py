@@ -1,0 +1,180 @@
+"""Steps of block reconstruction, called by the plain loop and by the Lightning module.
+
+The methods are settings: AdaRound (arXiv 2004.10568), BRECQ (arXiv 2102.05426), QDrop (arXiv
+2203.05740) and rounding to nearest.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ptq4vm.calibration.losses import cosine
+from ptq4vm.quantizers import (
+    LearnedRounding,
+    LearnedScaleFakeQuantize,
+    NearestRounding,
+    Observer,
+    QuantizedLayer,
+    annealed_beta,
+    cached_weights,
+    dropping,
+    observing,
+    random_mask,
+    rounding_regularizer,
+    temporary_rounding,
+)
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings:
+    """Settings of block reconstruction; the defaults are QDrop.
+
+    Args:
+        learn_rounding: learn the rounding of the weights, else round to nearest.
+        learn_scales: learn scales and zero points of the activations.
+        drop_prob: QDrop: share of values that stay float, in the block's input and at each
+            quantizer inside it.
+        rounding_lr: Adam's learning rate for the roundings' V.
+        scale_lr: Adam's learning rate for log scales and zero points, with cosine decay within each
+            block.
+        rounding_weight: weight of AdaRound's regularizer.
+        warmup: share of a block's steps without the regularizer.
+    """
+
+    learn_rounding: bool = True
+    learn_scales: bool = True
+    drop_prob: float = 0.5
+    rounding_lr: float = 1e-2
+    scale_lr: float = 1e-3
+    rounding_weight: float = 0.01
+    warmup: float = 0.2
+
+    @property
+    def learns(self) -> bool:
+        """False for rounding to nearest."""
+        return self.learn_rounding or self.learn_scales
+
+
+class StepLosses(NamedTuple):
+    """The loss of a step, and its terms, ()."""
+
+    total: Tensor
+    reconstruction: Tensor
+    rounding: Tensor | None
+    """AdaRound's regularizer, unweighted; None where it is not in the loss."""
+
+
+def prepare_layers(layers: Iterable[QuantizedLayer], settings: ReconstructionSettings) -> None:
+    """Replace rounding to nearest by a learned one, in place, if rounding is learned."""
+    if not settings.learn_rounding:
+        return
+    for layer in layers:
+        layer.weight_quantizer.start_rounding(layer.weight)
+        for parameter in (p for one in layer.activation_quantizers for p in one.parameters()):
+            # Offsets of grids without a zero point stay frozen.
+            parameter.requires_grad_(parameter.requires_grad and settings.learn_scales)
+
+
+@torch.no_grad()
+def find_ranges(
+    layers: Sequence[QuantizedLayer],
+    run: Callable[[], None],
+    choose: Callable[[Observer], tuple[Tensor, Tensor]] = Observer.calculate_qparams,
+) -> None:
+    """Set the activation ranges of layers, their weights rounded to nearest.
+
+    Args:
+        layers: of one block.
+        run: runs the block over all sequences.
+        choose: returns scale and zero point for an observer.
+    """
+    with (
+        temporary_rounding(layers, NearestRounding),
+        observing(_activation_quantizers(layers), choose),
+        cached_weights(layers),
+    ):
+        run()
+
+
+def make_optimizer(
+    layers: Iterable[QuantizedLayer], settings: ReconstructionSettings
+) -> torch.optim.Adam:
+    """Return Adam over all that is learned in these layers: groups ``rounding`` and ``scales``."""
+    layers = list(layers)
+    roundings = _learned_roundings(layers) if settings.learn_rounding else []
+    scales = [
+        parameter
+        for quantizer in _activation_quantizers(layers)
+        for parameter in quantizer.parameters()
+        if parameter.requires_grad and settings.learn_scales
+    ]
+    groups = [
+        {"params": roundings, "lr": settings.rounding_lr, "name": "rounding"},
+        {"params": scales, "lr": settings.scale_lr, "name": "scales"},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def set_scale_lr(
+    optimizer: torch.optim.Optimizer, settings: ReconstructionSettings, progress: float
+) -> None:
+    """Decay the scales' learning rate by a cosine; ``progress`` is the share of steps done."""
+    for group in optimizer.param_groups:
+        if group.get("name") == "scales":
+            group["lr"] = settings.scale_lr * cosine(progress)
+
+
+def block_step(
+    reconstruct: Callable[[Sequence[Tensor]], Tensor],
+    layers: Sequence[QuantizedLayer],
+    inputs: Sequence[Tensor],
+    float_inputs: Sequence[Tensor] | None,
+    settings: ReconstructionSettings,
+    progress: float,
+) -> StepLosses:
+    """Return the loss of one step: reconstruction under QDrop, and AdaRound's regularizer.
+
+    Args:
+        reconstruct: runs the block on inputs and returns its reconstruction loss, ().
+        layers: of the block.
+        inputs: from the quantized blocks before, (B, T, C, h, w) each.
+        float_inputs: from the float blocks before; None mixes none into ``inputs``.
+        settings: of block reconstruction.
+        progress: share of the block's steps that are done, in [0, 1].
+    """
+    if settings.drop_prob > 0.0 and float_inputs is not None:
+        pairs = zip(inputs, float_inputs, strict=True)
+        # QDrop in the block's input; dropping, below, is QDrop at its quantizers.
+        inputs = [_mix(quantized, floats, settings.drop_prob) for quantized, floats in pairs]
+    # Weights are rounded once a step, not once a frame; their gradient sums over the frames.
+    with dropping(_activation_quantizers(layers), settings.drop_prob), cached_weights(layers):
+        reconstruction = reconstruct(inputs)
+    beta = annealed_beta(progress, settings.warmup)
+    if not settings.learn_rounding or beta is None:
+        return StepLosses(reconstruction, reconstruction, None)
+    penalties = [rounding_regularizer(v, beta) for v in _learned_roundings(layers)]
+    penalty = torch.stack(penalties).sum()
+    return StepLosses(reconstruction + settings.rounding_weight * penalty, reconstruction, penalty)
+
+
+def harden(layers: Iterable[QuantizedLayer]) -> None:
+    """Round up or down for good by what was learned, in place."""
+    for layer in layers:
+        layer.weight_quantizer.rounding.harden()
+
+
+def _activation_quantizers(layers: Iterable[QuantizedLayer]) -> list[LearnedScaleFakeQuantize]:
+    return [one for layer in layers for one in layer.activation_quantizers]
+
+
+def _learned_roundings(layers: Iterable[QuantizedLayer]) -> list[nn.Parameter]:
+    roundings = [layer.weight_quantizer.rounding for layer in layers]
+    return [one.v for one in roundings if isinstance(one, LearnedRounding)]
+
+
+def _mix(quantized: Tensor, floats: Tensor, drop_prob: float) -> Tensor:
+    """Replace a random share of the quantized values by float ones."""
+    return torch.lerp(quantized, floats, random_mask(quantized, drop_prob).to(quantized.dtype))
