@@ -4,7 +4,9 @@ Encodes a moving picture with noise in H.264, x264's default distance of keyfram
 compares the time of one decode of the whole video with that of reading short sequences from it:
 with `VideoReader.read`, which seeks, and from the beginning each time. The latter is timed for a
 few of the sequences and extrapolated by the number of frames before each. Their frames are compared
-bit for bit. The video is encoded once and kept in the output folder.
+bit for bit. The video is encoded once and kept in the output folder. `VideoSource`, which
+calibration reads, also converts and resizes frames, and decodes a clip once to look for cuts
+(cached).
 
     python benchmarks/video_access.py --minutes 10
 """
@@ -13,7 +15,7 @@ import argparse
 import itertools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +34,8 @@ SEQUENCES, LENGTH = 96, 6
 T = TypeVar("T")
 Place = tuple[int, int]
 """First frame, and the one after the last."""
+Seconds = tuple[float, float]
+"""Elapsed, and of all threads on the CPU."""
 
 
 def main() -> None:
@@ -41,7 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10, help="length of the video")
     parser.add_argument(
-        "--from_beginning", type=int, default=4, help="sequences read from the beginning"
+        "--from_beginning", type=int, default=2, help="sequences read from the beginning"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the places")
     parser.add_argument(
@@ -56,9 +60,9 @@ def main() -> None:
             encode(part, count)
     draw = random.Random(args.seed)
     starts = [draw.randrange(count - LENGTH + 1) for _ in range(SEQUENCES)]
-    Console(highlight=False).print(
-        report(path, count, [(start, start + LENGTH) for start in starts], args.from_beginning)
-    )
+    places = [(start, start + LENGTH) for start in starts]
+    for line in report(path, count, places, args.from_beginning):
+        Console(highlight=False).print(line, soft_wrap=True)
 
 
 def encode(path: Path, count: int) -> None:
@@ -86,31 +90,35 @@ def decode(path: Path, start: int, stop: int | None = None) -> list[Frame]:
         return [to_rgb(frame) for number, frame in enumerate(frames) if number >= start]
 
 
-def report(path: Path, count: int, places: list[Place], few: int) -> str:
-    """Time the ways to read the sequences; return a Markdown table."""
+def report(path: Path, count: int, places: list[Place], few: int) -> Iterator[str]:
+    """Time the ways to read the sequences; yield the lines of a Markdown table."""
+    yield "| reading | s | CPU s | decodes |"
+    yield "| --- | ---: | ---: | ---: |"
     whole, _ = timed(lambda: decode(path, count))
+    yield to_row(f"one decode of {count} frames", whole, whole)
     reader = VideoReader(path)
-    index, _ = timed(lambda: reader.read(count - 1, count, count))
+    first, _ = timed(lambda: reader.read(count - 1, count, count))
+    yield to_row("first read: index of the packets and one sequence", first, whole)
     sought, found = timed(lambda: [reader.read(*place, count) for place in places])
+    yield to_row(f"{len(places)} sequences of {LENGTH} frames", sought, whole)
     old, expected = timed(lambda: [decode(path, *place) for place in places[:few]])
     if not np.array_equal(np.array(expected), np.array(found[:few])):
         raise SystemExit("Expected the same frames in both ways.")
-    decoded = sum(stop for _, stop in places) / max(1, sum(stop for _, stop in places[:few]))
-    rows = {
-        f"one decode of {count} frames": whole,
-        "first read: index of the packets, one seek": index,
-        f"{len(places)} sequences of {LENGTH} frames, by `VideoReader.read`": sought,
-        f"the same from the beginning, extrapolated from {few}": old * decoded,
-    }
-    table = [f"| {name} | {time:.1f} | {time / whole:.2f} |" for name, time in rows.items()]
-    return "\n".join(["| reading | s | decodes |", "| --- | ---: | ---: |", *table])
+    longer = sum(stop for _, stop in places) / max(1, sum(stop for _, stop in places[:few]))
+    extrapolated = (old[0] * longer, old[1] * longer)
+    yield to_row(f"the same from frame 0, extrapolated from {few}", extrapolated, whole)
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Return the seconds that a call takes, and its result."""
-    start = time.perf_counter()
+def to_row(name: str, seconds: Seconds, whole: Seconds) -> str:
+    """Build a row of the table; the ratio is of CPU times, which other work disturbs less."""
+    return f"| {name} | {seconds[0]:.1f} | {seconds[1]:.1f} | {seconds[1] / whole[1]:.2f} |"
+
+
+def timed(work: Callable[[], T]) -> tuple[Seconds, T]:
+    """Return the time that a call takes, elapsed and of all threads on the CPU, and its result."""
+    start, used = time.perf_counter(), time.process_time()
     result = work()
-    return time.perf_counter() - start, result
+    return (time.perf_counter() - start, time.process_time() - used), result
 
 
 if __name__ == "__main__":
