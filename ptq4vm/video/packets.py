@@ -20,13 +20,11 @@ _DEMUXERS = (
 """FFmpeg formats in use; playlists (e.g. HLS), which open other files, are excluded."""
 _TRUSTED = ("mpeg1video", "mpeg2video", "mpeg4", "vp8", "vp9")
 """Codecs whose keyframes, as their containers mark them, need no earlier packet."""
-_IDR = {"h264": range(5, 6), "hevc": range(16, 22)}
-"""NAL unit types of pictures without earlier references, also of those shown after them.
+_NAL_TYPES = {"h264": range(5, 6), "hevc": range(16, 22)}
+"""NAL unit types of keyframes after which frames that are shown later need no earlier packet.
 
-H.264's other keyframes may be points of gradual recovery (ITU-T H.264, 7.4.1; H.265, 7.4.2.2).
+H.264's other keyframes may begin a gradual recovery (ITU-T H.264, 7.4.1; H.265, 7.4.2.2).
 """
-
-
 _AV1 = ("av1", "libdav1d", "libaom-av1")
 """Names of FFmpeg's decoders."""
 
@@ -172,9 +170,9 @@ def _is_start(packet: Any, stream: Any) -> bool:
         return False
     if name in _AV1:
         return _begins_with_av1_keyframe(bytes(packet))
-    if name in _IDR:
+    if name in _NAL_TYPES:
         first = next((kind for kind in _nal_types(packet, stream) if _is_picture(kind, name)), None)
-        return first in _IDR[name]
+        return first in _NAL_TYPES[name]
     return bool(codec.intra_only) or name in _TRUSTED
 
 
