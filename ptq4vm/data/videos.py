@@ -124,7 +124,7 @@ class VideoSource(ClipSource):
         src = (
             read_frames(list_frames(path)[start:stop])
             if path.is_dir()
-            else self._decode(path, start, stop)
+            else self._decode(path, start, stop, self.num_frames(index))
         )
         if self.size is not None:
             src = cover_crop(src, self.size)
@@ -135,9 +135,9 @@ class VideoSource(ClipSource):
         path = self._clips[index]
         return named_below(self.root, list_frames(path)[start:stop] if path.is_dir() else [path])
 
-    def _decode(self, path: Path, start: int, stop: int) -> Tensor:
+    def _decode(self, path: Path, start: int, stop: int, count: int) -> Tensor:
         reader = self._readers[path]
-        frames = reader.read(start, stop)
+        frames = reader.read(start, stop, count)
         if len(frames) < stop - start:
             got = reader.count()
             raise PTQ4VMError(

@@ -2,17 +2,18 @@
 
 import contextlib
 import heapq
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import av
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.video.deinterlacing import deinterlace
 from ptq4vm.video.frames import DEFAULT_RATE, Frame, FrameReader
-from ptq4vm.video.images import MAX_PIXELS
+from ptq4vm.video.packets import PacketIndex, decode_from, index_packets, is_shown, open_stream
 from ptq4vm.video.pictures import HLG, PQ, display_matrix, swaps_sides, to_rgb
 
 VIDEO_SUFFIXES = (
@@ -35,11 +36,6 @@ VIDEO_SUFFIXES = (
     ".gif",
 )
 """Suffixes of videos in a folder; a file given by path may have any suffix."""
-_DEMUXERS = (
-    "mov,matroska,avi,mpeg,mpegts,asf,flv,ogg,mxf,gif,nut,ivf,dv,h264,hevc,m4v,mpegvideo,mjpeg,"
-    "yuv4mpegpipe"
-)
-"""FFmpeg formats in use; playlists (e.g. HLS), which open other files, are excluded."""
 _ENDS_WITHIN = Fraction(1, 10)
 """Tolerance in seconds between the end of an undamaged file and its container's duration."""
 
@@ -71,7 +67,7 @@ class VideoReader(FrameReader):
                 f"Expected a file, got {path}, which is a pipe, a device or the like. Save it as a "
                 "file."
             )
-        with self._stream() as (container, stream):
+        with open_stream(self.path) as (container, stream):
             first = next(self._decode(container, stream), None)
             if first is None:
                 raise PTQ4VMError(f"Expected a video with frames, got {path}, which holds none")
@@ -121,8 +117,29 @@ class VideoReader(FrameReader):
         for time, frame in self._timed():
             yield time, self._convert(frame)
 
-    def read(self, start: int, stop: int) -> list[Frame]:
-        """Return frames [start, stop), decoded from frame 0: seeking is inexact in some formats."""
+    def read(self, start: int, stop: int, num_frames: int | None = None) -> list[Frame]:
+        """Return frames [start, stop), the same bits as from iteration.
+
+        If ``num_frames`` is given, decoding starts at the last keyframe that needs no earlier
+        packet, and frames are identified by their timestamps. The first such call reads through the
+        file for them, without decoding. :attr:`concealed` then counts no damage before the
+        keyframe.
+
+        Decoding starts at frame 0 where frames might differ: without as many timestamps as frames;
+        with ``strict``; in interlaced videos; if a frame between keyframe and ``stop`` is damaged
+        or has another size; if seeking misses the keyframe; and with codecs whose keyframes are not
+        known to be independent.
+
+        Args:
+            start: First frame.
+            stop: Frame after the last.
+            num_frames: Number of frames by iteration; None if unknown. :meth:`count` does not
+                suffice: from damaged packets a decoder may make more frames than it counts.
+        """
+        if num_frames is not None:
+            found = self._read_from_keyframe(start, stop, num_frames)
+            if found is not None:
+                return found
         frames = []
         with contextlib.closing(self._timed()) as timed:
             for number, (_, frame) in enumerate(timed):
@@ -132,13 +149,38 @@ class VideoReader(FrameReader):
                     break
         return frames
 
+    def _read_from_keyframe(self, start: int, stop: int, num_frames: int) -> list[Frame] | None:
+        """Return frames [start, stop), or None if they have to be decoded from frame 0."""
+        if not 0 < start < stop <= num_frames or self.strict or self.interlaced:
+            return None
+        keyframe = self._index.find(start) if len(self._index.times) == num_frames else None
+        if keyframe is None:
+            return None
+        frames = []
+        with open_stream(self.path) as (container, stream):
+            for number, frame in decode_from(keyframe, self._index, container, stream):
+                if self._size(frame) != (self.height, self.width):
+                    break
+                if number >= start:
+                    frames.append(self._convert(frame))
+                if number + 1 == stop:
+                    self.concealed = 0
+                    return frames
+        return None
+
+    @cached_property
+    def _index(self) -> PacketIndex:
+        try:
+            with open_stream(self.path) as (container, stream):
+                return index_packets(container, stream)
+        except PTQ4VMError:  # Frames before the damage can be decoded.
+            return PacketIndex([], [], [])
+
     def count(self) -> int:
         """Count the frames, without decoding if the container has a timestamp for each."""
-        with self._stream() as (container, stream):
-            times = {packet.pts for packet in container.demux(stream) if _is_shown(packet)}
-        if None in times:
-            return sum(1 for _ in self._timed())
-        return len(times)
+        with open_stream(self.path) as (container, stream):
+            times = index_packets(container, stream).times
+        return len(times) or sum(1 for _ in self._timed())
 
     def _convert(self, frame: Any) -> Frame:
         return to_rgb(frame, self.transfer)
@@ -147,9 +189,9 @@ class VideoReader(FrameReader):
         start: Fraction | None = None
         time: Fraction | None = None
         self.concealed = 0
-        with self._stream() as (container, stream):
+        with open_stream(self.path) as (container, stream):
             shown = self._conceal(container, stream)
-            for number, (frame, pts) in enumerate(_deinterlace(shown)):
+            for number, (frame, pts) in enumerate(deinterlace(shown)):
                 self._check_size(frame, number)
                 seconds = None if pts is None else pts * stream.time_base
                 start = (seconds or Fraction(0)) if start is None else start
@@ -160,15 +202,19 @@ class VideoReader(FrameReader):
                 yield time, frame
 
     def _check_size(self, frame: Any, number: int) -> None:
-        size = (frame.height, frame.width)
-        if swaps_sides(display_matrix(frame)):
-            size = size[::-1]
+        size = self._size(frame)
         if size != (self.height, self.width):
             raise PTQ4VMError(
                 f"Expected {self.width}x{self.height} throughout {self.path}, got "
                 f"{size[1]}x{size[0]} at frame "
                 f"{number}; re-encode it at one size"
             )
+
+    @staticmethod
+    def _size(frame: Any) -> tuple[int, int]:
+        """Return height and width of the upright picture."""
+        swapped = swaps_sides(display_matrix(frame))
+        return (frame.width, frame.height) if swapped else (frame.height, frame.width)
 
     def _conceal(self, container: Any, stream: Any) -> Iterator[tuple[Any, int | None]]:
         """Yield (frame, presentation timestamp) for each timestamp of the stream's packets.
@@ -181,7 +227,7 @@ class VideoReader(FrameReader):
         last: Any = None
 
         def note(packet: Any) -> None:
-            if packet.pts is not None and packet.pts not in seen and _is_shown(packet):
+            if packet.pts is not None and packet.pts not in seen and is_shown(packet):
                 seen.add(packet.pts)
                 heapq.heappush(waiting, packet.pts)
 
@@ -236,34 +282,6 @@ class VideoReader(FrameReader):
                 "cut off. Copy or download it again, or cut it to what is there with ffmpeg"
             )
 
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[tuple[Any, Any]]:
-        # "file:" keeps FFmpeg from taking a name like "a:b.mkv" for a protocol.
-        options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
-        try:
-            with av.open(f"file:{self.path}", options=options) as container:
-                if not container.streams.video:
-                    raise PTQ4VMError(
-                        f"Expected a video, got {self.path}, which has no picture in it"
-                    )
-                stream = container.streams.video[0]
-                context = stream.codec_context
-                if context.width * context.height > MAX_PIXELS:
-                    raise PTQ4VMError(
-                        f"Expected frames of at most {MAX_PIXELS} pixels, got "
-                        f"{context.width}x{context.height} in "
-                        f"{self.path}. Scale it down"
-                    )
-                # With frame threads, an error may drop intra-only frames of other threads.
-                stream.thread_type = "SLICE" if context.codec.intra_only else "AUTO"
-                yield container, stream
-        except (av.error.FFmpegError, OSError) as error:
-            raise PTQ4VMError(
-                f"Expected a video that can be decoded in {self.path}, got: {error}. Convert it to "
-                ".mp4 or .mkv with "
-                "ffmpeg"
-            ) from error
-
     def _estimate(self, container: Any, stream: Any) -> int | None:
         if stream.duration:
             seconds = stream.duration * stream.time_base
@@ -272,59 +290,3 @@ class VideoReader(FrameReader):
         else:
             return None
         return max(round(seconds * self.rate), 1)
-
-
-def _is_shown(packet: Any) -> bool:
-    """Return whether a packet holds a picture to be shown."""
-    if packet.size == 0 or packet.is_discard:
-        return False
-    # VP8's show_frame bit is 0 for alternative reference frames (RFC 6386, 9.1).
-    hidden = packet.stream.codec_context.name == "vp8" and not bytes(packet)[0] & 0x10
-    return not hidden
-
-
-def _deinterlace(frames: Iterable[tuple[Any, int | None]]) -> Iterator[tuple[Any, int | None]]:
-    """Deinterlace interlaced frames one for one; progressive ones pass unchanged.
-
-    FFmpeg's filter is set up at the first interlaced frame. It delays output by one frame, since it
-    also reads the next one.
-    """
-    graph: Any = None
-    times: deque[int | None] = deque()
-    for frame, pts in frames:
-        if graph is None:
-            if not frame.interlaced_frame:
-                yield frame, pts
-                continue
-            graph = _bwdif(frame)
-        times.append(pts)
-        graph.push(frame)
-        for done in _pull(graph):
-            yield done, times.popleft()
-    if graph is not None:
-        graph.push(None)
-        for done in _pull(graph):
-            yield done, times.popleft()
-
-
-def _bwdif(frame: Any) -> Any:
-    graph = av.filter.Graph()
-    source = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format,
-        time_base=frame.time_base or Fraction(1, 25),
-    )
-    graph.link_nodes(
-        source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
-    )
-    graph.configure()
-    return graph
-
-
-def _pull(graph: Any) -> Iterator[Any]:
-    while True:
-        try:
-            yield graph.pull()
-        except (av.error.BlockingIOError, av.error.EOFError):
-            return
