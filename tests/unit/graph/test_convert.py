@@ -222,8 +222,12 @@ def test_full_placement_without_quantizers_computes_the_float_network():
 
 
 def test_a_target_sets_what_it_executes():
-    qconfig = QConfig("W4A8", depthwise_granularity="per_channel", equalize=True)
+    qconfig = QConfig("W4A8", equalize=True)
     fitted = {name: target.fit(qconfig) for name, target in TARGETS.items()}
-    assert fitted["openvino"] == qconfig
+    by_channel = QConfig("W4A8", depthwise_granularity="per_channel", equalize=True)
+    assert fitted["openvino"] == TARGETS["openvino"].fit(by_channel) == by_channel
     assert fitted["onnxruntime"] == QConfig("W4A8", placement="full", equalize=True)
     assert fitted["tensorrt"] == QConfig("W4A8", activation_grid="symmetric", equalize=True)
+    for name in ("onnxruntime", "tensorrt"):
+        with pytest.raises(PTQ4VMError, match="depthwise_granularity per_tensor, which"):
+            TARGETS[name].fit(by_channel)

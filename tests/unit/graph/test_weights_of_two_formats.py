@@ -65,7 +65,7 @@ def recipe_qconfigs():
         recipe = read_recipe(path)
         for bits in recipe["bits"]:
             settings = {**recipe.get("qconfig", {}), "bits": "W4A4" if bits == "auto" else bits}
-            qconfig = QConfig(**settings)
+            qconfig = QConfig(**settings).used()
             if "target" in recipe:
                 qconfig = TARGETS[recipe["target"]].fit(qconfig)
             found.setdefault(str(qconfig), pytest.param(qconfig, id=f"{path.stem}-{bits}"))
