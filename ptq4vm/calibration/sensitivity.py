@@ -13,7 +13,7 @@ from torch import Tensor
 from ptq4vm.atomic_io import write_json
 from ptq4vm.calibration.teacher import teacher_key
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.data.calibration import Progress
+from ptq4vm.data.drawing import Progress
 from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.graph import (
     block_layers,

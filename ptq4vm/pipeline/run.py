@@ -106,11 +106,7 @@ class Run:
 
     def draw(self) -> None:
         """Set up the datamodule, which draws the calibration sequences."""
-        self.data.progress = self._progress.update
-        try:
-            self.data.setup("fit")
-        finally:
-            self.data.progress = None
+        self.data.setup("fit", self._progress.update)
 
     def prepare(self, teacher: MattingModel, work: Mapping[str, float]) -> None:
         """Create the calibration set and the float references, and compute the work of each row.
@@ -179,7 +175,7 @@ class Run:
             self._progress.advance(self._work.rows[name])
             return
         L.seed_everything(self.data.seed, verbose=False)
-        self.data.batch_size, self.data.steps_per_epoch = batch, steps
+        data = self.data.batches(batch, steps)
         # save_last with save_top_k=0 writes nothing since Lightning 2.6.
         keep = ModelCheckpoint(
             folder / name,
@@ -198,9 +194,9 @@ class Run:
         resume = str(last) if last.is_file() else None
         with measured() as usage:
             phase = module(**options, output=output)
-            if (restored := phase.check(trainer, self.data, "fit", resume)) is not None:
+            if (restored := phase.check(trainer, data, "fit", resume)) is not None:
                 self.say(f"{folder.name.upper()}: {row.title} {restored}")
-            trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            trainer.fit(phase, datamodule=data, ckpt_path=resume, weights_only=True)
         if distributed.rank() > 0:
             return
         if resume is None:  # a resumed fit measures only its remainder
