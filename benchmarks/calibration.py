@@ -165,15 +165,14 @@ def run_round(arguments: argparse.Namespace, data: VideoMattingDataModule, folde
     checkpoint.unlink(missing_ok=True)
     qconfig = QConfig(arguments.bits, range_method="minmax")
     blocks = BlockReconstructionModule(arguments.network, qconfig=qconfig, output=checkpoint)
-    data.steps_per_epoch = arguments.block_steps
     timer = StepTimer(result, lambda module: module.block.name)
     with timed(blocks, HOOKS, result.hooks):
-        fit(blocks, data, timer, folder, arguments.accelerator)
+        batches = data.batches(arguments.batch, arguments.block_steps)
+        fit(blocks, batches, timer, folder, arguments.accelerator)
     result.fit = timer.end - timer.begin
-    data.steps_per_epoch = arguments.gac_steps
     fit(
         GACModule(checkpoint),
-        data,
+        data.batches(arguments.batch, arguments.gac_steps),
         StepTimer(result, lambda _: "gac"),
         folder,
         arguments.accelerator,

@@ -36,12 +36,14 @@ from rich.progress import (
 from torch import Tensor
 
 from ptq4vm.calibration import make_teacher
+from ptq4vm.cli.common import parse_settings
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import ExportOptions, export_onnx, state_names
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
+from ptq4vm.recipes import refuse_former_names
 from ptq4vm.reporting import Cost, ResultRow, render_table, write_metrics
 from ptq4vm.reporting.results import fidelity_of, truth_metrics
 from ptq4vm.types import FlowEstimator, MattingClip, RecurrentState
@@ -63,7 +65,7 @@ PEERS: dict[str, tuple[str, str]] = {
 }
 """Row title and quantizer placement by tool."""
 _PACKAGES = {"minmax": ["onnxruntime"], "percentile": ["onnxruntime"], "nncf": ["nncf", "openvino"]}
-_DATA = {"source": "videomatte", "evaluation": "evaluation", "height": 288, "width": 512}
+_DATA = {"source": "Composites", "evaluation": "evaluation", "height": 288, "width": 512}
 _HELP = """\
 Quantize a float matting network to W8A8 with ONNX Runtime (static QDQ, int8 weights per channel,
 uint8 activations; min-max and percentile ranges) and with NNCF (mixed preset, full bias
@@ -506,9 +508,11 @@ def main(args: list[str] | None = None) -> int:
     parser.add_class_arguments(VideoMattingDataModule, "data", skip=skipped, instantiate=False)
     parser.add_function_arguments(peers, skip={"data"})
     parser.set_defaults({f"data.{name}": value for name, value in _DATA.items()})
-    options: dict[str, Any] = dict(vars(parser.parse_args(args)))
-    options.pop("config")
+    args = sys.argv[1:] if args is None else args
     try:
+        refuse_former_names(args)
+        options: dict[str, Any] = dict(vars(parse_settings(parser, args)))
+        options.pop("config")
         rows = peers(VideoMattingDataModule(**vars(options.pop("data"))), **options)
     except PTQ4VMError as error:
         Console(stderr=True).print(

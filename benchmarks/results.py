@@ -101,7 +101,7 @@ def main() -> None:
             str(args.root),
             "--data.seed",
             str(args.seed),
-            *(["--data.videos", args.videos] if args.videos else []),
+            *(["--data.source.videos", args.videos] if args.videos else []),
         ]
         cli.main(["quantize", "--config", str(config), *settings])
         put_table(f"{recipe}-{args.seed}", (folder / "run" / "table.md").read_text())

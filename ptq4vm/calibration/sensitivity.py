@@ -17,7 +17,7 @@ from ptq4vm.calibration.layer_errors import (
 )
 from ptq4vm.calibration.teacher import teacher_key
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.data.calibration import Progress
+from ptq4vm.data.drawing import Progress
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import (
     block_layers,

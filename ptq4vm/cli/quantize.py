@@ -106,7 +106,7 @@ def _expand(named: argparse.Namespace, rest: list[str]) -> list[str]:
         files = [find_recipe(DEFAULT_RECIPE)]
     configs = [f"--config={one}" for file in files for one in with_bases(file)]
     if named.data is not None:
-        settings += ["--data.source", "auto", "--data.root", named.data]
+        settings += ["--data.source", "Auto", "--data.root", named.data]
     for name in ("target", "weights", "output"):
         if getattr(named, name) is not None:
             settings.append(f"--{name}={getattr(named, name)}")

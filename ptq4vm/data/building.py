@@ -1,34 +1,19 @@
 """Sources in use, drawn sequences and cached outputs of the float network; each is made once."""
 
-from pathlib import Path
+from functools import cached_property
 from typing import Any, TypeVar
 
 from ptq4vm import distributed
-from ptq4vm.data.assembly import (
-    DataSettings,
-    draw_held_out_scenes,
-    make_calibration_source,
-    make_evaluation_source,
-)
 from ptq4vm.data.builtin import BuiltinSource, cached_cutout
-from ptq4vm.data.calibration import (
-    CalibrationBuilder,
-    CalibrationSet,
-    Progress,
-    SequencePlace,
-    draw_from_all,
-)
-from ptq4vm.data.contract import (
-    FORMAT_VERSION,
-    Content,
-    calibration_folder,
-    held_out_folder,
-    references_folder,
-)
+from ptq4vm.data.calibration import CalibrationSet, DrawnSequences
 from ptq4vm.data.cutouts import CutoutSource
+from ptq4vm.data.drawing import Progress, SequencePlace, draw_from_all, fingerprint_sequences
+from ptq4vm.data.evaluation import draw_held_out_scenes, open_evaluation
 from ptq4vm.data.loading import EvaluationChunks
 from ptq4vm.data.references import HeldOutClips, ReferencedChunks
+from ptq4vm.data.settings import DataSettings
 from ptq4vm.data.sources import ClipSource
+from ptq4vm.data.storage import FORMAT_VERSION, CheckedFiles, short_hash
 from ptq4vm.data.transforms import ClipAugmentation
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import FlowEstimator, Teacher
@@ -37,37 +22,50 @@ Chunks = TypeVar("Chunks", bound=EvaluationChunks | ReferencedChunks)
 
 
 class PreparedClips:
-    """Sources, sequences and cached outputs of a datamodule, kept between its calls."""
+    """Clips of a datamodule and of its views: each source, sequence and cached file once.
 
-    def __init__(self) -> None:
+    Args:
+        given: Settings as given; :attr:`settings` are those with what ``Auto`` finds.
+    """
+
+    def __init__(self, given: DataSettings) -> None:
+        self.given = given
         self.calibration_sources: list[ClipSource] = []
         self.sequences: list[SequencePlace] = []
         self.calibration_set: CalibrationSet | None = None
         self.references: ReferencedChunks | None = None
         self.held_out: HeldOutClips | None = None
-        self._evaluation_source: ClipSource | None = None
         self._scenes: tuple[CutoutSource, list[SequencePlace], int] | None = None
-        self._content = Content()
+        self._held_out_content: str | None = None
+        self._files = CheckedFiles()
 
-    def set_up_evaluation(self, settings: DataSettings) -> None:
-        """Make the source of evaluation clips."""
-        if self._evaluation_source is None:
-            self._evaluation_source = make_evaluation_source(settings)
+    @cached_property
+    def settings(self) -> DataSettings:
+        """Settings with the sources found in the root."""
+        return self.given.resolved()
 
-    def draw(self, settings: DataSettings, progress: Progress | None = None) -> None:
-        """Make the calibration sources and draw the sequences."""
-        if not self.calibration_sources:
-            sources = [make_calibration_source(settings, name) for name in settings.sources]
-            self.sequences = draw_from_all(
-                sources, settings.num_sequences, settings.seq_length, settings.seed, progress
-            )
-            self.calibration_sources = sources
+    @cached_property
+    def evaluation_source(self) -> ClipSource:
+        """Source of evaluation clips."""
+        return open_evaluation(self.settings)
 
-    def use(self, teacher: Teacher, cache_dir: Path) -> None:
+    def draw(self, progress: Progress | None = None) -> None:
+        """Open the calibration sources and draw the sequences."""
+        if self.calibration_sources:
+            return
+        settings = self.settings
+        sources = [source.open(settings) for source in settings.sources]
+        self.sequences = draw_from_all(
+            sources, settings.num_sequences, settings.seq_length, settings.seed, progress
+        )
+        self.calibration_sources = sources
+
+    def use(self, teacher: Teacher) -> None:
         """Let the sources that cut out people do so by the float network."""
-        for source in (*self.calibration_sources, self._evaluation_source):
+        cache = self.settings.cache_dir
+        for source in (*self.calibration_sources, self.evaluation_source):
             if isinstance(source, BuiltinSource):
-                source.use(lambda src: cached_cutout(teacher, src, cache_dir, FORMAT_VERSION))
+                source.use(lambda src: cached_cutout(teacher, src, cache, FORMAT_VERSION))
             elif isinstance(source, CutoutSource):
                 source.use(teacher)
         for source in self.calibration_sources:
@@ -75,42 +73,37 @@ class PreparedClips:
                 source.portrait()  # Fill the cache on the first rank, before others read it.
 
     def build(
-        self,
-        settings: DataSettings,
-        teacher: Teacher,
-        flow: FlowEstimator,
-        progress: Progress | None = None,
+        self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None
     ) -> None:
-        """Build this rank's share of the missing calibration sequences.
+        """Build this rank's share of the missing calibration sequences, after :meth:`draw`.
 
         Raises:
             PTQ4VMError: There are fewer sequences than processes, or files can't be read or
                 written.
         """
+        settings = self.settings
         if settings.num_sequences < distributed.count():
             raise PTQ4VMError(
                 f"Expected a calibration sequence for each of {distributed.count()} processes, got "
-                "num_sequences = "
-                f"{settings.num_sequences}. Raise it, or lower devices."
+                f"num_sequences = {settings.num_sequences}. Raise it, or lower devices."
             )
-        builder = CalibrationBuilder(
-            sequences=self.sequences,
-            length=settings.seq_length,
-            augmentation=ClipAugmentation() if settings.augment else None,
-            labels=settings.labels,
-            seed=settings.seed,
-            size=settings.size if settings.enlarge > 1 else None,
-            num_workers=settings.num_workers,
+        sequences = DrawnSequences(
+            self.sequences,
+            settings.seq_length,
+            self.calibration_contract(),
+            ClipAugmentation() if settings.augment else None,
+            settings.labels,
+            settings.seed,
+            settings.size if settings.enlarge > 1 else None,
         )
-        folder = calibration_folder(settings, self.calibration_content(settings), teacher)
-        self.calibration_set = builder.build(folder, teacher, flow, progress)
+        cache = settings.cache_dir / "calibration"
+        self.calibration_set = CalibrationSet.build(
+            sequences, teacher, flow, cache, progress,
+            files=self._files, num_workers=settings.num_workers,
+        )  # fmt: skip
 
     def add_references(
-        self,
-        settings: DataSettings,
-        teacher: Teacher,
-        flow: FlowEstimator,
-        progress: Progress | None = None,
+        self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None
     ) -> None:
         """Build the float network's mattes of evaluation clips, and held-out people if configured.
 
@@ -118,59 +111,76 @@ class PreparedClips:
             PTQ4VMError: Files can't be read or written, or ``held_out`` matches no videos or no
                 backgrounds.
         """
-        chunks = distributed.first_alone(lambda: readable(self.chunks(settings)))
-        content, cache = self.content(settings, progress), settings.cache_dir
-        folder = references_folder(cache, teacher, content["evaluation"], chunks)
+        chunks = distributed.first_alone(lambda: readable(self.chunks()))
+        content, cache = self.content(progress), self.settings.cache_dir
+        key = {"teacher": teacher.key, "clips": content["evaluation"], "chunks": chunks.chunks}
+        folder = cache / "references" / short_hash(key | {"format": FORMAT_VERSION})
         self.references = distributed.together(
-            lambda: ReferencedChunks(chunks, folder).build(teacher, progress)
+            lambda: ReferencedChunks(chunks, folder, self._files).build(teacher, progress)
         )
-        if not settings.has_people:
+        if not self.settings.has_people:
             return
-        scenes, places, length = self._held_out_scenes(settings, progress)
+        scenes, places, length = self._held_out_scenes(progress)
         scenes.use(teacher)
-        folder_of_people = held_out_folder(cache, teacher, content["held_out"], scenes.size)
-        builder = CalibrationBuilder(
-            places, length, None, labels=False, seed=0, num_workers=settings.num_workers
-        )
+        drawn = DrawnSequences(places, length, {"clips": content["held_out"], "size": scenes.size})
         sequences = distributed.together(
-            lambda: builder.build(folder_of_people, teacher, flow, progress, "held-out people")
-        )
+            lambda: CalibrationSet.build(
+                drawn, teacher, flow, cache / "held_out", progress,
+                files=self._files, num_workers=self.settings.num_workers, what="held-out people",
+            )
+        )  # fmt: skip
         self.held_out = HeldOutClips(sequences, [scenes.names[place.clip] for place in places])
 
     def _held_out_scenes(
-        self, settings: DataSettings, progress: Progress | None
+        self, progress: Progress | None
     ) -> tuple[CutoutSource, list[SequencePlace], int]:
         if self._scenes is None:
-            source = self.chunks(settings).source
-            self._scenes = draw_held_out_scenes(settings, source, progress)
+            self._scenes = draw_held_out_scenes(self.settings, self.evaluation_source, progress)
         return self._scenes
 
-    def chunks(self, settings: DataSettings) -> EvaluationChunks:
+    def chunks(self) -> EvaluationChunks:
         """Return the chunks of evaluation clips."""
-        source = self._evaluation_source or make_evaluation_source(settings)
-        return EvaluationChunks(
-            source, settings.eval_chunk, settings.eval_clips, settings.eval_frames
-        )
+        limits = (self.settings.eval_chunk, self.settings.eval_clips, self.settings.eval_frames)
+        return EvaluationChunks(self.evaluation_source, *limits)
 
-    def evaluation_set(self, settings: DataSettings) -> EvaluationChunks | ReferencedChunks:
+    def evaluation_set(self) -> EvaluationChunks | ReferencedChunks:
         """Return the chunks of evaluation clips, with the float network's mattes if built."""
-        chunks: EvaluationChunks | ReferencedChunks = self.references or self.chunks(settings)
+        chunks: EvaluationChunks | ReferencedChunks = self.references or self.chunks()
         return readable(chunks)
 
-    def content(self, settings: DataSettings, progress: Progress | None = None) -> dict[str, Any]:
-        """Return fingerprints of the frames in use, by purpose, with the format version."""
-        self._content.evaluation(self.chunks(settings))
-        if settings.has_people:
-            self._content.held_out(*self._held_out_scenes(settings, progress))
-        if self.calibration_sources:
-            self.calibration_content(settings)
-        return self._content.known()
+    # ---- fingerprints of the frames in use -------------------------------------------------------
 
-    def calibration_content(self, settings: DataSettings) -> list[str]:
-        """Return the fingerprint of each calibration source, after :meth:`draw`."""
-        return self._content.calibration(
-            self.calibration_sources, self.sequences, settings.seq_length
-        )
+    @cached_property
+    def _evaluation_content(self) -> str:
+        chunks = self.chunks()
+        return chunks.source.fingerprint(chunks.clips())
+
+    @cached_property
+    def _calibration_content(self) -> list[str]:
+        length = self.settings.seq_length
+        return [
+            fingerprint_sequences(source, self.sequences, length)
+            for source in self.calibration_sources
+        ]
+
+    def content(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Return fingerprints of the frames in use, by purpose, with the format version."""
+        found: dict[str, Any] = {"evaluation": self._evaluation_content, "format": FORMAT_VERSION}
+        if self.settings.has_people:
+            if self._held_out_content is None:
+                self._held_out_content = fingerprint_sequences(*self._held_out_scenes(progress))
+            found["held_out"] = self._held_out_content
+        if self.calibration_sources:
+            found["calibration"] = self._calibration_content
+        return found
+
+    def calibration_contract(self) -> dict[str, Any]:
+        """Return all that determines the drawn sequences, after :meth:`draw`.
+
+        Folders are represented by the fingerprint of the frames drawn from each source.
+        """
+        content = {"content": self._calibration_content, "format": FORMAT_VERSION}
+        return {**self.settings.calibration(), **content}
 
 
 def readable(chunks: Chunks) -> Chunks:

@@ -13,10 +13,10 @@ import torch
 from scipy import ndimage
 from torch import Generator, Tensor
 
-from ptq4vm.data.files import cover_crop, read_image
+from ptq4vm.data.files import cover_crop_clip, read_image
 from ptq4vm.data.motion import Wave, sample, similarity, uniform, way_flow
 from ptq4vm.data.sources import LayeredSource, Layers, derive_seed
-from ptq4vm.data.storage import is_whole, make_folder, read_tensors, short_hash, write_tensors
+from ptq4vm.data.storage import CheckedFiles, make_folder, short_hash
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import Teacher
 
@@ -111,7 +111,7 @@ class Person:
         # Downscale with antialiasing first: the trajectory then samples at a scale close to 1.
         tall = round(height * uniform(generator, 0.85, 1.1))
         self.size = (tall, round(tall * fgr.shape[-1] / fgr.shape[-2]))
-        self.fgr, self.pha = (cover_crop(layer[None], self.size)[0] for layer in (fgr, pha))
+        self.fgr, self.pha = (cover_crop_clip(layer[None], self.size)[0] for layer in (fgr, pha))
         self.mirror = uniform(generator, 0, 1) < 0.5
         self.x = Wave(generator, width * uniform(generator, 0.42, 0.58), 0.07 * width)
         self.scale = Wave(generator, 1.0, 0.06)
@@ -142,7 +142,7 @@ class Scene:
             )
         zoom = uniform(generator, 1.2, 1.5)
         cover = (math.ceil(height * zoom), math.ceil(width * zoom))
-        self.picture = cover_crop(picture[None], cover)[0]
+        self.picture = cover_crop_clip(picture[None], cover)[0]
         # Imitate a lens focused on the person.
         blur = uniform(generator, 0, 1.2)
         self.picture = torch.from_numpy(
@@ -290,6 +290,7 @@ def cached_cutout(teacher: Teacher, src: Tensor, cache_dir: Path, version: int) 
         {"teacher": teacher.key, "portrait": PORTRAIT, "frames": WARMUP_FRAMES, "format": version}
     )
     path = make_folder(cache_dir / "cutouts") / f"{key}.safetensors"
-    if not is_whole(path, ["pha"]):
-        write_tensors(path, {"pha": teacher.forward(src).pha})
-    return read_tensors(path)["pha"]
+    files = CheckedFiles()
+    if not files.is_whole(path, ["pha"]):
+        files.write(path, {"pha": teacher.forward(src).pha})
+    return files.read(path)["pha"]

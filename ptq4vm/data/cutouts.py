@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Generator
 
-from ptq4vm.data.backgrounds import Backgrounds, pair_evenly
+from ptq4vm.data.background_clips import BackgroundClips, pair_evenly
 from ptq4vm.data.sources import LayeredSource, Layers
 from ptq4vm.data.videos import VideoSource
 from ptq4vm.errors import PTQ4VMError
@@ -29,7 +29,11 @@ class CutoutSource(LayeredSource):
     """
 
     def __init__(
-        self, people: VideoSource, backgrounds: Backgrounds, size: tuple[int, int], seed: int = 0
+        self,
+        people: VideoSource,
+        backgrounds: BackgroundClips,
+        size: tuple[int, int],
+        seed: int = 0,
     ) -> None:
         self.people, self.size = people, size
         self.claims_are_within = people.claims_are_within

@@ -1,11 +1,9 @@
 """LightningDataModule of calibration sequences for training and clip chunks for evaluation."""
 
+import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,17 +12,10 @@ from torch.utils.data import DataLoader
 
 from ptq4vm import distributed
 from ptq4vm.cache import cache_folder
-from ptq4vm.data.assembly import (
-    AUTO,
-    DataSettings,
-    Source,
-    check_numbers,
-    discover_settings,
-    list_sources,
-)
 from ptq4vm.data.building import PreparedClips
-from ptq4vm.data.calibration import CalibrationSet, Progress
-from ptq4vm.data.contract import calibration_contract
+from ptq4vm.data.calibration import CalibrationSet
+from ptq4vm.data.drawing import Progress
+from ptq4vm.data.inputs import Builtin, SourceSettings, list_sources
 from ptq4vm.data.loading import (
     EvaluationChunks,
     ShuffledPasses,
@@ -32,6 +23,7 @@ from ptq4vm.data.loading import (
     evaluation_loader,
 )
 from ptq4vm.data.references import HeldOutClips, ReferencedChunks
+from ptq4vm.data.settings import DataSettings, check_numbers
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
@@ -44,30 +36,23 @@ class VideoMattingDataModule(pl.LightningDataModule):
     LightningModules call. With several processes, each rank builds and reads its share of the
     sequences, and evaluates whole clips.
 
+    In a fit, the LightningModule may have two attributes: ``keeps_sequences``, true for batches of
+    sequence indices instead of clips, and ``reached``, the epoch and the number of its finished
+    batches from which the fit resumes.
+
     Args:
         root: Folder that the paths below are relative to; the working directory if not given.
-        source: Source of the calibration set; several take turns. `builtin` moves a portrait over
-            photographs and needs no files, `videomatte` composes `foregrounds` with `backgrounds`,
-            `evaluation` uses `composites`, `video` uses `videos`, and `cutout` composes people, cut
-            out of `videos` by the float network, with `backgrounds`. `auto` uses all layouts that
-            :func:`~ptq4vm.data.discovery.discover` finds in `root`; without an evaluation tree it
-            keeps every fifth video out of calibration and scores those.
-        foregrounds: Folder with `train/{fgr,pha}/<clip>/<frame>`, VideoMatte240K's layout; by
-            default `videomatte240k_layout`.
-        backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still. By default
-            `backgrounds`.
-        photographs: Add photographs shipped with scikit-image to the backgrounds.
-        composites: Folder with `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder of that
-            layout.
-        videos: Folder of video files or folders of frames, without alpha; by default `user_clips`.
-        held_out: Patterns of clips in `foregrounds`, `backgrounds` and `videos` to exclude from
-            calibration. Held-out people on held-out backgrounds are also scored, by their distance
-            to the float network.
+        source: Source of the calibration set; several take turns. Each is a class of `ptq4vm.data`
+            with its own settings: `Auto`, `Builtin`, `Composites`, `Videos`, `CutOuts` or
+            `EvaluationTree`.
+        held_out: Patterns of clips in the foregrounds, backgrounds and videos of the sources to
+            exclude from calibration. Held-out people on held-out backgrounds are also scored, by
+            their distance to the float network.
         labels: Use true alpha and foreground in calibration where the source has them.
-        evaluation: Folder to evaluate on, laid out like `composites`; the built-in test clips if
-            not given.
-        score_held_out: Evaluate on the held-out clips of `videos` instead, by their distance to the
-            float network.
+        evaluation: Folder to evaluate on, `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder
+            of that layout; the built-in test clips if not given.
+        score_held_out: Evaluate on the held-out clips of the sources' videos instead, by their
+            distance to the float network.
         num_sequences: Number of calibration sequences.
         seq_length: Frames per calibration sequence.
         height: Height in pixels of calibration sequences and built-in clips.
@@ -101,12 +86,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: Path | None = None,
-        source: Source | Literal["auto"] | list[Source] = "builtin",
-        foregrounds: str | None = None,
-        backgrounds: str | None = None,
-        photographs: bool = False,
-        composites: str = "evaluation",
-        videos: str | None = None,
+        source: SourceSettings | list[SourceSettings] = Builtin(),  # noqa: B008  (frozen)
         held_out: list[str] | None = None,
         labels: bool = True,
         evaluation: str | None = None,
@@ -126,58 +106,76 @@ class VideoMattingDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         cache_dir: Path | None = None,
     ) -> None:
+        check_numbers(locals())
         super().__init__()
-        self.root, self.score_held_out = Path(root or "."), score_held_out
-        self.sources = list_sources(source)
-        self.foregrounds = foregrounds or "videomatte240k_layout"
-        self.backgrounds: str | None = backgrounds or "backgrounds"
-        self.composites, self.videos = composites, videos or "user_clips"
-        self.evaluation, self.photographs, self.labels = evaluation, photographs, labels
-        self.held_out = list(held_out or [])
+        self.root, self.source, self.held_out = Path(root or "."), source, list(held_out or [])
         self.num_sequences, self.seq_length, self.size = num_sequences, seq_length, (height, width)
-        self.enlarge, self.augment, self.seed = enlarge, augment, seed
-        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
-        self.eval_chunk, self.eval_clips, self.eval_frames = eval_chunk, eval_clips, eval_frames
-        self.num_workers = num_workers
+        self.seed, self.batch_size, self.steps_per_epoch = seed, batch_size, steps_per_epoch
+        self.num_workers, self.labels = num_workers, labels
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
-        check_numbers({**vars(self), "height": height, "width": width})
-        self.numbers_only = False
-        """True if training batches are sequence indices, for phases that hold the sequences."""
         self.progress: Progress | None = None
         """Default progress callback of long operations; an argument takes precedence."""
-        self.reached = (0, 0)
-        """Epoch, and number of its batches already drawn, from which a fit resumes."""
-        self._named = (foregrounds, backgrounds, videos)
-        self._clips = PreparedClips()
+        self._clips = PreparedClips(
+            DataSettings(
+                self.root, list_sources(source), self.held_out, labels, evaluation, score_held_out,
+                num_sequences, seq_length, self.size, enlarge, augment, seed, eval_chunk,
+                eval_clips, eval_frames, num_workers, self.cache_dir,
+            )
+        )  # fmt: skip
 
-    def _settings(self) -> DataSettings:
-        """Return the present settings; attributes can change after construction."""
-        return DataSettings(**{one.name: getattr(self, one.name) for one in fields(DataSettings)})
+    def batches(self, batch_size: int, steps_per_epoch: int | None) -> "VideoMattingDataModule":
+        """Return a datamodule of the same clips with other training batches.
 
-    def setup(self, stage: str | None = None) -> None:
+        Both share what either prepares: sources, drawn sequences and cached files.
+
+        Args:
+            batch_size: Sequences per training batch.
+            steps_per_epoch: Training batches per epoch; one pass through the set if None.
+
+        Raises:
+            PTQ4VMError: A number is out of range.
+        """
+        check_numbers({"batch_size": batch_size, "steps_per_epoch": steps_per_epoch})
+        view = copy.copy(self)
+        view.batch_size, view.steps_per_epoch, view.trainer = batch_size, steps_per_epoch, None
+        return view
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that affect the result, as plain values, with what `Auto` found.
+
+        Cache folders, batches and worker counts are left out.
+
+        Raises:
+            PTQ4VMError: `Auto` finds no known layout, or several folders of one layout.
+        """
+        return self._clips.settings.plain()
+
+    def setup(self, stage: str | None = None, progress: Progress | None = None) -> None:
         """Check files for `stage` (all for None) and draw calibration sequences; idempotent.
 
         Cut detection reads each clip of `videos` completely, once; of other sources it reads only
         the drawn frames and a few before them.
 
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+            progress: Called after each sequence; :attr:`progress` if not given.
+
         Raises:
             PTQ4VMError: Files are missing or don't match, or no clip is as long as `seq_length`.
         """
-        if self.sources == [AUTO]:
-            for name, value in vars(discover_settings(self._settings(), *self._named)).items():
-                setattr(self, name, value)
-        self._clips.set_up_evaluation(self._settings())
+        _ = self._clips.evaluation_source
         if stage in (None, "fit"):
-            self._clips.draw(self._settings(), self.progress)
+            self._clips.draw(progress or self.progress)
 
     def attach(
         self, teacher: Teacher, flow: FlowEstimator | None = None, progress: Progress | None = None
     ) -> None:
         """Build the missing part of the calibration set and enable clips that need the teacher.
 
-        Sequences are composed, passed through the teacher and written one at a time, so memory use
-        is independent of their number. Files of an interrupted run are kept. With several
-        processes, each rank builds its share in a shared cache; an error on one rank ends all.
+        Sequences are composed, passed through the teacher and the flow and written one at a time,
+        so memory use is independent of their number. Files of an interrupted run are kept, and
+        verified once. With several processes, each rank builds its share in a shared cache; an
+        error on one rank ends all.
 
         Args:
             teacher: Float network.
@@ -187,27 +185,15 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: Files can't be read or written.
         """
-        with self._telling(progress):
-            distributed.first_alone(
-                lambda: self._attach(teacher, "test" if flow is None else "fit")
-            )
-            if flow is not None:
-                settings = self._settings()
-                distributed.together(
-                    lambda: self._clips.build(settings, teacher, flow, self.progress)
-                )
+        progress = progress or self.progress
 
-    def _attach(self, teacher: Teacher, stage: str) -> None:
-        self.setup(stage)
-        self._clips.use(teacher, self.cache_dir)
+        def prepare() -> None:
+            self.setup("test" if flow is None else "fit", progress)
+            self._clips.use(teacher)
 
-    @contextmanager
-    def _telling(self, progress: Progress | None) -> Iterator[None]:
-        before, self.progress = self.progress, progress or self.progress
-        try:
-            yield
-        finally:
-            self.progress = before
+        distributed.first_alone(prepare)
+        if flow is not None:
+            distributed.together(lambda: self._clips.build(teacher, flow, progress))
 
     def add_references(
         self, teacher: Teacher, flow: FlowEstimator, progress: Progress | None = None
@@ -220,8 +206,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
             PTQ4VMError: Files can't be read or written, or ``held_out`` matches no videos or no
                 backgrounds.
         """
-        with self._telling(progress):
-            self._clips.add_references(self._settings(), teacher, flow, self.progress)
+        self._clips.add_references(teacher, flow, progress or self.progress)
 
     def content(self) -> dict[str, Any]:
         """Return fingerprints of the frames in use, by purpose; independent of file location.
@@ -233,15 +218,13 @@ class VideoMattingDataModule(pl.LightningDataModule):
         Raises:
             PTQ4VMError: A file can't be read, or ``held_out`` matches no videos or no backgrounds.
         """
-        return self._clips.content(self._settings(), self.progress)
+        return self._clips.content(self.progress)
 
     def contract(self) -> dict[str, Any]:
         """Return all data settings and fingerprints that affect a fit's result, as plain values."""
         self.setup("fit")
-        settings = self._settings()
         batches = {"batch_size": self.batch_size, "steps_per_epoch": self.steps_per_epoch}
-        content = self._clips.calibration_content(settings)
-        return {**calibration_contract(settings, content), **batches}
+        return {**self._clips.calibration_contract(), **batches}
 
     @property
     def calibration_set(self) -> CalibrationSet:
@@ -260,15 +243,19 @@ class VideoMattingDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[CalibrationClip] | DataLoader[Tensor]:
         """Return a loader of CalibrationClip batches, (B, T, C, H, W), shuffled by seed and epoch.
 
-        If :attr:`numbers_only`, batches are sequence indices, (B,). With several processes,
-        ``batch_size`` is per rank; all ranks yield the same number of batches, of their own shares.
+        In a fit of a module that keeps the sequences, batches are their indices, (B,). With several
+        processes, ``batch_size`` is per rank; all ranks yield the same number of batches, of their
+        own shares.
         """
+        trainer = self.trainer
+        module = trainer.lightning_module if trainer is not None and trainer.training else None
+        epoch, batches = getattr(module, "reached", (0, 0))
         count, steps = len(self.calibration_set), self.steps_per_epoch
         longest = math.ceil(count / distributed.count())
         passes = longest if steps is None else steps * self.batch_size
         sampler = ShuffledPasses(distributed.share(range(count)), passes, self.seed)
-        sampler.go_on(*self.reached, self.batch_size)
-        if self.numbers_only:
+        sampler.go_on(epoch, batches, self.batch_size)
+        if getattr(module, "keeps_sequences", False):
             return DataLoader(torch.arange(count), batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]
         return DataLoader(
             self.calibration_set,
@@ -282,7 +269,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
     @property
     def evaluation_set(self) -> EvaluationChunks | ReferencedChunks:
         """Chunks of evaluation clips in order: a map-style dataset of unbatched MattingClip."""
-        return self._clips.evaluation_set(self._settings())
+        return self._clips.evaluation_set()
 
     def _loader(
         self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips

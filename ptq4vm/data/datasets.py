@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Generator
 
-from ptq4vm.data.backgrounds import Backgrounds, pair_evenly
+from ptq4vm.data.background_clips import BackgroundClips, pair_evenly
 from ptq4vm.data.files import (
-    cover_crop,
+    cover_crop_clip,
     list_folders,
     matches,
     named_below,
@@ -66,7 +66,7 @@ class VideoMatteSource(LayeredSource):
     def __init__(
         self,
         foregrounds: Path,
-        backgrounds: Backgrounds,
+        backgrounds: BackgroundClips,
         size: tuple[int, int],
         seed: int = 0,
         held_out: Sequence[str] = (),
@@ -126,7 +126,7 @@ class VideoMatteSource(LayeredSource):
         fgr, pha = read_frames(fgr_paths[start:stop]), read_frames(pha_paths[start:stop], gray=True)
         check_same_size(self.names[index], fgr, pha, fgr_paths[start], pha_paths[start])
         bgr = self._backgrounds.read(stage, start, stop, self.size)
-        return Layers(cover_crop(fgr, self.size), cover_crop(pha, self.size), bgr)
+        return Layers(cover_crop_clip(fgr, self.size), cover_crop_clip(pha, self.size), bgr)
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
         """Return the files of the foreground, its alpha and the background."""
@@ -243,7 +243,7 @@ class EvaluationSource(ClipSource):
                 self.names[index], read["com"], frames, layers["com"][start], layers[part][start]
             )
         if self.size is not None:
-            read = {part: cover_crop(frames, self.size) for part, frames in read.items()}
+            read = {part: cover_crop_clip(frames, self.size) for part, frames in read.items()}
         stems = tuple(path.stem for path in layers["com"][start:stop])
         return MattingClip(
             read["com"], read.get("pha"), read.get("fgr"), None, self.names[index], start, stems

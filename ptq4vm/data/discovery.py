@@ -25,14 +25,15 @@ class Layout:
     """``<set>/<clip>/{com,pha}/<frame>``, possibly one folder deeper."""
 
 
-def discover(root: Path, videos: str | None = None) -> Layout:
+def discover(root: Path, **named: str | None) -> Layout:
     """Find videos, foregrounds with alpha, backgrounds and an evaluation tree in a folder.
 
     Looks at the folder itself and one level below. Nothing is required but videos or foregrounds.
 
     Args:
         root: The data folder.
-        videos: The folder of the videos, relative to ``root``, where there are several.
+        named: Folders by field of :class:`Layout`, relative to ``root``, where there are several
+            of one kind; None looks for one.
 
     Raises:
         PTQ4VMError: There is no such folder, it holds neither videos nor foregrounds, or more than
@@ -45,8 +46,7 @@ def discover(root: Path, videos: str | None = None) -> Layout:
         kind = _kind(folder, is_root=folder == root)
         if kind is not None:
             found[kind].append(folder.relative_to(root).as_posix())
-    if videos is not None:
-        found["videos"] = [videos]
+    found |= {kind: [name] for kind, name in named.items() if name is not None}
     layout = Layout(**{kind: _only(root, kind, names) for kind, names in found.items()})
     if layout.videos is None and layout.foregrounds is None:
         raise PTQ4VMError(
@@ -73,9 +73,10 @@ def _kind(folder: Path, *, is_root: bool) -> str | None:
 
 def _only(root: Path, kind: str, names: list[str]) -> str | None:
     if len(names) > 1:
+        setting = kind if kind == "evaluation" else f"source.{kind}"
         raise PTQ4VMError(
             f"Expected at most one folder of {kind} in {root}, got {', '.join(names)}. Name one "
-            f"with --data.{kind}, or give one of them as the data folder."
+            f"with --data.{setting}, or give one of them as the data folder."
         )
     return names[0] if names else None
 

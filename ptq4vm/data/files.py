@@ -90,7 +90,7 @@ def size_text(frames: Tensor) -> str:
     return f"{frames.shape[-1]}×{frames.shape[-2]}"
 
 
-def cover_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
+def cover_crop_clip(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize frames to cover ``size``, keeping the aspect ratio, and crop the center.
 
     Args:

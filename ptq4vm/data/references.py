@@ -7,17 +7,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ptq4vm import distributed
-from ptq4vm.data.calibration import (
-    CalibrationSet,
-    Progress,
-    SequencePlace,
-    draw_sequences,
-    file_name,
-)
+from ptq4vm.data.calibration import CalibrationSet
 from ptq4vm.data.cutouts import CutoutSource
+from ptq4vm.data.drawing import Progress, SequencePlace, draw_sequences
 from ptq4vm.data.loading import Chunk, EvaluationChunks
 from ptq4vm.data.sources import ClipSource
-from ptq4vm.data.storage import is_whole, make_folder, read_tensors, write_tensors
+from ptq4vm.data.storage import CheckedFiles, file_name, make_folder
 from ptq4vm.types import MattingClip, Teacher
 
 HELD_OUT_CLIPS, HELD_OUT_FRAMES = 8, 24
@@ -31,10 +26,11 @@ class ReferencedChunks(Dataset[MattingClip]):
     Args:
         chunks: Evaluation chunks.
         folder: Folder of the references, written by :meth:`build`.
+        files: Files that this process has written or verified, which are not verified again.
     """
 
-    def __init__(self, chunks: EvaluationChunks, folder: Path) -> None:
-        self.clips, self.folder = chunks, folder
+    def __init__(self, chunks: EvaluationChunks, folder: Path, files: CheckedFiles) -> None:
+        self.clips, self.folder, self.files = chunks, folder, files
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -56,7 +52,7 @@ class ReferencedChunks(Dataset[MattingClip]):
 
     def __getitem__(self, index: int) -> MattingClip:
         """Return one chunk, (T, C, H, W)."""
-        pha = read_tensors(self.folder / file_name(index))["pha"].float() / _LEVELS
+        pha = self.files.read(self.folder / file_name(index))["pha"].float() / _LEVELS
         return self.clips[index]._replace(float_pha=pha)
 
     def by_clip(self) -> list[list[int]]:
@@ -76,12 +72,12 @@ class ReferencedChunks(Dataset[MattingClip]):
             files, state = [self.folder / file_name(index) for index in clip], None
             for index, file in (
                 zip(clip, files, strict=True)
-                if not all(is_whole(f, ["pha"]) for f in files)
+                if not all(self.files.is_whole(f, ["pha"]) for f in files)
                 else ()
             ):
                 output = teacher.forward(self.clips[index].src[None], state)
                 state = tuple(steps[:, -1] for steps in output.state)
-                write_tensors(file, {"pha": _to_codes(output.pha[0])})
+                self.files.write(file, {"pha": _to_codes(output.pha[0])})
             if progress is not None:
                 progress(done + 1, len(share), "float mattes of the evaluation clips")
         return self

@@ -15,6 +15,9 @@ from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import load_safetensors
 
+FORMAT_VERSION = 7
+"""Part of every cache key; increment when the content of the cache or its computation changes."""
+
 
 def short_hash(settings: Mapping[str, Any]) -> str:
     """Hash JSON-serializable settings to 16 hexadecimal digits, for folder names."""
@@ -37,6 +40,11 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def file_name(index: int) -> str:
+    """Return the file name of a sequence or chunk."""
+    return f"{index:05d}.safetensors"
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file atomically, with its key and a checksum.
 
@@ -52,8 +60,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         part.write_bytes(data)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, verify: bool = True) -> dict[str, Tensor]:
     """Read a file written by :func:`write_tensors`.
+
+    Args:
+        path: The file.
+        verify: Compare its key and its checksum, which takes longer than reading it.
 
     Raises:
         PTQ4VMError: The file is missing, damaged or stale.
@@ -61,9 +73,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
         tensors, header = load_safetensors(data)
-        problem = "" if header.get("sha256") == _checksum(tensors) else "its checksum is another"
-        if header.get("key") != _key(path):
-            problem = f"it was made as {header.get('key')}"
+        problem = "" if not verify else _problem(path, tensors, header)
     except (OSError, ValueError) as error:
         problem = str(error)
     if problem:
@@ -74,18 +84,60 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def is_whole(path: Path, names: Iterable[str]) -> bool:
-    """Return whether a valid file with these tensors exists; warn if it is damaged or stale."""
-    if not path.exists():
-        return False
+class CheckedFiles:
+    """Cached files of which this process knows that they are whole.
+
+    A file that it has written or verified is not verified again while its inode, size and time of
+    modification stay.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[int, ...]] = {}
+
+    def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write a file; see :func:`write_tensors`."""
+        write_tensors(path, tensors)
+        self._known[path] = _stamp(path)
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Read a file, and verify it unless it is known; see :func:`read_tensors`."""
+        stamp = _stamp(path)
+        tensors = read_tensors(path, verify=not stamp or self._known.get(path) != stamp)
+        self._known[path] = stamp
+        return tensors
+
+    def is_whole(self, path: Path, names: Iterable[str]) -> bool:
+        """Return whether a valid file with these tensors exists; warn if it is damaged or stale."""
+        stamp = _stamp(path)
+        if not stamp:
+            return False
+        if self._known.get(path) == stamp:
+            return True
+        try:
+            missing = set(names) - set(self.read(path))
+            problem = f"it lacks {sorted(missing)}" if missing else ""
+        except PTQ4VMError as error:
+            problem = str(error)
+        if problem:
+            self._known.pop(path, None)
+            warnings.warn(f"Remaking {path}, which is damaged or stale: {problem}", stacklevel=2)
+        return not problem
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file's content: inode, size and time; empty without a file."""
     try:
-        missing = set(names) - set(read_tensors(path))
-        problem = f"it lacks {sorted(missing)}" if missing else ""
-    except PTQ4VMError as error:
-        problem = str(error)
-    if problem:
-        warnings.warn(f"Remaking {path}, which is damaged or stale: {problem}", stacklevel=2)
-    return not problem
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _problem(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Return what is wrong with the key or the checksum of a file; empty if nothing is."""
+    if header.get("key") != _key(path):
+        return f"it was made as {header.get('key')}"
+    return "" if header.get("sha256") == _checksum(tensors) else "its checksum is another"
 
 
 def _key(path: Path) -> str:

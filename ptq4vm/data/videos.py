@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptq4vm.data.files import (
-    cover_crop,
+    cover_crop_clip,
     list_folders,
     matches,
     named_below,
@@ -127,7 +127,7 @@ class VideoSource(ClipSource):
             else self._decode(path, start, stop, self.num_frames(index))
         )
         if self.size is not None:
-            src = cover_crop(src, self.size)
+            src = cover_crop_clip(src, self.size)
         return MattingClip(src, name=self.names[index], start=start)
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:

@@ -70,6 +70,8 @@ class PTQPhase(MattingModule):
         self.flow = create_flow(settings.flow, settings.flow_weights)
         self.settings = settings
         self._fit = ExitStack()
+        self.reached = (0, 0)
+        """Epoch, and number of its finished batches, from which the fit resumes."""
 
     network: MattingModel
     settings: FlowSettings
@@ -148,7 +150,7 @@ class PTQPhase(MattingModule):
         self._check_trainer(self.trainer, stage)
         distributed.introduce()
         teacher = self._teacher[0].to(self.trainer.strategy.root_device)
-        self.calibration.numbers_only, self.calibration.reached = self.keeps_sequences, (0, 0)
+        self.reached = (0, 0)
         # Evaluation needs no calibration set, and the teacher only for the built-in cut-outs.
         self.calibration.attach(
             make_teacher(teacher, self._teacher_key), self.flow if stage == "fit" else None
@@ -179,8 +181,7 @@ class PTQPhase(MattingModule):
             grad.copy_(part.view_as(grad))
 
     def teardown(self, stage: str) -> None:
-        """Restore the settings that apply only during a fit."""
-        self.calibration.numbers_only = False
+        """End what applies only during a fit."""
         self._fit.close()
 
     def _save(self, made: dict[str, Any]) -> None:
@@ -235,7 +236,7 @@ class PTQPhase(MattingModule):
         path = self.trainer.ckpt_path
         self._require_same(checkpoint, path, self.trainer, self.calibration, stage)
         if stage == "fit":
-            self.calibration.reached = reached(checkpoint)
+            self.reached = reached(checkpoint)
 
     def _require_same(
         self,

@@ -186,7 +186,7 @@ class BlockReconstructionModule(PTQPhase):
 
     def on_train_start(self) -> None:
         """Resume within a block: Lightning doesn't begin its epoch again."""
-        epoch, batches = self.calibration.reached
+        epoch, batches = self.reached
         if not self.trainer.fit_loop.restarted_mid_epoch or epoch == len(self.learned_blocks):
             return
         if batches == 0:

@@ -10,6 +10,7 @@ from typing import Any
 from ptq4vm import distributed
 from ptq4vm.atomic_io import write_json
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.data.settings import without_folders
 from ptq4vm.errors import PTQ4VMError, differences
 from ptq4vm.graph import load_quantized, read_header
 from ptq4vm.models import weights_checksum
@@ -21,7 +22,6 @@ from ptq4vm.quantizers import QConfig
 from ptq4vm.reading import read_json
 from ptq4vm.reporting.runs import RECORD, SETTINGS
 
-_PLACES = ("root", "foregrounds", "backgrounds", "composites", "videos", "evaluation")
 _KINDS = {
     "weights": "weights",
     "calibration": "calibration clips",
@@ -64,7 +64,7 @@ class ClaimedFolder:
         """
         path = self.path / SETTINGS
         content = {"weights": weights_checksum(teacher), **self.data.content()}
-        settings = _json_values({**settings, "data": _data_settings(self.data), "content": content})
+        settings = _json_values({**settings, "data": self.data.settings(), "content": content})
         before = read_json(path) if path.is_file() else None
         if before is not None:
             self._require_same(before, settings)
@@ -101,7 +101,7 @@ class ClaimedFolder:
         facts = {
             "seed": self.data.seed,
             "weights_checksum": weights_checksum(teacher),
-            "data": _data_settings(self.data),
+            "data": self.data.settings(),
             "trainer": {key: value for key, value in trainer.items() if value is not None},
         }
         record_start(self.path, _json_values(facts))
@@ -143,36 +143,11 @@ def write_sorted_json(path: Path, value: Any) -> None:
     write_json(path, value, default=_plain, sort_keys=True)
 
 
-def _data_settings(data: VideoMattingDataModule) -> dict[str, Any]:
-    """Return the data settings that affect the result, without cache paths and worker counts."""
-    names = (
-        "sources",
-        "foregrounds",
-        "backgrounds",
-        "photographs",
-        "composites",
-        "videos",
-        "held_out",
-        "labels",
-        "evaluation",
-        "score_held_out",
-        "num_sequences",
-        "seq_length",
-        "size",
-        "enlarge",
-        "augment",
-        "seed",
-        "eval_clips",
-        "eval_frames",
-    )
-    return {"root": str(data.root.resolve()), **{name: getattr(data, name) for name in names}}
-
-
 def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings without paths, whose content is compared instead."""
     data = settings.get("data")
     if isinstance(data, dict):
-        data = {name: value for name, value in data.items() if name not in _PLACES}
+        data = without_folders(data)
     others = {name: value for name, value in settings.items() if name not in ("weights", "content")}
     return {**others, "data": data}
 

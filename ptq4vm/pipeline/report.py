@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ptq4vm.calibration import make_teacher
-from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.data import VideoMattingDataModule, Videos
 from ptq4vm.deploy import TARGETS, Target, require_executable
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
@@ -98,7 +98,10 @@ def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
     height, width = settings["size"]
     options = {name: settings[name] for name in ("evaluation", "eval_clips", "eval_frames")}
     if settings.get("score_held_out"):
-        options |= {name: settings[name] for name in ("videos", "held_out", "score_held_out")}
+        folders = [one["videos"] for one in settings["sources"] if "videos" in one]
+        (videos, *_) = folders or [settings["videos"]]  # of an earlier version
+        options |= {name: settings[name] for name in ("held_out", "score_held_out")}
+        options["source"] = Videos(videos)
     return VideoMattingDataModule(
         root=Path(settings["root"]), height=height, width=width, **options
     )

@@ -105,11 +105,7 @@ class Run:
 
     def draw(self) -> None:
         """Set up the datamodule, which draws the calibration sequences."""
-        self.data.progress = self._progress.update
-        try:
-            self.data.setup("fit")
-        finally:
-            self.data.progress = None
+        self.data.setup("fit", self._progress.update)
 
     def prepare(self, teacher: MattingModel, work: Mapping[str, float]) -> None:
         """Create the calibration set and the float references, and compute the work of each row.
@@ -165,7 +161,7 @@ class Run:
             self._progress.advance(self._work.rows[output.stem])
             return
         L.seed_everything(self.data.seed, verbose=False)
-        self.data.batch_size, self.data.steps_per_epoch = length.batch_size, length.steps
+        data = self.data.batches(length.batch_size, length.steps)
         # save_last with save_top_k=0 writes nothing since Lightning 2.6.
         keep = ModelCheckpoint(
             folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
@@ -181,9 +177,9 @@ class Run:
         resume = str(last) if last.is_file() else None
         with measured() as usage:
             phase = make()
-            if (restored := phase.check(trainer, self.data, "fit", resume)) is not None:
+            if (restored := phase.check(trainer, data, "fit", resume)) is not None:
                 self.say(f"{title} {restored}")
-            trainer.fit(phase, datamodule=self.data, ckpt_path=resume, weights_only=True)
+            trainer.fit(phase, datamodule=data, ckpt_path=resume, weights_only=True)
         if distributed.rank() > 0:
             return
         if resume is None:  # a resumed fit measures only its remainder

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ptq4vm import cli
 from ptq4vm.cli import quantize_job as quantize_command
-from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.data import Auto, Composites, CutOuts, VideoMattingDataModule
 from ptq4vm.phases import PTQPhase
 from ptq4vm.pipeline import Method
 
@@ -59,7 +59,7 @@ def test_quantize_recipe_reaches_the_pipeline(path, options_of, tmp_path):
 def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
     path = tmp_path / "rows.yaml"
     path.write_text(
-        "data: {source: [videomatte, cutout], held_out: [anna_*, beach]}\n"
+        "data: {source: [Composites, CutOuts], held_out: [anna_*, beach]}\n"
         "rows:\n"
         "  brecq: {title: BRECQ, options: {drop_prob: 0.0}}\n"
         "  published: {title: published grid, qconfig: "
@@ -69,7 +69,7 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
     seen = options_of("--config", str(path), "--output", str(tmp_path / "run"))
     assert seen["rows"]["gac"] == Method("BRECQ + GAC", "brecq", {"affine": "per_layer"})
     assert seen["rows"]["published"].qconfig["range_method"] == "minmax"
-    assert seen["data"].sources == ["videomatte", "cutout"]
+    assert seen["data"].source == [Composites(), CutOuts()]
     assert seen["data"].held_out == ["anna_*", "beach"]
 
 
@@ -255,7 +255,7 @@ def test_short_form_sets_what_the_settings_do(options_of, tmp_path):
     )  # fmt: skip
     assert seen["network"] == "rvm_resnet50"
     assert (seen["bits"], seen["gac_epochs"], seen["target"]) == (("W4A8",), 3, "onnxruntime")
-    assert (seen["data"].root, seen["data"].sources) == (tmp_path, ["auto"])
+    assert (seen["data"].root, seen["data"].source) == (tmp_path, Auto(photographs=True))
     assert seen["block_reconstruction"].drop_prob == 0.0  # of the recipe
     assert seen["gac"].average == 0.98  # of its base
 

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from ptq4vm import cli
 from ptq4vm.cli import quantize_job as quantize_command
-from ptq4vm.data.storage import is_whole, read_tensors, write_tensors
+from ptq4vm.data.storage import CheckedFiles, read_tensors, write_tensors
 from ptq4vm.deploy import ExportedNetwork, ExportOptions, Speed, export_onnx
 from ptq4vm.graph import (
     FINAL_CHECKPOINT,
@@ -271,7 +271,7 @@ def test_changed_caches_are_remade(tmp_path):
 
     def attempt(changed):
         path.write_bytes(changed)
-        whole = is_whole(path, ["pha"])
+        whole = CheckedFiles().is_whole(path, ["pha"])
         if whole:
             read_tensors(path)
         return whole

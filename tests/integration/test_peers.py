@@ -148,7 +148,7 @@ def test_a_run_leaves_graphs_and_metrics(peers, root, network, tmp_path, capsys)
         "--data.root",
         str(root),
         "--data.source",
-        "evaluation",
+        "EvaluationTree",
         "--data.cache_dir",
         str(tmp_path / "cache"),
     ]

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ptq4vm import cli
 from ptq4vm.calibration import sensitivity
-from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.data import VideoMattingDataModule, Videos
 from ptq4vm.deploy import ExportOptions, export
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_model, quantized_layers, read_header
@@ -123,7 +123,7 @@ def test_the_run_folder_describes_itself(run):
     )
     assert record["starts"][0]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert record["starts"][0]["time"] <= record["finished"]
-    assert record["data"]["photographs"] is False
+    assert record["data"]["sources"] == [{"source": "Builtin"}]  # without photographs
     assert "W4A8: scoring BIQ + GAC\n" in (result.folder / "log.txt").read_text()
     for name, row in zip(
         ["float", "w4a8/rtn", "w4a8/biq", "w4a8/gac", "w4a8/ofa"], result.rows, strict=True
@@ -204,7 +204,7 @@ def test_block_reconstruction_goes_on_after_a_kill(tmp_path, run, monkeypatch, g
 
 
 def test_a_mistake_claims_no_folder(tmp_path):
-    data = VideoMattingDataModule(source="video", root=tmp_path, cache_dir=tmp_path)
+    data = VideoMattingDataModule(source=Videos(), root=tmp_path, cache_dir=tmp_path)
     with pytest.raises(PTQ4VMError, match="user_clips"):
         quantize(data, tmp_path / "run", weights="official")
     assert not (tmp_path / "run").exists()

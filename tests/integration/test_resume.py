@@ -139,7 +139,7 @@ def test_what_is_gone_on_from_is_said(weights, finished, tmp_path, capsys):
         ("fit", ["--model.init_args.weights", "OTHER"], "float_network: tiny-"),
         ("fit", ["--trainer.precision", "bf16-mixed"], "Expected precision 32-true"),
         ("fit", ["--model.init_args.output", "TAKEN"], "Expected TAKEN to be new"),
-        ("fit", ["--data.source", "video", "--data.videos", "nowhere"], "nowhere"),
+        ("fit", ["--data.source", "Videos", "--data.source.videos", "nowhere"], "nowhere"),
         (
             "validate",
             ["--model.init_args.qconfig.bits", "W8A8"],

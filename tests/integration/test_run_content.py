@@ -13,7 +13,7 @@ from jobs import quantize
 from safetensors.torch import save_file
 from test_resume import changed_weights, digest
 
-from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.data import EvaluationTree, VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import BlockReconstructionModule, GACModule
 from ptq4vm.pipeline import Method
@@ -36,7 +36,7 @@ def write_clips(root):
 
 def go(root, run, eval_chunk=25, **options):
     data = VideoMattingDataModule(
-        root, "evaluation", composites="clips", evaluation="judged", num_sequences=2, seq_length=2,
+        root, EvaluationTree("clips"), evaluation="judged", num_sequences=2, seq_length=2,
         height=32, width=48, eval_frames=2, eval_chunk=eval_chunk, cache_dir=root / "cache",
     )  # fmt: skip
     rows = {"biq": Method("BIQ"), "ours": Method("ours", "biq")}

@@ -43,9 +43,12 @@ def test_a_base_that_is_missing_or_itself_is_refused(tmp_path, base):
 
 def test_recipes_name_no_folder_of_a_data_set():
     for name in list_recipes():
-        assert not {"foregrounds", "backgrounds", "videos", "evaluation"} & set(
-            read_recipe(find_recipe(name))["data"]
-        )
+        data = read_recipe(find_recipe(name))["data"]
+        source = data["source"] if isinstance(data["source"], dict) else {}
+        assert not {"foregrounds", "backgrounds", "videos", "evaluation"} & {
+            *data,
+            *source.get("init_args", {}),
+        }
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,33 @@ def test_a_former_name_in_a_file_is_refused_with_the_present_one(tmp_path, form)
     path.write_text(yaml.safe_dump({"qconfig": {"float_modules": ["refiner"]}}))
     with pytest.raises(PTQ4VMError, match=r"setting ignored_modules, .* in .*mine.yaml"):
         refuse_former_names([form.format(file=path)])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.videos", "mine"], "--data.source.videos, or in YAML source: {class_path: Videos"),
+        (["--data.photographs=true"], "Expected photographs as a setting of a source"),
+        (["--data.source", "builtin"], "Expected the source Builtin, got its former name builtin"),
+        (["--data.source=[videomatte, video]"], "Expected the source Composites"),
+        ("data: {source: auto, videos: mine}", "Expected the source Auto"),
+        ("fit: {data: {source: [Videos, cutout]}}", "the source CutOuts, got .* in .*mine"),
+        ("data: {composites: judged}", "class_path: EvaluationTree, init_args: {composites: ...}"),
+    ],
+)
+def test_former_settings_of_data_are_refused_with_the_present_form(tmp_path, args, message):
+    if isinstance(args, str):
+        (tmp_path / "mine.yaml").write_text(args)
+        args = [f"--config={tmp_path / 'mine.yaml'}"]
+    with pytest.raises(PTQ4VMError, match=message):
+        refuse_former_names(args)
+
+
+def test_sources_by_their_present_names_are_no_former_ones(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {source: [Videos, {class_path: CutOuts, init_args: {videos: mine}}]}")
+    args = ["--data", "auto", "--data.source", "my.video.Source", "--data.source.videos", "video"]
+    refuse_former_names([*args, str(path)])
 
 
 def test_the_wheel_lists_every_package():

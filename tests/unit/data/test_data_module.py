@@ -1,4 +1,6 @@
 import json
+import os
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -16,13 +18,25 @@ from layouts import (
 from torch import nn
 
 from ptq4vm import distributed
-from ptq4vm.data import BuiltinSource, EvaluationSource, VideoMattingDataModule
-from ptq4vm.data.assembly import make_calibration_source
-from ptq4vm.data.backgrounds import Backgrounds
-from ptq4vm.data.calibration import draw_sequences
+from ptq4vm.data import (
+    Auto,
+    Builtin,
+    BuiltinSource,
+    Composites,
+    CutOuts,
+    EvaluationSource,
+    EvaluationTree,
+    VideoMattingDataModule,
+    Videos,
+    storage,
+)
+from ptq4vm.data.background_clips import BackgroundClips
+from ptq4vm.data.drawing import draw_sequences
 from ptq4vm.data.loading import collate_chunk
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import MattingOutput, Teacher
+
+COMPOSITES, VIDEOS, CUT_OUTS = Composites("fg", "bg"), Videos("vid"), CutOuts("vid", "bg")
 
 
 @pytest.fixture
@@ -34,8 +48,7 @@ def make(tmp_path):
 
     def build(**settings):
         defaults = {
-            "root": tmp_path, "source": "videomatte", "foregrounds": "fg", "backgrounds": "bg",
-            "composites": "ev", "videos": "vid", "evaluation": "ev", "num_sequences": 4,
+            "root": tmp_path, "source": COMPOSITES, "evaluation": "ev", "num_sequences": 4,
             "seq_length": 3, "height": HEIGHT, "width": WIDTH, "cache_dir": tmp_path / "cache",
         }  # fmt: skip
         return VideoMattingDataModule(**(defaults | settings))
@@ -53,7 +66,9 @@ def files(tmp_path, pattern="cache/calibration/*/**/*.safetensors"):
     return sorted(tmp_path.glob(pattern))
 
 
-@pytest.mark.parametrize("source", ["builtin", "videomatte", "evaluation", "video", "cutout"])
+@pytest.mark.parametrize(
+    "source", [Builtin(), COMPOSITES, EvaluationTree("ev"), VIDEOS, CUT_OUTS], ids=repr
+)
 @pytest.mark.parametrize("augment", [True, False])
 def test_calibration_sequences_of_every_source(make, source, augment):
     module = make(source=source, augment=augment)
@@ -73,8 +88,8 @@ def test_calibration_sequences_of_every_source(make, source, augment):
         part is None or part.dtype == torch.float32
         for part in (*clip[1:6], *clip.teacher_state, *clip[7:])
     )
-    assert torch.equal(clip.pha, clip.teacher_pha) == (source == "video")
-    exact = source == "builtin" and not augment
+    assert torch.equal(clip.pha, clip.teacher_pha) == (source == VIDEOS)
+    exact = source == Builtin() and not augment
     assert len(flow_calls) == (0 if exact else 4)
     assert ((clip.flow == 0.5).all()) != exact
     assert set(clip.visible.unique().tolist()) <= {0, 1}
@@ -110,9 +125,57 @@ def test_a_sequence_at_a_time_whatever_their_number(make):
 def test_nothing_is_made_twice(make, tmp_path):
     attach(make())
     times = [path.stat().st_mtime_ns for path in files(tmp_path)]
-    assert len(times) == 12
+    assert len(times) == 4
     assert attach(make()) == ([], [])
     assert [path.stat().st_mtime_ns for path in files(tmp_path)] == times
+
+
+def test_a_file_is_verified_once_in_a_process_unless_it_changes(make, tmp_path, monkeypatch):
+    verified, read = [], storage.read_tensors
+
+    def counting(path, verify=True):
+        verified.extend([path.name] if verify else [])
+        return read(path, verify)
+
+    monkeypatch.setattr(storage, "read_tensors", counting)
+    written = make()
+    attach(written)
+    attach(written.batches(2, None))
+    assert len(list(written.calibration_set)) == 4
+    assert verified == []
+    found = make()
+    attach(found)
+    assert len(verified) == 4
+    assert attach(found.batches(2, 3)) == ([], [])
+    assert len(list(found.calibration_set)) == 4
+    assert len(verified) == 4
+    os.utime(files(tmp_path)[2], (1, 1))
+    assert len(list(found.calibration_set)) == 4
+    assert verified[4:] == ["00002.safetensors"]
+
+
+def test_other_batches_are_of_the_same_clips(make):
+    module = make()
+    view = module.batches(2, 3)
+    attach(view)
+    assert view.calibration_set is module.calibration_set
+    assert [len(data.train_dataloader()) for data in (module, view)] == [4, 3]
+    assert (module.batch_size, module.steps_per_epoch) == (1, None)
+    assert view.contract() == module.contract() | {"batch_size": 2, "steps_per_epoch": 3}
+    with pytest.raises(PTQ4VMError, match="Expected batch_size of at least 1"):
+        module.batches(0, None)
+
+
+def test_a_fit_goes_on_where_its_module_says(make):
+    module = make(num_sequences=8, batch_size=2)
+    attach(module)
+    epochs = module.train_dataloader().sampler
+    _, second = list(epochs), list(epochs)
+    fitted = SimpleNamespace(reached=(1, 3))
+    module.trainer = SimpleNamespace(training=True, lightning_module=fitted)
+    assert list(module.train_dataloader().sampler) == second[6:]
+    module.trainer.training = False
+    assert list(module.train_dataloader().sampler) != second[6:]
 
 
 def test_an_interrupted_run_goes_on(make, tmp_path):
@@ -122,7 +185,7 @@ def test_an_interrupted_run_goes_on(make, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         attach(make(), progress=interrupt)
-    assert len(files(tmp_path)) == 6
+    assert len(files(tmp_path)) == 2
     module = make()
     teacher_calls, flow_calls = attach(module)
     assert len(teacher_calls) == len(flow_calls) == 2
@@ -142,7 +205,6 @@ def unknown_type(data):
     return len(changed).to_bytes(8, "little") + changed + data[8 + size :]
 
 
-@pytest.mark.parametrize("kind", ["", "teacher-*/", "flow-*/"])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -154,11 +216,11 @@ def unknown_type(data):
         unknown_type,
     ],
 )
-def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
+def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, damage):
     module = make()
     attach(module)
     before = module.calibration_set[1]
-    (path,) = tmp_path.glob(f"cache/calibration/*/{kind}00001.safetensors")
+    (path,) = tmp_path.glob("cache/calibration/*/00001.safetensors")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PTQ4VMError, match="Run again: it will be remade"):
         module.calibration_set[1]
@@ -175,7 +237,7 @@ def test_a_damaged_file_is_remade_with_a_warning(make, tmp_path, kind, damage):
 def test_other_teachers_and_flows_get_their_own_files(make, tmp_path):
     attach(make())
     make().attach(make_teacher("another")[0], make_flow("another")[0])
-    assert len(files(tmp_path)) == 4 * 5
+    assert len(files(tmp_path)) == 4 * 2
 
 
 @pytest.mark.parametrize(
@@ -188,7 +250,7 @@ def test_other_teachers_and_flows_get_their_own_files(make, tmp_path):
         {"labels": False},
         {"height": 40},
         {"enlarge": 2},
-        {"photographs": True},
+        {"source": Composites("fg", "bg", photographs=True)},
     ],
 )
 def test_every_setting_makes_another_set(make, tmp_path, change):
@@ -199,7 +261,7 @@ def test_every_setting_makes_another_set(make, tmp_path, change):
 
 def test_enlarged_sequences_have_the_size_asked_for(make):
     module = make(
-        source=["videomatte", "video", "cutout", "builtin", "evaluation"],
+        source=[COMPOSITES, VIDEOS, CUT_OUTS, Builtin(), EvaluationTree("ev")],
         num_sequences=5,
         enlarge=1.5,
     )
@@ -211,7 +273,7 @@ def test_enlarged_sequences_have_the_size_asked_for(make):
 
 
 def test_photographs_are_backgrounds_too(make):
-    plain, more = make(), make(photographs=True)
+    plain, more = make(), make(source=Composites("fg", "bg", photographs=True))
     for module in (plain, more):
         module.setup("fit")
     names = [
@@ -230,7 +292,7 @@ def test_changed_files_make_another_set(make, tmp_path):
     assert len(list(tmp_path.glob("cache/calibration/*"))) == 2
 
 
-@pytest.mark.parametrize("source", ["builtin", "videomatte", "evaluation"])
+@pytest.mark.parametrize("source", [Builtin(), COMPOSITES, EvaluationTree("ev")], ids=repr)
 def test_label_free_calibration_knows_no_labels(make, tmp_path, source):
     module = make(source=source, labels=False, augment=False)
     _, flow_calls = attach(module)
@@ -241,7 +303,7 @@ def test_label_free_calibration_knows_no_labels(make, tmp_path, source):
 
 
 def test_several_sources_take_turns(make):
-    module = make(source=["videomatte", "video", "cutout"], num_sequences=5, augment=False)
+    module = make(source=[COMPOSITES, VIDEOS, CUT_OUTS], num_sequences=5, augment=False)
     attach(module)
     kinds = [type(place.source).__name__ for place in module._clips.sequences]
     assert kinds == [
@@ -260,16 +322,16 @@ def test_several_sources_take_turns(make):
         False,
         True,
     ]
-    module.batch_size = 5
-    assert next(iter(module.train_dataloader())).pha.shape[0] == 5
-    with pytest.raises(PTQ4VMError, match="Expected source to be auto or of builtin, videomatte"):
-        make(source=["videomatte", "videos"])
-    with pytest.raises(PTQ4VMError, match="Expected source"):
-        make(source=[])
+    assert next(iter(module.batches(5, None).train_dataloader())).pha.shape[0] == 5
+    with pytest.raises(PTQ4VMError, match="Expected source to be Auto or of Builtin, Composites"):
+        make(source=[COMPOSITES, "videos"])
+    for wrong in ([], [Auto(), VIDEOS], "auto"):
+        with pytest.raises(PTQ4VMError, match="Expected source"):
+            make(source=wrong)
 
 
 def test_people_cut_out_are_composed_with_other_backgrounds(make, tmp_path):
-    module = make(source="cutout", augment=False)
+    module = make(source=CUT_OUTS, augment=False)
     attach(module)
     place = module._clips.sequences[0]
     alpha = make_teacher()[0].forward(torch.zeros(1, 3, 3, HEIGHT, WIDTH)).pha[0]
@@ -277,7 +339,7 @@ def test_people_cut_out_are_composed_with_other_backgrounds(make, tmp_path):
     layers = place.source.read_layers(place.clip, place.start, place.start + 3)
     assert torch.equal(layers.pha, alpha)
     assert torch.equal(layers.fgr, 1 - person)  # the foreground of make_teacher
-    background = Backgrounds(tmp_path / "bg").read(
+    background = BackgroundClips(tmp_path / "bg").read(
         place.source._pairs[place.clip][1], place.start, place.start + 3, (HEIGHT, WIDTH)
     )
     expected = layers.fgr * alpha + background * (1 - alpha)
@@ -287,7 +349,7 @@ def test_people_cut_out_are_composed_with_other_backgrounds(make, tmp_path):
 def test_held_out_clips_are_seen_by_scoring_alone(make, tmp_path):
     write_video(tmp_path / "vid" / "b.avi")
     module = make(
-        source=["videomatte", "video", "cutout"], num_sequences=12, held_out=["b", "room", "0001"]
+        source=[COMPOSITES, VIDEOS, CUT_OUTS], num_sequences=12, held_out=["b", "room", "0001"]
     )
     attach(module)
     names = [place.source.names[place.clip] for place in module._clips.sequences]
@@ -298,8 +360,11 @@ def test_held_out_clips_are_seen_by_scoring_alone(make, tmp_path):
     assert {clip.name for clip in clips} == {"vid/b.avi+room"}
     assert clips[0].pha is None
     assert clips[0].float_pha.shape == (1, 8, 1, HEIGHT, WIDTH)
+    unscored = make(held_out=["0001", "room"])
+    with pytest.raises(PTQ4VMError, match=r"Expected a source with videos .* got Composites\. Add"):
+        unscored.content()
     with pytest.raises(PTQ4VMError, match="Correct held_out"):
-        make(source="video", held_out=["*"]).setup("fit")
+        make(source=VIDEOS, held_out=["*"]).setup("fit")
     with pytest.raises(PTQ4VMError, match="Expected clips that are not held out"):
         make(held_out=["000*"]).setup("fit")
     with pytest.raises(PTQ4VMError, match=r"Expected backgrounds named .* Correct held_out"):
@@ -332,19 +397,19 @@ def test_references_are_the_float_network_over_whole_clips(make, tmp_path):
 
 def test_label_free_calibration_reads_composites_without_alpha(make, tmp_path):
     write_evaluation(tmp_path / "plain", parts=("com",))
-    attach(make(source="evaluation", composites="plain", labels=False))
+    attach(make(source=EvaluationTree("plain"), labels=False))
     with pytest.raises(PTQ4VMError, match="labels: false"):
-        make(source="evaluation", composites="plain").setup("fit")
+        make(source=EvaluationTree("plain")).setup("fit")
 
 
 def test_each_sequence_is_augmented_in_its_own_way(make, tmp_path):
     write_evaluation(tmp_path / "single", names=("s/c",), frames=3)
-    module = make(source="evaluation", composites="single", num_sequences=2)
+    module = make(source=EvaluationTree("single"), num_sequences=2)
     attach(module)
     assert not torch.allclose(
         module.calibration_set[0].src, module.calibration_set[1].src, atol=0.02
     )
-    plain = make(source="evaluation", composites="single", num_sequences=2, augment=False)
+    plain = make(source=EvaluationTree("single"), num_sequences=2, augment=False)
     attach(plain)
     assert torch.equal(plain.calibration_set[0].src, plain.calibration_set[1].src)
 
@@ -389,7 +454,8 @@ def test_steps_per_epoch_in_shuffled_passes(make, steps, size):
     module = make(batch_size=size, steps_per_epoch=steps)
     attach(module)
     indices = [batch.index.tolist() for batch in module.train_dataloader()]
-    module.numbers_only = True
+    keeps = SimpleNamespace(keeps_sequences=True)
+    module.trainer = SimpleNamespace(training=True, lightning_module=keeps)
     assert [batch.tolist() for batch in module.train_dataloader()] == indices
     assert [len(batch) for batch in indices] == [size] * steps
     flat = [index for batch in indices for index in batch]
@@ -446,7 +512,7 @@ def test_evaluation_limits(make):
 
 
 def test_builtin_evaluation_needs_the_portrait_cut_out_and_no_flow(make, tmp_path):
-    module = make(source="builtin", evaluation=None, eval_frames=2)
+    module = make(source=Builtin(), evaluation=None, eval_frames=2)
     module.setup("test")
     with pytest.raises(PTQ4VMError, match="attach"):
         module.val_dataloader()
@@ -457,7 +523,7 @@ def test_builtin_evaluation_needs_the_portrait_cut_out_and_no_flow(make, tmp_pat
     assert chunk.flow.shape == (1, 1, 2, HEIGHT, WIDTH)
     with pytest.raises(PTQ4VMError, match=r"attach\(teacher, flow\)"):
         module.calibration_set  # noqa: B018
-    again = make(source="builtin", evaluation=None)
+    again = make(source=Builtin(), evaluation=None)
     again.attach(teacher)
     again.val_dataloader()
     assert len(calls) == 1  # the cut-out is cached
@@ -468,7 +534,7 @@ def test_builtin_evaluation_needs_the_portrait_cut_out_and_no_flow(make, tmp_pat
 
 @pytest.mark.parametrize("cached", [0, 2])
 def test_processes_that_draw_ahead_make_the_same_set(make, tmp_path, cached):
-    settings = {"source": ["videomatte", "cutout", "video"], "num_sequences": 5}
+    settings = {"source": [COMPOSITES, CUT_OUTS, VIDEOS], "num_sequences": 5}
     one, several = make(**settings), make(**settings, num_workers=2, cache_dir=tmp_path / "several")
     attach(one)
     attach(several)
@@ -482,7 +548,7 @@ def test_processes_that_draw_ahead_make_the_same_set(make, tmp_path, cached):
 
 
 def test_loader_processes(make):
-    module = make(source="builtin", evaluation=None, num_workers=1, eval_clips=1, eval_frames=2)
+    module = make(source=Builtin(), evaluation=None, num_workers=1, eval_clips=1, eval_frames=2)
     attach(module)
     assert len(list(module.train_dataloader())) == 4
     assert next(iter(module.val_dataloader())).name == "builtin_test/0000"
@@ -555,16 +621,19 @@ def test_each_process_makes_its_share_and_the_first_the_portrait(make, monkeypat
         ({"seed": -1}, "seed"),
         (
             {"source": "films"},
-            "Expected source to be auto or of builtin, videomatte, .* got 'films'",
+            "Expected source to be Auto or of Builtin, Composites, .* got 'films'",
         ),
-        ({"foregrounds": "no"}, "Expected a folder of foregrounds .* got nothing at .*no"),
-        ({"backgrounds": "no"}, "Expected a folder of backgrounds"),
+        (
+            {"source": Composites("no", "bg")},
+            "Expected a folder of foregrounds .* got nothing at .*no",
+        ),
+        ({"source": Composites("fg", "no")}, "Expected a folder of backgrounds"),
         ({"evaluation": "no"}, "Expected a folder of evaluation sets"),
-        ({"source": "evaluation", "composites": "no"}, "Expected a folder of evaluation sets"),
-        ({"source": "video", "videos": "no"}, "Expected a folder of videos"),
+        ({"source": EvaluationTree("no")}, "Expected a folder of evaluation sets"),
+        ({"source": Videos("no")}, "Expected a folder of videos"),
         ({"seq_length": 7}, r"at least seq_length = 7 frames .* got at most 6, in clip train/000"),
         (
-            {"source": "video", "seq_length": 9},
+            {"source": VIDEOS, "seq_length": 9},
             r"at least seq_length = 9 frames .* got at most 8, in clip vid/a.avi",
         ),
     ],
@@ -604,5 +673,6 @@ def test_numbers_out_of_the_set_end_it(make):
     attach(module)
     with pytest.raises(IndexError):
         module.calibration_set[4]
-    settings = make(source="builtin")._settings()
-    assert isinstance(make_calibration_source(settings, "builtin"), BuiltinSource)
+    module = make(source=Builtin())
+    module.setup("fit")
+    assert isinstance(module._clips.calibration_sources[0], BuiltinSource)

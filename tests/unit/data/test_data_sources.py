@@ -19,8 +19,8 @@ from layouts import (
 )
 
 from ptq4vm.data import EvaluationSource, VideoMatteSource, VideoSource
-from ptq4vm.data.backgrounds import Backgrounds
-from ptq4vm.data.files import content_digest, cover_crop, ping_pong
+from ptq4vm.data.background_clips import BackgroundClips
+from ptq4vm.data.files import content_digest, cover_crop_clip, ping_pong
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video.images import natural_key
 
@@ -28,7 +28,7 @@ SIZE = (HEIGHT, WIDTH)
 
 
 def videomatte(foregrounds, backgrounds, size, **settings):
-    return VideoMatteSource(foregrounds, Backgrounds(backgrounds), size, **settings)
+    return VideoMatteSource(foregrounds, BackgroundClips(backgrounds), size, **settings)
 
 
 @pytest.fixture
@@ -205,8 +205,8 @@ def test_frames_are_ordered_by_number(tmp_path):
 def test_cover_crop_keeps_the_centre():
     frames = torch.zeros(1, 1, 10, 30)
     frames[..., 10:20] = 1
-    assert (cover_crop(frames, (10, 10)) == 1).all()
-    assert cover_crop(torch.rand(2, 3, 17, 31), (40, 23)).shape == (2, 3, 40, 23)
+    assert (cover_crop_clip(frames, (10, 10)) == 1).all()
+    assert cover_crop_clip(torch.rand(2, 3, 17, 31), (40, 23)).shape == (2, 3, 40, 23)
 
 
 def test_ping_pong():

@@ -11,7 +11,7 @@ from layouts import (
     write_video,
 )
 
-from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.data import Auto, CutOuts, VideoMattingDataModule, Videos
 from ptq4vm.data.discovery import Layout, discover, held_out_clips
 from ptq4vm.errors import PTQ4VMError
 
@@ -38,9 +38,14 @@ def test_videos_and_folders_of_frames_may_lie_in_the_root(tmp_path):
 def test_two_folders_of_videos_are_refused_unless_one_is_named(tmp_path):
     write_videos(tmp_path / "a", 1)
     write_videos(tmp_path / "b", 1)
-    with pytest.raises(PTQ4VMError, match=r"one folder of videos in .*, got a, b.*--data.videos"):
+    with pytest.raises(
+        PTQ4VMError, match=r"one folder of videos in .*, got a, b.*--data.source.videos"
+    ):
         discover(tmp_path)
-    assert discover(tmp_path, "b").videos == "b"
+    assert discover(tmp_path, videos="b").videos == "b"
+    write_backgrounds(tmp_path / "c")
+    write_backgrounds(tmp_path / "d")
+    assert discover(tmp_path, videos="b", backgrounds="d") == Layout("b", backgrounds="d")
 
 
 @pytest.mark.parametrize("missing", [True, False])
@@ -59,13 +64,17 @@ def test_every_fifth_clip_is_held_out():
 def test_auto_scores_videos_that_calibration_never_sees(tmp_path):
     write_videos(tmp_path, 6)
     data = VideoMattingDataModule(
-        tmp_path, "auto", num_sequences=4, seq_length=2, height=32, width=48,
+        tmp_path, Auto(), num_sequences=4, seq_length=2, height=32, width=48,
         cache_dir=tmp_path / "cache",
     )  # fmt: skip
     teacher, flow = make_teacher()[0], make_flow()[0]
     data.attach(teacher, flow)
     data.add_references(teacher, flow)
-    assert data.sources == ["cutout", "video"]
+    assert data.settings()["sources"] == [
+        {"source": "CutOuts", "videos": ".", "backgrounds": None, "photographs": True},
+        {"source": "Videos", "videos": "."},
+    ]
+    assert [type(source) for source in data._clips.settings.sources] == [CutOuts, Videos]
     names = {clip for source in data._clips.calibration_sources for clip in source.names}
     assert not any("[4]" in name for name in names)
     clips = [data.evaluation_set[index] for index in range(len(data.evaluation_set))]

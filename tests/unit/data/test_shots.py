@@ -15,15 +15,18 @@ from layouts import (
 )
 
 from ptq4vm.data import (
+    Builtin,
     BuiltinSource,
+    CutOuts,
     EvaluationSource,
     VideoMatteSource,
     VideoMattingDataModule,
+    Videos,
     VideoSource,
 )
-from ptq4vm.data.backgrounds import Backgrounds
-from ptq4vm.data.calibration import draw_from_all, draw_sequences
+from ptq4vm.data.background_clips import BackgroundClips
 from ptq4vm.data.cutouts import CutoutSource
+from ptq4vm.data.drawing import draw_from_all, draw_sequences
 from ptq4vm.data.loading import EvaluationChunks
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.video.reader import VideoReader
@@ -46,7 +49,7 @@ def test_sequences_lie_within_shots(tmp_path, name):
     places = draw_sequences(source, 200, 5, seed=0)
     assert not spanned(places, 5, [9, 17])
     assert {place.start for place in places} == {0, 1, 2, 3, 4, 9, 10, 11, 12, 17, 18, 19}
-    people = CutoutSource(source, Backgrounds(write_backgrounds(tmp_path / "bg")), (32, 48))
+    people = CutoutSource(source, BackgroundClips(write_backgrounds(tmp_path / "bg")), (32, 48))
     assert not spanned(draw_sequences(people, 40, 5, seed=0), 5, [9, 17])
 
 
@@ -79,7 +82,7 @@ def test_cuts_in_folders_of_images_are_looked_for_where_sequences_lie(tmp_path):
         write(tmp_path / "ev/s/a/com" / f"{t:02d}.png", frame)
         write(tmp_path / "ev/s/a/pha" / f"{t:02d}.png", alpha(0))
     foregrounds = VideoMatteSource(
-        tmp_path / "fg", Backgrounds(write_backgrounds(tmp_path / "bg")), (32, 48)
+        tmp_path / "fg", BackgroundClips(write_backgrounds(tmp_path / "bg")), (32, 48)
     )
     for source in (foregrounds, EvaluationSource(tmp_path / "ev")):
         places = draw_sequences(source, 14, 8, seed=0)
@@ -130,7 +133,7 @@ def test_far_too_long_sequences_are_refused_before_anything_is_read(tmp_path, mo
     source = VideoSource(tmp_path / "v")
     with pytest.raises(PTQ4VMError, match=r"seq_length = 1000 .* got at most 8, in clip v/b\.avi"):
         draw_from_all([BuiltinSource("train", (32, 48), 1, 2000), source], 4, 1000, 0)
-    scenes = CutoutSource(source, Backgrounds(write_backgrounds(tmp_path / "bg")), (32, 48))
+    scenes = CutoutSource(source, BackgroundClips(write_backgrounds(tmp_path / "bg")), (32, 48))
     with pytest.raises(PTQ4VMError, match=r"got at most 8, in clip v/b\.avi\+"):
         draw_sequences(scenes, 4, 1000, 0)
 
@@ -186,7 +189,7 @@ def test_held_out_people_are_drawn_within_shots(tmp_path):
     write_backgrounds(tmp_path / "bg")
     write_evaluation(tmp_path / "ev")
     module = VideoMattingDataModule(
-        tmp_path, "cutout", backgrounds="bg", videos="vid", evaluation="ev",
+        tmp_path, CutOuts("vid", "bg"), evaluation="ev",
         held_out=["held", "room"], height=32, width=48, cache_dir=tmp_path / "cache",
         num_sequences=2,
     )  # fmt: skip
@@ -210,7 +213,7 @@ def test_sequences_drawn_elsewhere_are_another_set(tmp_path):
         for kept in (tmp_path / "cache" / "shots").glob("*"):
             kept.write_text(shots)
         module = VideoMattingDataModule(
-            tmp_path, "video", videos="vid", evaluation="ev", height=32, width=48,
+            tmp_path, Videos("vid"), evaluation="ev", height=32, width=48,
             cache_dir=tmp_path / "cache", num_sequences=8, seq_length=3,
         )  # fmt: skip
         module.attach(make_teacher()[0], make_flow()[0])
@@ -233,7 +236,7 @@ def test_the_portrait_is_asked_for_only_where_it_is_shown(tmp_path):
         "num_sequences": 2,
         "seq_length": 2,
     }
-    module = VideoMattingDataModule(tmp_path, "video", videos="vid", **settings)
+    module = VideoMattingDataModule(tmp_path, Videos("vid"), **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module.attach(teacher, make_flow()[0])
@@ -241,4 +244,4 @@ def test_the_portrait_is_asked_for_only_where_it_is_shown(tmp_path):
     with pytest.warns(UserWarning, match=r"Expected the network to find the person .* Name data"):
         module.val_dataloader()
     with pytest.warns(UserWarning, match="Expected the network to find the person"):
-        VideoMattingDataModule(tmp_path, "builtin", **settings).attach(teacher, make_flow()[0])
+        VideoMattingDataModule(tmp_path, Builtin(), **settings).attach(teacher, make_flow()[0])

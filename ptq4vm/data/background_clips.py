@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ptq4vm.data.files import (
-    cover_crop,
+    cover_crop_clip,
     list_folders,
     matches,
     named_below,
@@ -21,7 +21,7 @@ from ptq4vm.video.images import list_frames
 LAYOUT = "train/<clip>/<frame>.jpg|png"
 
 
-class Backgrounds:
+class BackgroundClips:
     """Background clips: stills, or frame sequences, looped back and forth if too short.
 
     Args:
@@ -71,8 +71,8 @@ class Backgrounds:
         """Return frames [start, stop), resized and cropped to ``size`` (H, W): (T, 3, H, W)."""
         paths = self._frames(index, start, stop)
         if len(paths) == 1:
-            return cover_crop(read_frames(paths), size).expand(stop - start, -1, -1, -1)
-        return cover_crop(read_frames(paths), size)
+            return cover_crop_clip(read_frames(paths), size).expand(stop - start, -1, -1, -1)
+        return cover_crop_clip(read_frames(paths), size)
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
         """See :meth:`ClipSource.files`."""
