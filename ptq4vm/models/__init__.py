@@ -3,7 +3,7 @@
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.models.download import WEIGHTS, fetch_weights
 from ptq4vm.models.modnet import MODNet
-from ptq4vm.models.registry import create_model, list_models, register_model
+from ptq4vm.models.registry import create_model, float_network, list_models, register_model
 from ptq4vm.models.rvm import RobustVideoMatting
 from ptq4vm.models.weights import load_weights, weights_checksum
 
@@ -15,6 +15,7 @@ __all__ = [
     "RobustVideoMatting",
     "create_model",
     "fetch_weights",
+    "float_network",
     "list_models",
     "load_weights",
     "register_model",

@@ -93,3 +93,33 @@ def create_model(
             network, fetch_weights(name, report=report) if weights == "official" else weights
         )
     return network.eval().requires_grad_(False)
+
+
+def float_network(
+    network: str | MattingModel, weights: str | Path = "official", downsample_ratio: float = 1.0
+) -> MattingModel:
+    """Return the float network, made from its name unless it is given in memory.
+
+    Args:
+        network: registry name, or a network.
+        weights: ``official``, or a file of float weights; only with a name.
+        downsample_ratio: fraction of the frame's size at which the network's body works; only with
+            a name.
+
+    Raises:
+        PTQ4VMError: A network in memory isn't of a registered name, or is given with ``weights`` or
+            ``downsample_ratio``; or as for :func:`create_model`.
+    """
+    if isinstance(network, str):
+        return create_model(network, weights=weights, downsample_ratio=downsample_ratio)
+    if (weights, downsample_ratio) != ("official", 1.0):
+        raise PTQ4VMError(
+            f"Expected a network in memory to have its weights and downsample_ratio, got weights "
+            f"{weights} and downsample_ratio {downsample_ratio:g} beside it. Leave them out."
+        )
+    if network.name not in list_models():
+        raise PTQ4VMError(
+            f"Expected a network of a registered name ({', '.join(list_models())}), by which its "
+            f"checkpoints are read, got {network.name!r}. Decorate its class with register_model."
+        )
+    return network

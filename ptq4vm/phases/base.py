@@ -20,7 +20,6 @@ from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import float_twin_, require_calibrated, save_quantized
-from ptq4vm.models import create_model, list_models
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.checkpoints import CONTRACT, WholeCheckpoints, reached, require_contract
 from ptq4vm.phases.scoring import MattingModule, Scoring
@@ -266,36 +265,6 @@ class PTQPhase(MattingModule):
     def on_validation_start(self) -> None:
         """Check that all blocks are calibrated, which fails during a block reconstruction fit."""
         require_calibrated(self.network)
-
-
-def float_network(
-    network: str | MattingModel, weights: str | Path = "official", downsample_ratio: float = 1.0
-) -> MattingModel:
-    """Return the float network, made from its name unless it is given in memory.
-
-    Args:
-        network: registry name, or a network.
-        weights: ``official``, or a file of float weights; only with a name.
-        downsample_ratio: fraction of the frame's size at which the network's body works; only with
-            a name.
-
-    Raises:
-        PTQ4VMError: a network in memory isn't of a registered name, or is given with ``weights`` or
-            ``downsample_ratio``; or as for :func:`~ptq4vm.models.create_model`.
-    """
-    if isinstance(network, str):
-        return create_model(network, weights=weights, downsample_ratio=downsample_ratio)
-    if (weights, downsample_ratio) != ("official", 1.0):
-        raise PTQ4VMError(
-            f"Expected a network in memory to have its weights and downsample_ratio, got weights "
-            f"{weights} and downsample_ratio {downsample_ratio:g} beside it. Leave them out."
-        )
-    if network.name not in list_models():
-        raise PTQ4VMError(
-            f"Expected a network of a registered name ({', '.join(list_models())}), by which its "
-            f"checkpoints are read, got {network.name!r}. Decorate its class with register_model."
-        )
-    return network
 
 
 def _shapes(state: Mapping[str, Any]) -> set[tuple[str, Any]]:

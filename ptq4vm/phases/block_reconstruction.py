@@ -25,8 +25,9 @@ from ptq4vm.calibration.walk import BlockWalk
 from ptq4vm.data.sources import derive_seed
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import SequenceStore, block_layers, partition, quantize_network, quantized_layers
+from ptq4vm.models import float_network
 from ptq4vm.models.base import Block, MattingModel
-from ptq4vm.phases.base import FlowSettings, PTQPhase, float_network
+from ptq4vm.phases.base import FlowSettings, PTQPhase
 from ptq4vm.phases.checkpoints import reached
 from ptq4vm.phases.scoring import Scoring
 from ptq4vm.quantizers import (

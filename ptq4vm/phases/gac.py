@@ -20,9 +20,9 @@ from ptq4vm.calibration.losses import cosine
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers
-from ptq4vm.models import weights_checksum
+from ptq4vm.models import float_network, weights_checksum
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases.base import FlowSettings, PTQPhase, float_network
+from ptq4vm.phases.base import FlowSettings, PTQPhase
 from ptq4vm.phases.scoring import Scoring
 from ptq4vm.quantizers import LatentRounding, cached_weights
 from ptq4vm.types import CalibrationClip

@@ -1,6 +1,5 @@
 """Run folder: ownership, settings, and checks that its files belong to this run."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,6 @@ from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.ownership import owned
 from ptq4vm.pipeline.record import record_start
-from ptq4vm.pipeline.rows import Method
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reading import read_json
 from ptq4vm.reporting.runs import RECORD, SETTINGS
@@ -140,7 +138,7 @@ def require_row(path: Path, start: Path | None, qconfig: QConfig, plan: QConfig)
 
 def write_sorted_json(path: Path, value: Any) -> None:
     """Write a JSON file with sorted keys; values that JSON lacks are converted."""
-    write_json(path, value, default=_plain, sort_keys=True)
+    write_json(path, value, default=str, sort_keys=True)
 
 
 def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
@@ -154,9 +152,4 @@ def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _json_values(value: dict[str, Any]) -> Any:
     """Return the value as it will be read back from a JSON file."""
-    return json.loads(json.dumps(value, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    """Convert values that json can't serialize."""
-    return dataclasses.asdict(value) if isinstance(value, QConfig | Method) else str(value)
+    return json.loads(json.dumps(value, default=str))

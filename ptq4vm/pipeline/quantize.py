@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from ptq4vm.calibration.bit_allocation import CANDIDATE_BITS, choose_bits, requi
 from ptq4vm.calibration.sensitivity import BASE_BITS, list_layers, measure_sensitivity
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.graph import FINAL_CHECKPOINT
+from ptq4vm.models import float_network
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, GACSettings, PTQPhase
-from ptq4vm.phases.base import float_network
 from ptq4vm.pipeline.record import record_end
 from ptq4vm.pipeline.report import collect_shots, load_networks, write_report
 from ptq4vm.pipeline.run import FitLength, Run
@@ -68,20 +68,15 @@ def quantize(
         PTQ4VMError: Invalid settings or data, or ``output`` contains a run with other settings.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from ptq4vm import QuantizeSettings, VideoMattingDataModule, load_model, quantize
-        >>> settings = QuantizeSettings(bits=["W8A8"], block_steps=50, gac_epochs=2)
-        >>> network = load_model("rvm_mobilenetv3")
+        >>> from ptq4vm import QuantizeSettings, VideoMattingDataModule, quantize
         >>> data = VideoMattingDataModule(num_sequences=8)
-        >>> result = quantize(network, data, settings, Path("runs/mine"))  # doctest: +SKIP
-        >>> result.checkpoints["W8A8"]  # doctest: +SKIP
-        PosixPath('runs/mine/w8a8/quantized.safetensors')
+        >>> settings = QuantizeSettings(bits=["W8A8"], gac_epochs=2)
+        >>> quantize("rvm_mobilenetv3", data, settings).checkpoints  # doctest: +SKIP
+        {'W8A8': PosixPath('runs/quantize/w8a8/quantized.safetensors')}
     """
     # Everything is validated before the folder is claimed.
     settings.require_data(data)
-    run = Run(Path(output), data, dict(trainer or {}), settings.scoring)
-    plans = settings.plans()
+    run, plans = Run(Path(output), data, dict(trainer or {}), settings.scoring), settings.plans()
     teacher = float_network(network, weights, downsample_ratio)
     budget = settings.budget or DEFAULT_BUDGET
     if AUTO in plans:
@@ -95,8 +90,7 @@ def quantize(
         run.draw()
     run.launch()
     with run.owned(), run.progress():
-        own = {**asdict(settings), "rows": settings.methods}
-        distributed.first_alone(lambda: run.claim({**origin, **own}, teacher))
+        distributed.first_alone(lambda: run.claim({**origin, **settings.plain()}, teacher))
         distributed.once(run.begin, teacher)
         run.prepare(teacher, _work(settings, data.num_sequences))
         if AUTO in plans:

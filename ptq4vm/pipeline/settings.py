@@ -1,6 +1,7 @@
 """Settings of a quantization job."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ptq4vm.calibration.sensitivity import BASE_BITS
 from ptq4vm.data import VideoMattingDataModule
@@ -88,6 +89,10 @@ class QuantizeSettings:
     def methods(self) -> dict[str, Method]:
         """Rows of the table by key."""
         return DEFAULT_ROWS if self.rows is None else self.rows
+
+    def plain(self) -> dict[str, Any]:
+        """Return all settings as dictionaries and plain values, with the rows of the table."""
+        return {**asdict(self), "rows": {key: asdict(one) for key, one in self.methods.items()}}
 
     def plans(self) -> dict[str, QConfig]:
         """Return the quantization configuration of each of ``bits``; W4A4's for ``auto``."""

@@ -12,7 +12,7 @@ from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import ExportedNetwork, ExportOptions, export, matte_video, measure_parity
 from ptq4vm.graph import load_model, quantized_layers, read_header
 from ptq4vm.models import create_model, registry
-from ptq4vm.pipeline import Method
+from ptq4vm.pipeline import Method, report_run
 from ptq4vm.quantizers import QConfig, QuantizedLinear
 from ptq4vm.video import open_frames, open_writer
 
@@ -62,6 +62,8 @@ def test_the_page_runs(page, folder):
     assert [row.name for row in names["result"].rows] == [
         "float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"
     ]  # fmt: skip
+    _, problem = report_run(folder / "run", folder / "again.html")
+    assert problem == "the float network was given in memory"
     layers = quantized_layers(names["network"])
     assert "layers.0.attention.q" in (folder / "run" / "report.html").read_text()
     assert sum(isinstance(layer, QuantizedLinear) for layer in layers.values()) == 2 * 6

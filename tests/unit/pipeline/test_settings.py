@@ -5,9 +5,8 @@ import pytest
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantize_network
-from ptq4vm.models import create_model
+from ptq4vm.models import create_model, float_network
 from ptq4vm.phases import BlockReconstructionSettings, GACModule, GACSettings
-from ptq4vm.phases.base import float_network
 from ptq4vm.pipeline import Method, QuantizeSettings
 from ptq4vm.quantizers import QConfig
 
