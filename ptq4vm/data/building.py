@@ -25,7 +25,7 @@ class PreparedClips:
     """Clips of a datamodule and of its views: each source, sequence and cached file once.
 
     Args:
-        given: Settings as given; :attr:`settings` are those with what ``Auto`` finds.
+        given: Settings as given; :attr:`settings` are those with ``Auto`` resolved.
     """
 
     def __init__(self, given: DataSettings) -> None:

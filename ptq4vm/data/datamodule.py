@@ -141,7 +141,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         return view
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that affect the result, as plain values, with what `Auto` found.
+        """Return the settings that affect the result, as plain values, with `Auto` resolved.
 
         Cache folders, batches and worker counts are left out.
 

@@ -153,7 +153,7 @@ class Auto(SourceSettings):
     photographs: bool = False
 
     def open(self, settings: DataSettings) -> ClipSource:
-        """Raise TypeError: what is found are several sources; see :meth:`resolve`."""
+        """Raise TypeError: it stands for several sources; see :meth:`resolve`."""
         raise TypeError("Expected the sources that Auto finds, got Auto itself.")
 
     def resolve(self, settings: DataSettings) -> DataSettings:

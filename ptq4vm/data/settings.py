@@ -79,7 +79,7 @@ class DataSettings:
         )
 
     def resolved(self) -> "DataSettings":
-        """Return the settings with ``Auto`` replaced by what it finds in the root."""
+        """Return the settings with ``Auto`` replaced by the sources found in the root."""
         return self.sources[0].resolve(self)
 
     def calibration(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class CheckedFiles:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Return what changes with a file's content: inode, size and time; empty without a file."""
+    """Return inode, size and time of modification of a file; empty without a file."""
     try:
         status = path.stat()
     except OSError:
@@ -134,7 +134,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _problem(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """Return what is wrong with the key or the checksum of a file; empty if nothing is."""
+    """Return the problem with the key or the checksum of a file; empty without one."""
     if header.get("key") != _key(path):
         return f"it was made as {header.get('key')}"
     return "" if header.get("sha256") == _checksum(tensors) else "its checksum is another"

@@ -180,7 +180,7 @@ class PTQPhase(MattingModule):
             grad.copy_(part.view_as(grad))
 
     def teardown(self, stage: str) -> None:
-        """End what applies only during a fit."""
+        """Restore gradient synchronization."""
         self._fit.close()
 
     def _save(self, made: dict[str, Any]) -> None:

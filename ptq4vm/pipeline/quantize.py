@@ -69,8 +69,7 @@ def quantize(
 
     Example:
         >>> from ptq4vm import QuantizeSettings, VideoMattingDataModule, quantize
-        >>> data = VideoMattingDataModule(num_sequences=8)
-        >>> settings = QuantizeSettings(bits=["W8A8"], gac_epochs=2)
+        >>> data, settings = VideoMattingDataModule(), QuantizeSettings(bits=["W8A8"])
         >>> quantize("rvm_mobilenetv3", data, settings).checkpoints  # doctest: +SKIP
         {'W8A8': PosixPath('runs/quantize/w8a8/quantized.safetensors')}
     """
