@@ -40,10 +40,10 @@ from ptq4vm.cli.common import parse_settings
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import ExportOptions, export_onnx, state_names
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.former_names import refuse_former_names
 from ptq4vm.metrics import fidelity_metrics, matting_metrics
 from ptq4vm.models import create_model
 from ptq4vm.models.base import MattingModel
-from ptq4vm.recipes import refuse_former_names
 from ptq4vm.reporting import Cost, ResultRow, render_table, write_metrics
 from ptq4vm.reporting.results import fidelity_of, truth_metrics
 from ptq4vm.types import FlowEstimator, MattingClip, RecurrentState

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from ptq4vm.errors import PTQ4VMError, remedy
-from ptq4vm.recipes import refuse_former_names
+from ptq4vm.former_names import refuse_former_names
 
 _LIGHTNING = ("fit", "validate", "test", "predict")
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ptq4vm.recipes import find_recipe, list_recipes, with_bases
+from ptq4vm.recipes import find_recipe, list_recipes, names_sources, with_bases
 
 GROUPS = ("data", "qconfig", "block_reconstruction", "gac", "trainer")
 DEFAULT_RECIPE = "w8a8"
@@ -53,7 +53,8 @@ def _front() -> argparse.ArgumentParser:
         "--data",
         metavar="CLIPS",
         help="folder of videos or folders of frames; foregrounds with alpha (train/{fgr,pha}), "
-        "backgrounds (train) and an evaluation tree (SET/CLIP/{com,pha}) are recognised in it",
+        "backgrounds (train) and an evaluation tree (SET/CLIP/{com,pha}) are recognised in it, "
+        "unless a configuration names other sources",
     )
     front.add_argument(
         "--recipe", metavar="NAME", help=f"by default {DEFAULT_RECIPE} if --data is given"
@@ -104,9 +105,11 @@ def _expand(named: argparse.Namespace, rest: list[str]) -> list[str]:
     files += [Path(file) for file in named.config or []]
     if not files and named.data is not None:
         files = [find_recipe(DEFAULT_RECIPE)]
-    configs = [f"--config={one}" for file in files for one in with_bases(file)]
+    files = [one for file in files for one in with_bases(file)]
+    configs = [f"--config={file}" for file in files]
     if named.data is not None:
-        settings += ["--data.source", "Auto", "--data.root", named.data]
+        settings += [] if names_sources(files) else ["--data.source", "Auto"]
+        settings += ["--data.root", named.data]
     for name in ("target", "weights", "output"):
         if getattr(named, name) is not None:
             settings.append(f"--{name}={getattr(named, name)}")

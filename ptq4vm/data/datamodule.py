@@ -22,7 +22,7 @@ from ptq4vm.data.loading import (
     collate_calibration,
     evaluation_loader,
 )
-from ptq4vm.data.references import HeldOutClips, ReferencedChunks
+from ptq4vm.data.references import ReferencedChunks
 from ptq4vm.data.settings import DataSettings, check_numbers
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
@@ -42,9 +42,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
 
     Args:
         root: Folder that the paths below are relative to; the working directory if not given.
-        source: Source of the calibration set; several take turns. Each is a class of `ptq4vm.data`
-            with its own settings: `Auto`, `Builtin`, `Composites`, `Videos`, `CutOuts` or
-            `EvaluationTree`.
+        source: Source of the calibration set; several take turns. Classes of `ptq4vm.data`:
+            `Auto`, `Builtin`, `Composites`, `Videos`, `CutOuts`, `EvaluationTree`.
         held_out: Patterns of clips in the foregrounds, backgrounds and videos of the sources to
             exclude from calibration. Held-out people on held-out backgrounds are also scored, by
             their distance to the float network.
@@ -57,20 +56,17 @@ class VideoMattingDataModule(pl.LightningDataModule):
         seq_length: Frames per calibration sequence.
         height: Height in pixels of calibration sequences and built-in clips.
         width: Width in pixels of calibration sequences and built-in clips.
-        enlarge: Factor by which calibration sequences are composed larger; half of them are then
-            cropped to height and width (keeping the scale of people and textures), half are
-            downscaled (keeping the whole scene).
+        enlarge: Factor by which calibration sequences are composed larger; half are then cropped to
+            height and width (keeping the scale of people), half downscaled (keeping the scene).
         augment: Flip, shift, rotate, scale and recolour each calibration sequence at random.
         seed: Seed of the choice of sequences, their augmentation and their order.
         batch_size: Sequences per training batch.
-        steps_per_epoch: Training batches per epoch, in shuffled passes through the set; one pass if
-            not given.
+        steps_per_epoch: Training batches per epoch; one shuffled pass through the set if not given.
         eval_chunk: Frames of an evaluation clip that are read at a time.
         eval_clips: Maximum number of evaluation clips, spread over the set; all if not given.
         eval_frames: Maximum number of frames per evaluation clip; all if not given.
         num_workers: Worker processes that build and read sequences ahead.
-        cache_dir: Cache folder; $PTQ4VM_CACHE, $XDG_CACHE_HOME/ptq4vm or ~/.cache/ptq4vm if not
-            given.
+        cache_dir: Cache folder; by default $PTQ4VM_CACHE, $XDG_CACHE_HOME/ptq4vm, ~/.cache/ptq4vm.
 
     Raises:
         PTQ4VMError: A number is out of range. Paths are checked in :meth:`setup`.
@@ -108,20 +104,31 @@ class VideoMattingDataModule(pl.LightningDataModule):
     ) -> None:
         check_numbers(locals())
         super().__init__()
-        self.root, self.source, self.held_out = Path(root or "."), source, list(held_out or [])
-        self.num_sequences, self.seq_length, self.size = num_sequences, seq_length, (height, width)
-        self.seed, self.batch_size, self.steps_per_epoch = seed, batch_size, steps_per_epoch
-        self.num_workers, self.labels = num_workers, labels
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
+        cache = Path(cache_dir).expanduser() if cache_dir else cache_folder()
+        given = DataSettings(
+            Path(root or "."), list_sources(source), list(held_out or []), labels, evaluation,
+            score_held_out, num_sequences, seq_length, (height, width), enlarge, augment, seed,
+            eval_chunk, eval_clips, eval_frames, num_workers, cache,
+        )  # fmt: skip
+        self._given, self._clips = given, PreparedClips(given)
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.progress: Progress | None = None
         """Default progress callback of long operations; an argument takes precedence."""
-        self._clips = PreparedClips(
-            DataSettings(
-                self.root, list_sources(source), self.held_out, labels, evaluation, score_held_out,
-                num_sequences, seq_length, self.size, enlarge, augment, seed, eval_chunk,
-                eval_clips, eval_frames, num_workers, self.cache_dir,
-            )
-        )  # fmt: skip
+
+    # Read-only: whatever the clips depend on is fixed from the start.
+    root = property(lambda self: self._given.root, doc="Folder of the data.")
+    sources = property(lambda self: self._given.sources, doc="Sources, as given.")
+    held_out = property(lambda self: self._given.held_out, doc="Patterns of excluded clips.")
+    labels = property(lambda self: self._given.labels, doc="Whether true alpha is used.")
+    num_sequences = property(lambda self: self._given.num_sequences, doc="Number of sequences.")
+    seq_length = property(lambda self: self._given.seq_length, doc="Frames per sequence.")
+    seed = property(lambda self: self._given.seed, doc="Seed of choice and order.")
+    num_workers = property(lambda self: self._given.num_workers, doc="Worker processes.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self._given.size
 
     def batches(self, batch_size: int, steps_per_epoch: int | None) -> "VideoMattingDataModule":
         """Return a datamodule of the same clips with other training batches.
@@ -271,9 +278,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         """Chunks of evaluation clips in order: a map-style dataset of unbatched MattingClip."""
         return self._clips.evaluation_set()
 
-    def _loader(
-        self, clips: EvaluationChunks | ReferencedChunks | HeldOutClips
-    ) -> DataLoader[MattingClip]:
+    def _loader(self, clips: Any) -> DataLoader[MattingClip]:
         return evaluation_loader(clips, clips.by_clip(), self.num_workers)
 
     def held_out_dataloader(self) -> DataLoader[MattingClip] | None:

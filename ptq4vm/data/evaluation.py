@@ -39,7 +39,7 @@ def draw_held_out_scenes(
 ) -> tuple[CutoutSource, list[SequencePlace], int]:
     """Return held-out people on held-out backgrounds, the drawn sequences and their length.
 
-    Videos and backgrounds are those of the sources that have them.
+    Videos and backgrounds are those of the sources, one folder of each.
 
     Args:
         settings: Data settings.

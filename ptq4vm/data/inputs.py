@@ -35,7 +35,8 @@ class SourceSettings(ABC):
 
     def folders(self) -> dict[str, str | None]:
         """Return the settings that are folders, relative to the data's root."""
-        return {name: value for name, value in vars(self).items() if name in FOLDERS}
+        folders = {name: value for name, value in vars(self).items() if name in FOLDERS}
+        return {name: None if one is None else str(one) for name, one in folders.items()}
 
     def plain(self) -> dict[str, Any]:
         """Return the name of the class and the settings that are no folders."""
@@ -70,7 +71,7 @@ class Composites(SourceSettings):
 
     def open(self, settings: DataSettings) -> ClipSource:  # noqa: D102
         return VideoMatteSource(
-            settings.root / self.foregrounds,
+            settings.path("foregrounds", self.foregrounds),
             _open_backgrounds(settings, self.backgrounds, self.photographs),
             settings.drawn_size,
             settings.seed,
@@ -90,7 +91,7 @@ class Videos(SourceSettings):
 
     def open(self, settings: DataSettings) -> VideoSource:  # noqa: D102
         return VideoSource(
-            settings.root / self.videos,
+            settings.path("videos", self.videos),
             settings.drawn_size,
             held_out=settings.held_out,
             cache=settings.cache_dir,
@@ -103,8 +104,9 @@ class CutOuts(SourceSettings):
 
     Args:
         videos: Folder of video files or folders of frames.
-        backgrounds: As for :class:`Composites`.
-        photographs: As for :class:`Composites`.
+        backgrounds: Folder with `train/<clip>/<frame>`; a clip of one frame is a still. None uses
+            the photographs only.
+        photographs: Add photographs shipped with scikit-image to the backgrounds.
     """
 
     videos: str = "user_clips"
@@ -129,13 +131,13 @@ class EvaluationTree(SourceSettings):
     composites: str = "evaluation"
 
     def open(self, settings: DataSettings) -> ClipSource:  # noqa: D102
-        root = settings.root / self.composites
+        root = settings.path("composites", self.composites)
         return EvaluationSource(root, settings.drawn_size, settings.labels)
 
 
 @dataclass(frozen=True)
 class Auto(SourceSettings):
-    """All layouts that :func:`~ptq4vm.data.discovery.discover` finds in the root.
+    """All layouts that are found in the root: videos, foregrounds, backgrounds, evaluation.
 
     Without an evaluation tree, every fifth video is kept out of calibration and scored.
 
@@ -185,6 +187,10 @@ class Auto(SourceSettings):
 def _open_backgrounds(
     settings: DataSettings, folder: str | None, photographs: bool
 ) -> BackgroundClips:
+    if folder is None and not photographs:
+        raise PTQ4VMError(
+            "Expected backgrounds or photographs, got neither. Set data.source.photographs to true."
+        )
     return BackgroundClips(
         None if folder is None else settings.root / folder,
         held_out=settings.held_out,
@@ -199,12 +205,14 @@ def list_sources(source: SourceSettings | list[SourceSettings]) -> list[SourceSe
         PTQ4VMError: There is none, one is no source, or ``Auto`` is one of several.
     """
     sources = list(source) if isinstance(source, list | tuple) else [source]
-    several = len(sources) > 1
-    wrong = [one for one in sources if not isinstance(one, SourceSettings)]
-    if not sources or wrong or (several and any(isinstance(one, Auto) for one in sources)):
-        known = "Builtin, Composites, Videos, CutOuts, EvaluationTree"
+    if not sources or not all(isinstance(one, SourceSettings) for one in sources):
         raise PTQ4VMError(
-            f"Expected source to be Auto or of {known}, got {source!r}. Give objects of these "
-            "classes of ptq4vm.data."
+            "Expected source to be Auto or of Builtin, Composites, Videos, CutOuts, EvaluationTree "
+            f"(classes of ptq4vm.data), got {source!r}. Name one."
+        )
+    if len(sources) > 1 and any(isinstance(one, Auto) for one in sources):
+        raise PTQ4VMError(
+            f"Expected Auto alone, which stands for all sources it finds, got it among "
+            f"{len(sources)}. Name the others only."
         )
     return sources

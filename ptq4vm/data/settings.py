@@ -63,20 +63,33 @@ class DataSettings:
         height, width = self.size
         return round(height * self.enlarge), round(width * self.enlarge)
 
-    def folder(self, kind: str) -> Path:
-        """Return the folder of held-out clips of a kind, from the first source that has one.
+    def path(self, kind: str, folder: str | None) -> Path:
+        """Return the path of a source's folder.
 
         Raises:
-            PTQ4VMError: No source has a folder of this kind.
+            PTQ4VMError: The folder is None.
         """
-        for source in self.sources:
-            if (folder := source.folders().get(kind)) is not None:
-                return self.root / folder
-        names = ", ".join(type(source).__name__ for source in self.sources)
-        raise PTQ4VMError(
-            f"Expected a source with {kind} to score held-out clips, got {names}. Add such a "
-            "source, e.g. CutOuts, or leave held_out and score_held_out out."
-        )
+        if folder is None:
+            raise PTQ4VMError(
+                f"Expected a folder of {kind}, got none. Set data.source.{kind}, or leave it out."
+            )
+        return self.root / folder
+
+    def folder(self, kind: str) -> Path:
+        """Return the folder of held-out clips of a kind.
+
+        Raises:
+            PTQ4VMError: No source has a folder of this kind, or several have different ones.
+        """
+        folders = {source.folders().get(kind): None for source in self.sources}
+        named = [folder for folder in folders if folder is not None]
+        if len(named) != 1:
+            names = ", ".join(named or (type(source).__name__ for source in self.sources))
+            raise PTQ4VMError(
+                f"Expected sources with one folder of {kind} to score held-out clips, got {names}. "
+                "Name one, e.g. in CutOuts, or leave held_out and score_held_out out."
+            )
+        return self.root / named[0]
 
     def resolved(self) -> "DataSettings":
         """Return the settings with ``Auto`` replaced by the sources found in the root."""
@@ -90,12 +103,13 @@ class DataSettings:
 
     def plain(self) -> dict[str, Any]:
         """Return all that affects the result, as plain values; folders included."""
-        names = ("held_out", "evaluation", "score_held_out", "eval_clips", "eval_frames")
+        names = ("held_out", "score_held_out", "eval_clips", "eval_frames")
         return {
             "root": str(self.root.resolve()),
             **self.calibration(),
             "sources": [{**source.plain(), **source.folders()} for source in self.sources],
             **{name: getattr(self, name) for name in names},
+            "evaluation": None if self.evaluation is None else str(self.evaluation),
         }
 
 

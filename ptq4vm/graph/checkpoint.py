@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.former_names import with_present_names
 from ptq4vm.graph.convert import quantize_network, quantized_layers
 from ptq4vm.graph.described import create_described
 from ptq4vm.graph.tensor_checks import check_tensors
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import FixedRounding, QConfig, QuantizedLayer, QuantSpec
 from ptq4vm.reading import load_safetensors, parse_json, typed
-from ptq4vm.recipes import with_present_names
 
 FORMAT_VERSION = 1
 _HEADER = "ptq4vm"

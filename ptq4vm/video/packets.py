@@ -184,8 +184,10 @@ def _nal_types(packet: Any, stream: Any) -> Iterator[int]:
     """Yield the type of each NAL unit of an H.264 or HEVC packet."""
     data, extradata = bytes(packet), stream.codec_context.extradata or b""
     at, hevc = 0, stream.codec_context.name == "hevc"
-    if extradata[:1] == b"\1":  # with lengths (ISO/IEC 14496-15), as in MP4 and Matroska
-        width = (extradata[21 if hevc else 4] & 3) + 1
+    place = 21 if hevc else 4
+    # With lengths (ISO/IEC 14496-15), as in MP4 and Matroska.
+    if extradata[:1] == b"\1" and len(extradata) > place:
+        width = (extradata[place] & 3) + 1
         heads = []
         while at + width < len(data):
             heads.append(at + width)

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ptq4vm import cli
 from ptq4vm.cli import quantize_job as quantize_command
-from ptq4vm.data import Auto, Composites, CutOuts, VideoMattingDataModule
+from ptq4vm.data import Auto, Composites, CutOuts, VideoMattingDataModule, Videos
 from ptq4vm.phases import PTQPhase
 from ptq4vm.pipeline import Method
 
@@ -69,7 +69,7 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
     seen = options_of("--config", str(path), "--output", str(tmp_path / "run"))
     assert seen["rows"]["gac"] == Method("BRECQ + GAC", "brecq", {"affine": "per_layer"})
     assert seen["rows"]["published"].qconfig["range_method"] == "minmax"
-    assert seen["data"].source == [Composites(), CutOuts()]
+    assert seen["data"].sources == [Composites(), CutOuts()]
     assert seen["data"].held_out == ["anna_*", "beach"]
 
 
@@ -255,7 +255,7 @@ def test_short_form_sets_what_the_settings_do(options_of, tmp_path):
     )  # fmt: skip
     assert seen["network"] == "rvm_resnet50"
     assert (seen["bits"], seen["gac_epochs"], seen["target"]) == (("W4A8",), 3, "onnxruntime")
-    assert (seen["data"].root, seen["data"].source) == (tmp_path, Auto(photographs=True))
+    assert (seen["data"].root, seen["data"].sources) == (tmp_path, [Auto(photographs=True)])
     assert seen["block_reconstruction"].drop_prob == 0.0  # of the recipe
     assert seen["gac"].average == 0.98  # of its base
 
@@ -272,3 +272,20 @@ def test_what_cannot_be_exported_is_refused_before_any_work(args, message, capsy
     assert cli.main(["quantize", *args, "--output", str(tmp_path / "run")]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("[{class_path: Composites, init_args: {foregrounds: people}}, Videos]",
+         [Composites("people"), Videos()]),
+        ("{class_path: Videos, init_args: {videos: mine}}", [Videos("mine")]),
+        ("{class_path: Auto, init_args: {videos: mine}}", [Auto("mine")]),
+        ("Builtin", [Auto()]),
+    ],
+)  # fmt: skip
+def test_a_data_folder_keeps_the_sources_of_a_configuration(options_of, tmp_path, source, expected):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"data: {{source: {source}}}")
+    seen = options_of("--data", str(tmp_path), "--config", str(path))
+    assert (seen["data"].root, seen["data"].sources) == (tmp_path, expected)

@@ -8,7 +8,8 @@ import yaml
 
 from ptq4vm import cli
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.recipes import find_recipe, list_recipes, read_recipe, refuse_former_names, with_bases
+from ptq4vm.former_names import refuse_former_names
+from ptq4vm.recipes import find_recipe, list_recipes, read_recipe, with_bases
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,11 +72,15 @@ def test_a_former_name_in_a_file_is_refused_with_the_present_one(tmp_path, form)
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--data.videos", "mine"], "--data.source.videos, or in YAML source: {class_path: Videos"),
+        (["--data.videos", "mine"], "Write --data.source Videos --data.source.videos VALUE, or in"),
+        (["--data.source", "auto", "--data.videos", "mine"], "--data.source Auto --data.source.v"),
         (["--data.photographs=true"], "Expected photographs as a setting of a source"),
         (["--data.source", "builtin"], "Expected the source Builtin, got its former name builtin"),
         (["--data.source=[videomatte, video]"], "Expected the source Composites"),
-        ("data: {source: auto, videos: mine}", "Expected the source Auto"),
+        ("data: {source: auto, videos: mine}", "class_path: Auto, init_args: {videos: ...}"),
+        ("data: {source: {class_path: video}}", "Expected the source Videos"),
+        (["--data.source+", "video"], "Expected the source Videos"),
+        (["--data.source.class_path=video"], "Expected the source Videos"),
         ("fit: {data: {source: [Videos, cutout]}}", "the source CutOuts, got .* in .*mine"),
         ("data: {composites: judged}", "class_path: EvaluationTree, init_args: {composites: ...}"),
     ],
@@ -92,7 +97,19 @@ def test_sources_by_their_present_names_are_no_former_ones(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("data: {source: [Videos, {class_path: CutOuts, init_args: {videos: mine}}]}")
     args = ["--data", "auto", "--data.source", "my.video.Source", "--data.source.videos", "video"]
-    refuse_former_names([*args, str(path)])
+    refuse_former_names([*args, str(path), "x" * 300 + ".yaml"])
+    tree = "{class_path: EvaluationTree, init_args: {composites: evaluation}}"
+    refuse_former_names(["--data.source", tree])
+    for odd in ("5", "true", "1.5", "[{}, 2]", "{class_path: 5}"):
+        path.write_text(f"# edge_bits: the former name\ndata: {{source: {odd}}}")
+        refuse_former_names([str(path)])
+
+
+def test_former_names_in_a_base_are_refused(tmp_path):
+    (tmp_path / "old.yaml").write_text("qconfig: {edge_bits: 8}")
+    (tmp_path / "mine.yaml").write_text("base: old.yaml\nbits: [W8A8]")
+    with pytest.raises(PTQ4VMError, match=r"first_last_bits, .* in .*old.yaml"):
+        refuse_former_names([str(tmp_path / "mine.yaml")])
 
 
 def test_the_wheel_lists_every_package():
