@@ -50,8 +50,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         labels: Use true alpha and foreground in calibration where the source has them.
         evaluation: Folder to evaluate on, `<set>/<clip>/{com,pha,fgr}/<frame>`, or with one folder
             of that layout; the built-in test clips if not given.
-        score_held_out: Evaluate on the held-out clips of the sources' videos instead, by their
-            distance to the float network.
+        score_held_out: Evaluate on held-out clips of the videos instead, by distance to float.
         num_sequences: Number of calibration sequences.
         seq_length: Frames per calibration sequence.
         height: Height in pixels of calibration sequences and built-in clips.
@@ -123,6 +122,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
     num_sequences = property(lambda self: self._given.num_sequences, doc="Number of sequences.")
     seq_length = property(lambda self: self._given.seq_length, doc="Frames per sequence.")
     seed = property(lambda self: self._given.seed, doc="Seed of choice and order.")
+    cache_dir = property(lambda self: self._given.cache_dir, doc="Cache folder.")
     num_workers = property(lambda self: self._given.num_workers, doc="Worker processes.")
 
     @property
