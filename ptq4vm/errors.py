@@ -17,16 +17,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
     Missing settings count as None. Nested settings are compared one by one, under dotted names.
     """
-    before, now = _flat(before), _flat(now)
+    before, now = flat_settings(before), flat_settings(now)
     changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     return "; ".join(f"{key}: {before.get(key)} there, {now.get(key)} now" for key in changed)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+        flat |= flat_settings(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import (
     Any,
     Literal,
@@ -122,6 +122,19 @@ def typed(value: Any, kind: Any, expected: str, where: Path | str, remedy: str) 
         at = f" for {mismatch.key}" if mismatch.key else ""
         raise PTQ4VMError(f"Expected {expected} in {where}, got {mismatch.problem}{at}. {remedy}")
     return value
+
+
+def check_fields(settings: Any) -> None:
+    """Check the numbers, flags, texts and choices among the fields of a dataclass.
+
+    Raises:
+        PTQ4VMError: one has another type; the message names it.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        leaves = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if all(one in (*_NAMES, NoneType) or get_origin(one) is Literal for one in leaves):
+            where = type(settings).__name__
+            typed({name: getattr(settings, name)}, dict[str, kind], "a value", where, "Correct it.")  # type: ignore[valid-type]
 
 
 def _mismatch(value: Any, kind: Any, key: str) -> _Mismatch | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.calibration.losses import cosine
+from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers import (
     LearnedRounding,
     LearnedScaleFakeQuantize,
@@ -42,6 +43,9 @@ class ReconstructionSettings:
             block.
         rounding_weight: weight of AdaRound's regularizer.
         warmup: share of a block's steps without the regularizer.
+
+    Raises:
+        PTQ4VMError: a share isn't within [0, 1].
     """
 
     learn_rounding: bool = True
@@ -51,6 +55,13 @@ class ReconstructionSettings:
     scale_lr: float = 1e-3
     rounding_weight: float = 0.01
     warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("drop_prob", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise PTQ4VMError(
+                    f"Expected {name} within [0, 1], got {getattr(self, name)}. Correct it."
+                )
 
     @property
     def learns(self) -> bool:

@@ -1,6 +1,6 @@
 """The loss of global affine calibration (GAC) and of optical flow assistance (OFA)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class GlobalLossSettings:
         flow_weight: λ of optical flow assistance; 0 turns it off.
 
     Raises:
-        PTQ4VMError: neither ``truth_weight`` nor ``teacher_weight`` is above 0.
+        PTQ4VMError: a weight is negative, or neither ``truth_weight`` nor ``teacher_weight`` is
+            above 0.
     """
 
     truth_weight: float = 0.5
@@ -52,6 +53,9 @@ class GlobalLossSettings:
             raise PTQ4VMError(
                 "Expected truth_weight or teacher_weight above 0, got neither. Set one of them."
             )
+        for name in (one.name for one in fields(GlobalLossSettings)):
+            if (weight := getattr(self, name)) < 0:
+                raise PTQ4VMError(f"Expected {name} of at least 0, got {weight}. Raise it.")
 
 
 def begin_global_calibration(

@@ -41,7 +41,9 @@ def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
         PTQ4VMError: A setting has the wrong type.
     """
     try:
-        return parser.instantiate_classes(parser.parse_args(args))
+        config = parser.parse_args(args)
+        _require_values(parser, config)
+        return parser.instantiate_classes(config)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error.__cause__, PTQ4VMError):
             raise
@@ -55,6 +57,23 @@ def parse_settings(parser: ArgumentParser, args: list[str]) -> Namespace:
 def built(kind: type[Options], config: Namespace) -> Options:
     """Return the dataclass whose fields were added to the parser without a group."""
     return kind(**{one.name: config[one.name] for one in fields(kind)})  # type: ignore[arg-type]
+
+
+def _require_values(parser: ArgumentParser, config: Namespace) -> None:
+    """Check that nothing is null that has a value by default, and that groups are groups."""
+    defaults = parser.get_defaults()
+    for key in {name.split(".")[0] for name, _ in defaults.items()}:
+        if isinstance(defaults[key], Namespace) and not isinstance(config.get(key), Namespace):
+            raise PTQ4VMError(
+                f"Expected settings below {key}, got {config.get(key)!r}. Name some, or leave it "
+                "out."
+            )
+    for key, default in defaults.items():
+        parent = config.get(key.rpartition(".")[0] or key)  # a list of sources has no keys
+        inside = "." not in key or isinstance(parent, Namespace)
+        own = default is not None and inside and not key.startswith("trainer.")
+        if own and config.get(key) is None:
+            raise PTQ4VMError(f"Expected a value for {key}, got null. Leave it out.")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Settings and execution of `ptq4vm quantize`."""
 
 import lightning.pytorch as L
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from ptq4vm import distributed
 from ptq4vm.cli.common import (
@@ -14,7 +14,6 @@ from ptq4vm.cli.common import (
     trainer_device,
 )
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.errors import PTQ4VMError
 from ptq4vm.phases import BlockReconstructionSettings, GACSettings
 from ptq4vm.pipeline import QuantizeSettings, quantize
 from ptq4vm.pipeline.delivery import deliver, require_deliverable
@@ -38,10 +37,6 @@ def run(args: list[str], size: str | None, tolerance: float) -> None:
     settings = built(QuantizeSettings, config)
     frame = None if size is None else parse_size(size)
     target = None if frame is None else require_deliverable(settings, config.output, *frame)
-    if not isinstance(config.trainer, Namespace):
-        raise PTQ4VMError(
-            f"Expected settings below trainer, got {config.trainer!r}. Name some, or leave it out."
-        )
     trainer = vars(config.trainer)
     if distributed.rank() == 0:
         print_device(trainer_device(trainer["accelerator"]))
@@ -88,7 +83,8 @@ def _add_group(parser: ArgumentParser, group: str) -> None:
         skip = {"batch_size", "steps_per_epoch"}
         parser.add_class_arguments(VideoMattingDataModule, "data", skip=skip)
     elif group == "trainer":
-        skip = {"max_epochs", "default_root_dir"}
+        skip = {"max_epochs", "max_steps", "default_root_dir", "num_sanity_val_steps"}
+        skip |= {f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")}
         parser.add_class_arguments(L.Trainer, "trainer", skip=skip, instantiate=False)
     else:
         kinds = {
@@ -96,4 +92,4 @@ def _add_group(parser: ArgumentParser, group: str) -> None:
             "block_reconstruction": BlockReconstructionSettings,
             "gac": GACSettings,
         }
-        parser.add_class_arguments(kinds[group], group)
+        parser.add_class_arguments(kinds[group], group, skip={"bits"} & vars(kinds[group]()).keys())

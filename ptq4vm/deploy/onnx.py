@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ptq4vm.atomic_io import written_whole
 from ptq4vm.deploy.description import FORMAT_VERSION, METADATA
 from ptq4vm.deploy.integer import IntegerLayer
-from ptq4vm.deploy.options import OPSETS, ExportOptions
+from ptq4vm.deploy.options import ExportOptions
 from ptq4vm.deploy.packing import pack_four_bits
 from ptq4vm.deploy.simplify import drop_whole_slices, quantize_before_concat, unshare_zero_points
 from ptq4vm.deploy.states import STATE_CODES, quantize_states, state_names
@@ -76,7 +76,7 @@ def export_onnx(
             onnx.checker.check_model(str(part), full_check=True)
     except _NOT_EXPRESSIBLE as error:
         raise PTQ4VMError(
-            f"Expected a network that ONNX opset {options.opset} can express, got: {error}. "
+            f"Expected a network that ONNX opset {options.graph_opset} can express, got: {error}. "
             "Try another opset."
         ) from error
     return Path(path)
@@ -191,7 +191,7 @@ def _trace_to(
             str(path),
             input_names=inputs,
             output_names=outputs,
-            opset_version=OPSETS[-1] if options.pack else options.opset,
+            opset_version=options.graph_opset,
             dynamic_axes=axes if options.dynamic_size else None,
             dynamo=False,  # dynamo needs another package and writes paths of source files
         )

@@ -7,6 +7,7 @@ from ptq4vm.errors import PTQ4VMError
 
 OPSETS = range(13, 21)
 """From the first opset with per-channel quantization to the last that torch's exporter writes."""
+DEFAULT_OPSET = 17
 STATE_BITS = (8, 32)
 
 
@@ -17,7 +18,7 @@ class ExportOptions:
     Args:
         target: runtime that must execute the quantized network: ``onnxruntime``, ``openvino`` or
             ``tensorrt``, which is checked in ONNX Runtime.
-        opset: ONNX opset version, 13 to 20; ignored with ``pack``.
+        opset: ONNX opset version, 13 to 20; 17 by default, and 21 with ``pack``.
         dynamic_size: export with dynamic height and width; the given ones are then those of the
             traced example. The batch size is always 1.
         pack: store weights of up to 4 bits as INT4 or UINT4, two per byte, which requires opset 21;
@@ -33,7 +34,7 @@ class ExportOptions:
     """
 
     target: TargetName = "openvino"
-    opset: int = 17
+    opset: int | None = None
     dynamic_size: bool = False
     pack: bool = False
     simulate: bool = False
@@ -41,13 +42,18 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         find_target(self.target)
-        if self.opset not in OPSETS:
+        if self.opset is not None and (self.pack or self.opset not in OPSETS):
             raise PTQ4VMError(
-                f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}. "
-                "Leave it out for 17."
+                f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, and none with pack, got "
+                f"{self.opset}. Leave it out."
             )
         if self.state_bits not in STATE_BITS:
             raise PTQ4VMError(
                 f"Expected states of 8 or 32 bits, got {self.state_bits}. "
                 "Leave state_bits out for 32."
             )
+
+    @property
+    def graph_opset(self) -> int:
+        """Opset that torch's exporter writes; packing then sets 21."""
+        return OPSETS[-1] if self.pack else self.opset or DEFAULT_OPSET

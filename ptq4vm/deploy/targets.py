@@ -51,6 +51,29 @@ class Target:
                 )
         return replace(qconfig, **wanted)
 
+    def require(self, qconfig: QConfig, what: str) -> None:
+        """Check that this target executes a configuration as integers.
+
+        Args:
+            qconfig: the configuration.
+            what: description of it, for the message.
+
+        Raises:
+            PTQ4VMError: it doesn't.
+        """
+        by_channel = qconfig.depthwise_granularity == "per_channel" and not self.channel_grids
+        unsigned = qconfig.activation_grid != "symmetric" and not self.zero_points
+        wrong = {
+            "placement": qconfig.placement not in self.placements,
+            "depthwise_granularity": by_channel,
+            "activation_grid": unsigned,
+        }
+        for name in (name for name, is_wrong in wrong.items() if is_wrong):
+            raise PTQ4VMError(
+                f"Expected {what} to be executed by {self.title}, got {name} "
+                f"{getattr(qconfig, name)}. Change it, or leave the target out."
+            )
+
 
 TARGETS: Mapping[str, Target] = {
     # ONNX Runtime fuses integer kernels only if input, weight and output are all quantized.

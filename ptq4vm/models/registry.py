@@ -107,15 +107,22 @@ def float_network(
             a name.
 
     Raises:
-        PTQ4VMError: A network in memory isn't of a registered name, or is given with ``weights`` or
-            ``downsample_ratio``; or as for :func:`create_model`.
+        PTQ4VMError: A network in memory is quantized, isn't of a registered name, or is given with
+            ``weights`` or ``downsample_ratio``; or as for :func:`create_model`.
     """
+    if weights is None:
+        raise PTQ4VMError("Expected weights, official or a file, got none. Leave weights out.")
     if isinstance(network, str):
         return create_model(network, weights=weights, downsample_ratio=downsample_ratio)
     if (weights, downsample_ratio) != ("official", 1.0):
         raise PTQ4VMError(
             f"Expected a network in memory to have its weights and downsample_ratio, got weights "
             f"{weights} and downsample_ratio {downsample_ratio:g} beside it. Leave them out."
+        )
+    if network.qconfig is not None:
+        raise PTQ4VMError(
+            f"Expected a float network, got {network.name} quantized. Give the network that it was "
+            "made from."
         )
     if network.name not in list_models():
         raise PTQ4VMError(

@@ -4,9 +4,9 @@ import copy
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -23,20 +23,8 @@ from ptq4vm.graph import float_twin_, require_calibrated, save_quantized
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.checkpoints import CONTRACT, WholeCheckpoints, reached, require_contract
 from ptq4vm.phases.scoring import MattingModule, Scoring
+from ptq4vm.phases.settings import FlowSettings
 from ptq4vm.quantizers import QConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowSettings:
-    """Optical flow of the calibration clips.
-
-    Args:
-        flow: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
-        flow_weights: torchvision RAFT weights.
-    """
-
-    flow: Literal["dis", "raft"] = "dis"
-    flow_weights: Path | None = None
 
 
 class PTQPhase(MattingModule):

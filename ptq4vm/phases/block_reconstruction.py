@@ -1,9 +1,8 @@
 """BIQ: block-wise initial quantization, as a Lightning fit with one epoch for each block."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -13,7 +12,6 @@ from ptq4vm import distributed
 from ptq4vm.calibration.layerwise import layerwise_loss
 from ptq4vm.calibration.losses import reconstruction_loss
 from ptq4vm.calibration.reconstruction import (
-    ReconstructionSettings,
     block_step,
     find_ranges,
     harden,
@@ -23,13 +21,13 @@ from ptq4vm.calibration.reconstruction import (
 )
 from ptq4vm.calibration.walk import BlockWalk
 from ptq4vm.data.sources import derive_seed
-from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import SequenceStore, block_layers, partition, quantize_network, quantized_layers
 from ptq4vm.models import float_network
 from ptq4vm.models.base import Block, MattingModel
-from ptq4vm.phases.base import FlowSettings, PTQPhase
+from ptq4vm.phases.base import PTQPhase
 from ptq4vm.phases.checkpoints import reached
 from ptq4vm.phases.scoring import Scoring
+from ptq4vm.phases.settings import BlockReconstructionSettings
 from ptq4vm.quantizers import (
     NearestRounding,
     Observer,
@@ -41,21 +39,6 @@ from ptq4vm.quantizers import (
 
 _SCORED_SEQUENCES = 2
 """Sequences of the logged losses of a block: enough for a log, and little work beside learning."""
-
-
-@dataclass(frozen=True)
-class BlockReconstructionSettings(ReconstructionSettings, FlowSettings):
-    """Settings of :class:`BlockReconstructionModule`; the defaults are QDrop.
-
-    Known methods: rounding to nearest (``learn_rounding`` and ``learn_scales`` false), AdaRound
-    (``granularity: layer``, no scales, no dropping), BRECQ (no dropping), QDrop.
-
-    Args:
-        granularity: reconstruct the outputs of blocks, or of every single layer (all layers of a
-            block side by side, each on its own input, without gradients between them).
-    """
-
-    granularity: Literal["block", "layer"] = "block"
 
 
 class BlockReconstructionModule(PTQPhase):
@@ -100,12 +83,7 @@ class BlockReconstructionModule(PTQPhase):
         **settings: Any,
     ) -> None:
         own = BlockReconstructionSettings(**settings)
-        if own.granularity == "layer" and qconfig.placement != "deploy":
-            raise PTQ4VMError(
-                f"Expected granularity block with placement {qconfig.placement}, got layer: a "
-                "layer's output is compared before its activation function, which that placement "
-                "takes into the layer. Choose placement deploy."
-            )
+        own.require_placement(qconfig)
         teacher = float_network(network, weights, downsample_ratio)
         quantized = quantize_network(teacher, qconfig)
         super().__init__(quantized, qconfig, teacher, own, output, scoring)

@@ -1,8 +1,7 @@
 """GAC and OFA: global affine calibration with optical flow assistance, as a Lightning fit."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -10,7 +9,6 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
 from ptq4vm.calibration.global_calibration import (
-    GlobalLossSettings,
     begin_global_calibration,
     draw_window,
     end_global_calibration,
@@ -22,36 +20,11 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers
 from ptq4vm.models import float_network, weights_checksum
 from ptq4vm.models.base import MattingModel
-from ptq4vm.phases.base import FlowSettings, PTQPhase
+from ptq4vm.phases.base import PTQPhase
 from ptq4vm.phases.scoring import Scoring
+from ptq4vm.phases.settings import GACSettings
 from ptq4vm.quantizers import LatentRounding, cached_weights
 from ptq4vm.types import CalibrationClip
-
-
-@dataclass(frozen=True)
-class GACSettings(GlobalLossSettings, FlowSettings):
-    """Settings of :class:`GACModule`.
-
-    Args:
-        affine: ``per_channel`` γ and β, or the paper's ``per_layer`` scalars.
-        lr: Adam's learning rate for γ, β, log scales and zero points; cosine decay over the fit.
-        weight_lr: Adam's learning rate for the weights' codes, in steps of their grids, straight
-            through the rounding; each moves by at most one step. 0 keeps the roundings of block
-            reconstruction, as the paper does.
-        max_grad_norm: gradients are scaled down to this norm.
-        window: frames to unroll over, from anywhere in a sequence, beginning with the float
-            network's state there; by default the whole sequence from its beginning.
-        average: decay of an exponential moving average, over the steps, of all that is learned; the
-            result is the average. 0 keeps the last step. Codes that oscillate between two values
-            come to rest at the more frequent one.
-    """
-
-    affine: Literal["per_channel", "per_layer"] = "per_channel"
-    lr: float = 1e-3
-    weight_lr: float = 0.0
-    max_grad_norm: float = 1.0
-    window: int | None = None
-    average: float = 0.0
 
 
 def require_truth(settings: GACSettings, data: VideoMattingDataModule) -> None:
@@ -123,6 +96,11 @@ class GACModule(PTQPhase):
             if isinstance(weights, str)
             else float_network(weights)
         )
+        if (teacher.name, teacher.downsample_ratio) != (network.name, network.downsample_ratio):
+            raise PTQ4VMError(
+                f"Expected the float network of {checkpoint}, {network.name} at ratio "
+                f"{network.downsample_ratio:g}, got {teacher.name} at {teacher.downsample_ratio:g}."
+            )
         super().__init__(network, qconfig, teacher, own, output, scoring)
         begin_global_calibration(
             network,

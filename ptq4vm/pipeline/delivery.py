@@ -16,7 +16,6 @@ from ptq4vm.models import create_model
 from ptq4vm.pipeline.quantize import QuantizeResult
 from ptq4vm.pipeline.report import report_run
 from ptq4vm.pipeline.settings import AUTO, QuantizeSettings
-from ptq4vm.quantizers import parse_bits
 from ptq4vm.reporting import WorkBar, write_speeds
 from ptq4vm.terminal import plain_console
 
@@ -37,8 +36,8 @@ def require_deliverable(
     target = settings.target
     if target is None:
         raise PTQ4VMError("Expected --target with --size, got none. Choose one, e.g. openvino.")
-    for one in settings.bits:
-        if one == AUTO or parse_bits(one)[1] < 8:
+    for one, plan in settings.final_plans().items():
+        if one == AUTO or plan.fewest_activation_bits < 8:
             raise PTQ4VMError(
                 f"Expected 8-bit activations to export, got bits {one}, which no runtime executes "
                 "as integers. Leave --size out, or choose the recipe w8a8 or w4a8."

@@ -19,7 +19,7 @@ from ptq4vm.phases import BlockReconstructionModule, GACModule, GACSettings, PTQ
 from ptq4vm.pipeline.record import record_end
 from ptq4vm.pipeline.report import collect_shots, load_networks, write_report
 from ptq4vm.pipeline.run import FitLength, Run
-from ptq4vm.pipeline.settings import AUTO, DEFAULT_BUDGET, QuantizeSettings
+from ptq4vm.pipeline.settings import AUTO, QuantizeSettings, with_changes
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, draw_strips, markdown_table, write_metrics
 from ptq4vm.reporting.page import REPORT
@@ -77,9 +77,8 @@ def quantize(
     settings.require_data(data)
     run, plans = Run(Path(output), data, dict(trainer or {}), settings.scoring), settings.plans()
     teacher = float_network(network, weights, downsample_ratio)
-    budget = settings.budget or DEFAULT_BUDGET
     if AUTO in plans:
-        require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, budget)
+        require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, settings.share)
     origin = {
         "network": teacher.name,
         "weights": weights if isinstance(network, str) else None,
@@ -93,7 +92,7 @@ def quantize(
         distributed.once(run.begin, teacher)
         run.prepare(teacher, _work(settings, data.num_sequences))
         if AUTO in plans:
-            plans[AUTO] = _mix(run, teacher, plans[AUTO], budget)
+            plans[AUTO] = _mix(run, teacher, plans[AUTO], settings.share)
         run.expect(len(plans))
         table = [run.score(run.folder / "float.json", "float", teacher)]
         for bits, plan in plans.items():
@@ -119,7 +118,7 @@ def _quantize_rows(
     """Make and score the networks of all methods for one plan; copy the last one's checkpoint."""
     table, folder = [], run.folder / bits.lower()
     for key, method in settings.methods.items():
-        own, plan_of_row, start = settings.options(method), replace(plan, **method.qconfig), None
+        own, plan_of_row, start = settings.options(method), with_changes(plan, method).used(), None
         output = folder / f"{key}.safetensors"
         if isinstance(own, GACSettings):
             start = folder / f"{method.start}.safetensors"

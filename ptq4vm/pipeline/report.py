@@ -98,8 +98,7 @@ def _evaluation_data(run: RunFolder) -> VideoMattingDataModule:
     height, width = settings["size"]
     options = {name: settings[name] for name in ("evaluation", "eval_clips", "eval_frames")}
     if settings.get("score_held_out"):
-        folders = [one["videos"] for one in settings["sources"] if "videos" in one]
-        (videos, *_) = folders or [settings["videos"]]  # of an earlier version
+        videos = next(one["videos"] for one in settings["sources"] if "videos" in one)
         options |= {name: settings[name] for name in ("held_out", "score_held_out")}
         options["source"] = Videos(videos)
     return VideoMattingDataModule(

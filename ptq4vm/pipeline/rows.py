@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import FINAL_CHECKPOINT
+from ptq4vm.reporting.results import FLOAT
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,17 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     qconfig: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("options", "qconfig"):
+            if not isinstance(value := getattr(self, name), Mapping):
+                raise PTQ4VMError(
+                    f"Expected {name} of the row {self.title!r} by name, got {value!r}. Leave it "
+                    "out."
+                )
 
+
+_RESERVED = (FLOAT, Path(FINAL_CHECKPOINT).stem)
+"""Names of the files of the float network and of the result."""
 DEFAULT_ROWS = {
     "rtn": Method("round to nearest", options={"learn_rounding": False, "learn_scales": False}),
     "biq": Method("BIQ"),
@@ -42,10 +55,10 @@ def check_rows(rows: Mapping[str, Method]) -> dict[str, Method]:
     """
     seen: dict[str, Method] = {}
     for name, row in rows.items():
-        if not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED:
             raise PTQ4VMError(
-                f"Expected rows named by letters, digits and _, got {name!r}. Their files are "
-                "named so."
+                f"Expected rows named by letters, digits and _, other than {', '.join(_RESERVED)}, "
+                f"got {name!r}. Their files are named so."
             )
         if row.start is not None and row.start not in seen:
             known = ", ".join(seen) or "none"

@@ -130,12 +130,13 @@ class Run:
 
     @contextmanager
     def on_device(self, network: MattingModel) -> Iterator[None]:
-        """Move the network to Lightning's device inside the context, then to the CPU."""
+        """Move the network to Lightning's device inside the context, then back."""
+        before = network.runs_on
         network.to(self._make_trainer(self.folder, logger=False).strategy.root_device)
         try:
             yield
         finally:
-            network.cpu()
+            network.to(before)
 
     def _make_trainer(
         self, folder: Path, callbacks: Iterable[L.Callback] = (), **options: Any

@@ -8,6 +8,7 @@ from ptq4vm.atomic_io import write_json
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import read_json
 from ptq4vm.reporting import Fidelity
+from ptq4vm.reporting.results import FidelityValues
 
 
 class Scores(NamedTuple):
@@ -28,16 +29,11 @@ class Scores(NamedTuple):
                 yield from ((form.format(name), one) for name, one in found._asdict().items())
 
 
-class _Fidelity(TypedDict):
-    mad: float
-    dtssd: float
-
-
 class _File(TypedDict):
     network: str
     metrics: dict[str, float]
-    fidelity: _Fidelity | None
-    held_out: _Fidelity | None
+    fidelity: FidelityValues | None
+    held_out: FidelityValues | None
 
 
 def write_scores(path: Path, scores: Scores, network: str) -> None:

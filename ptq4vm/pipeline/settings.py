@@ -1,7 +1,8 @@
 """Settings of a quantization job."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 from ptq4vm.calibration.sensitivity import BASE_BITS
 from ptq4vm.data import VideoMattingDataModule
@@ -11,8 +12,10 @@ from ptq4vm.phases import BlockReconstructionSettings, GACSettings
 from ptq4vm.phases.gac import require_truth
 from ptq4vm.phases.scoring import Scoring
 from ptq4vm.pipeline.rows import DEFAULT_ROWS, Method, check_rows
-from ptq4vm.quantizers import QConfig
+from ptq4vm.quantizers import QConfig, canonical_bits
+from ptq4vm.reading import check_fields
 
+Settings = TypeVar("Settings")
 AUTO = "auto"
 """Bits of a W4A4 network with more bits in the most sensitive layers."""
 DEFAULT_BUDGET = 0.1
@@ -31,8 +34,9 @@ class QuantizeSettings:
             steps of the paper.
         qconfig: all other quantization settings; its ``bits`` are replaced by each of ``bits``.
         target: runtime of the result; sets the options in ``qconfig`` that it needs to execute
-            integers, unless they are given: placement, depthwise_granularity and, for TensorRT,
-            activation_grid. By default ``qconfig`` is unchanged.
+            integers, where they are at their defaults: placement, depthwise_granularity and, for
+            TensorRT, activation_grid. Rows may choose otherwise, except for the last. By
+            default ``qconfig`` is unchanged.
         block_reconstruction: settings of :class:`BlockReconstructionModule`; rows may override
             them.
         gac: settings of :class:`GACModule`; rows may override them.
@@ -66,42 +70,89 @@ class QuantizeSettings:
     scoring: Scoring = "float"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bits", tuple(self.bits))
+        kinds = {"qconfig": QConfig, "block_reconstruction": BlockReconstructionSettings}
+        for name, kind in (*kinds.items(), ("gac", GACSettings)):
+            if not isinstance(value := getattr(self, name), kind):
+                raise PTQ4VMError(f"Expected {name} to be {kind.__name__}, got {value!r}.")
+        if isinstance(self.bits, str) or not all(isinstance(one, str) for one in self.bits or ()):
+            raise PTQ4VMError(f"Expected a list of bits, e.g. [W8A8], got {self.bits!r}.")
+        bits = [one if one == AUTO else canonical_bits(one) for one in self.bits or ()]
+        object.__setattr__(self, "bits", tuple(bits))
+        check_fields(self)
         for name in ("block_steps", "block_batch_size", "gac_epochs", "gac_batch_size"):
             if (count := getattr(self, name)) < 1:
                 raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
-        if not self.bits:
+        if not bits or len(set(bits)) < len(bits):
             raise PTQ4VMError(
-                "Expected at least one of bits, e.g. W8A8, got none. Leave bits out for W8A8."
+                f"Expected at least one of bits, each once, got {', '.join(bits) or 'none'}. Leave "
+                "bits out for W8A8."
             )
-        if self.budget is not None and AUTO not in self.bits:
+        if self.budget is not None and AUTO not in bits:
             raise PTQ4VMError(
                 f"Expected a budget only with bits {AUTO}, got {self.budget:g} with "
-                f"{', '.join(self.bits)}. Leave it out."
+                f"{', '.join(bits)}. Leave it out, or set it to null."
+            )
+        if self.qconfig.bits != QConfig().bits:
+            raise PTQ4VMError(
+                f"Expected the bits of a run in bits, got qconfig.bits {self.qconfig.bits}. Write "
+                f"--bits [{self.qconfig.bits}]."
             )
         check_rows(self.methods)
+        used = [
+            plan.uses_weight_grid for method in self.methods.values() for plan in self._raw(method)
+        ]
+        if not any(used):
+            self._raw(next(iter(self.methods.values())))[0].require_used()
         for method in self.methods.values():
-            self.options(method)
-            for plan in self.plans().values():
-                replace(plan, **method.qconfig)
+            self._check_method(method)
+        if self.target is not None:
+            for one, plan in self.final_plans().items():
+                find_target(self.target).require(plan, f"the result for {one}")
+
+    def _check_method(self, method: Method) -> None:
+        own = self.options(method)
+        for plan in self.plans(method).values():
+            if isinstance(own, BlockReconstructionSettings):
+                own.require_placement(plan)
+            if "weight_grid" in method.qconfig:
+                replace(plan, weight_grid=method.qconfig["weight_grid"]).require_used()
 
     @property
     def methods(self) -> dict[str, Method]:
         """Rows of the table by key."""
         return DEFAULT_ROWS if self.rows is None else self.rows
 
+    @property
+    def share(self) -> float:
+        """Budget of ``auto``."""
+        return DEFAULT_BUDGET if self.budget is None else self.budget
+
     def plain(self) -> dict[str, Any]:
         """Return all settings as dictionaries and plain values, with the rows of the table."""
-        return {**asdict(self), "rows": {key: asdict(one) for key, one in self.methods.items()}}
+        budget = self.share if AUTO in self.bits else None
+        rows = {key: asdict(one) for key, one in self.methods.items()}
+        return {**asdict(self), "budget": budget, "rows": rows}
 
-    def plans(self) -> dict[str, QConfig]:
-        """Return the quantization configuration of each of ``bits``; W4A4's for ``auto``."""
+    def plans(self, method: Method | None = None) -> dict[str, QConfig]:
+        """Return the quantization configuration of each of ``bits``; W4A4's for ``auto``.
+
+        Args:
+            method: method whose changes are applied; None for none.
+        """
+        return {bits: plan.used() for bits, plan in zip(self.bits, self._raw(method), strict=True)}
+
+    def final_plans(self) -> dict[str, QConfig]:
+        """Return the quantization configuration of the last row for each of ``bits``."""
+        *_, method = self.methods.values()
+        while method.start is not None:
+            method = self.methods[method.start]
+        return self.plans(method)
+
+    def _raw(self, method: Method | None) -> list[QConfig]:
         target = None if self.target is None else find_target(self.target)
         qconfig = self.qconfig if target is None else target.fit(self.qconfig)
-        plans = {one: replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in self.bits}
-        if not any(plan.uses_weight_grid for plan in plans.values()):
-            next(iter(plans.values())).require_used()
-        return {one: plan.used() for one, plan in plans.items()}
+        plans = [replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in self.bits]
+        return [plan if method is None else with_changes(plan, method) for plan in plans]
 
     def options(self, method: Method) -> BlockReconstructionSettings | GACSettings:
         """Return the settings of a method's phase.
@@ -110,13 +161,7 @@ class QuantizeSettings:
             PTQ4VMError: The method has an option that its phase lacks.
         """
         common = self.block_reconstruction if method.start is None else self.gac
-        try:
-            return replace(common, **method.options)
-        except TypeError as error:
-            raise PTQ4VMError(
-                f"Expected options of {type(common).__name__} in the row {method.title!r}, got "
-                f"{', '.join(method.options)}: {error}. Correct the row."
-            ) from error
+        return _replaced(common, method.options, f"options of the row {method.title!r}")
 
     def require_data(self, data: VideoMattingDataModule) -> None:
         """Check that the data has the labels that global calibration is set to learn from.
@@ -127,3 +172,22 @@ class QuantizeSettings:
         for method in self.methods.values():
             if isinstance(own := self.options(method), GACSettings):
                 require_truth(own, data)
+
+
+def with_changes(plan: QConfig, method: Method) -> QConfig:
+    """Return a quantization configuration with the changes of a method.
+
+    Raises:
+        PTQ4VMError: The method changes a setting that doesn't exist.
+    """
+    return _replaced(plan, method.qconfig, f"qconfig of the row {method.title!r}")
+
+
+def _replaced(settings: Settings, changes: Mapping[str, Any], where: str) -> Settings:
+    known = {one.name for one in fields(settings)}  # type: ignore[arg-type]
+    if unknown := sorted(map(str, changes.keys() - known)):
+        raise PTQ4VMError(
+            f"Expected {where} to be settings of {type(settings).__name__}, got "
+            f"{', '.join(unknown)}. Correct them."
+        )
+    return replace(settings, **changes)  # type: ignore[type-var]

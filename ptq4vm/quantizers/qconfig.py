@@ -1,6 +1,7 @@
 """Quantization configuration as frozen, self-validating dataclasses."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -112,6 +113,11 @@ class QConfig:
                 f"Expected depthwise_granularity per_tensor with placement {self.placement}, which "
                 "quantizes what layers hand on, got per_channel. Choose placement deploy."
             )
+        if isinstance(self.ignored_modules, str) or not isinstance(self.layer_bits, Mapping):
+            raise PTQ4VMError(
+                "Expected ignored_modules as a list and layer_bits as bits by name, got "
+                f"{self.ignored_modules!r} and {self.layer_bits!r}. Correct them."
+            )
         # A YAML file gives a list; the dataclass is frozen.
         object.__setattr__(self, "ignored_modules", tuple(self.ignored_modules))
         # Building the grids is the check of their bits.
@@ -126,6 +132,11 @@ class QConfig:
     def uses_weight_grid(self) -> bool:
         """True if any weights have fewer than 8 bits."""
         return any(parse_bits(bits)[0] < 8 for bits in self._all_bits())
+
+    @property
+    def fewest_activation_bits(self) -> int:
+        """Fewest bits of any activation."""
+        return min(parse_bits(bits)[1] for bits in self._all_bits())
 
     def require_used(self) -> None:
         """Check that every setting applies to something.

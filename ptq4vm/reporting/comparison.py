@@ -1,7 +1,7 @@
 """Lists and comparisons of run folders."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ptq4vm.atomic_io import write_json
-from ptq4vm.errors import PTQ4VMError
+from ptq4vm.errors import PTQ4VMError, flat_settings
 from ptq4vm.reporting.results import ResultRow, row_values
 from ptq4vm.reporting.runs import SETTINGS, RunFolder, read_run, require_finished
 from ptq4vm.reporting.tables import NOTHING, format_number, table_cells
@@ -90,7 +90,7 @@ def compare_runs(
     ]
     headings, body = table_cells(finals)
     _print_across("Last rows", headings, body, console)
-    flat = [_flat(run.settings) for run in runs]
+    flat = [flat_settings(run.settings) for run in runs]
     differing = _differing(runs)
     if differing:
         cells = [
@@ -140,24 +140,12 @@ def _names(runs: Sequence[RunFolder]) -> list[tuple[str, RunFolder]]:
     ]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict) and value
-            else {f"{prefix}{key}": value}
-        )
-    return flat
-
-
 def _differing(runs: Sequence[RunFolder]) -> list[str]:
     """Return dotted names of differing settings, except for rows that only some runs have."""
     rows = [run.settings["rows"] for run in runs]
     common = set.intersection(*map(set, rows))
     flat = [
-        _flat({**run.settings, "rows": {name: row[name] for name in common}})
+        flat_settings({**run.settings, "rows": {name: row[name] for name in common}})
         for run, row in zip(runs, rows, strict=True)
     ]
     keys = {key for one in flat for key in one}

@@ -101,7 +101,9 @@ def row_values(row: ResultRow) -> dict[str, Any]:
     }
 
 
-class _Fidelity(TypedDict):
+class FidelityValues(TypedDict):
+    """:class:`Fidelity` in a JSON file."""
+
     mad: float | None
     dtssd: float | None
 
@@ -119,8 +121,8 @@ class _Row(TypedDict):
     placement: str
     metrics: dict[str, float | None]
     cost: _Cost
-    fidelity: _Fidelity | None
-    held_out: _Fidelity | None
+    fidelity: FidelityValues | None
+    held_out: FidelityValues | None
     method: str
     plan: str
 
@@ -135,7 +137,7 @@ def read_rows(path: Path) -> tuple[ResultRow, ...]:
     Raises:
         PTQ4VMError: the file has other content.
     """
-    remedy = "Quantize again in this folder, which rewrites it, or remove it."
+    remedy = "Remove it; runs of earlier versions are not read."
     rows = read_json(path, _Table, "rows of results of this version", remedy)["rows"]
     return tuple(
         ResultRow(

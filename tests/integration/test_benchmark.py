@@ -54,9 +54,9 @@ def test_networks_stand_side_by_side(graph, tmp_path, capsys, monkeypatch):
         assert 0 < row["median_ms"] <= row["p90_ms"]
         assert row["fps"] == pytest.approx(1e3 / row["median_ms"])
         assert 1 < row["memory_mb"] < 2000
-    ratio = rows[1]["fps"] / rows[0]["fps"]
     _, cells = speed_cells(read_speeds(tmp_path / "speed.json"))
-    assert float(cells[1][7]) == pytest.approx(ratio, abs=0.006)
+    for row, shown in zip(rows, cells, strict=True):
+        assert float(shown[7]) == pytest.approx(row["fps"] / rows[0]["fps"], rel=0.05)
     assert rows[1]["size_mb"] == pytest.approx(Path(graph).stat().st_size / 1e6)
 
 

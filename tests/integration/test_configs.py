@@ -289,3 +289,27 @@ def test_a_data_folder_keeps_the_sources_of_a_configuration(options_of, tmp_path
     path.write_text(f"data: {{source: {source}}}")
     seen = options_of("--data", str(tmp_path), "--config", str(path))
     assert (seen["data"].root, seen["data"].sources) == (tmp_path, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bits: null", "Expected a value for bits, got null"),
+        ("block_steps: null", "Expected a value for block_steps, got null"),
+        ("output: null", "Expected a value for output"),
+        ("network: null", "Expected a value for network"),
+        ("weights: null", "Expected a value for weights"),
+        ("gac: null", "Expected settings below gac, got None"),
+        ("qconfig: []", "settings below qconfig, got []"),
+        ("block_reconstruction: 3", "settings below block_reconstruction, got 3"),
+        ("trainer: null", "settings below trainer, got None"),
+        ("rows: {a: {title: x, options: null}}", "Expected options of the row 'x'"),
+        ("qconfig: {layer_bits: null}", "Expected a value for qconfig.layer_bits"),
+        ("qconfig: {ignored_modules: null}", "Expected a value for qconfig.ignored_modules"),
+    ],
+)  # fmt: skip
+def test_nulls_and_wrong_kinds_give_one_line(tmp_path, capsys, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert cli.main(["quantize", "--config", str(path)]) == 2
+    assert message in capsys.readouterr().err

@@ -326,7 +326,7 @@ def test_several_sources_take_turns(make):
     with pytest.raises(PTQ4VMError, match="Expected source to be Auto or of Builtin, Composites"):
         make(source=[COMPOSITES, "videos"])
     for wrong in ([], [Auto(), VIDEOS], "auto"):
-        with pytest.raises(PTQ4VMError, match="Expected (source|Auto alone)"):
+        with pytest.raises(PTQ4VMError, match=r"Expected (source|Auto alone)"):
             make(source=wrong)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +47,32 @@ def test_a_weight_grid_applies_below_8_bits_only():
             {"target": "tensorrt", "qconfig": QConfig(activation_grid="unsigned")},
             "activation_grid symmetric, which TensorRT executes, got unsigned",
         ),
-        ({"rows": {"a": Method("A", options={"window": 2})}}, "BlockReconstructionSettings in the"),
+        (
+            {"rows": {"a": Method("A", options={"window": 2})}},
+            "of the row 'A' to be settings of BlockReconstructionSettings, got window",
+        ),
         ({"rows": {"a": Method("A", qconfig={"bits": "W1A1"})}}, "2 to 8 bits"),
+        ({"rows": {"a": Method("A", qconfig={"placment": "full"})}}, "of QConfig, got placment"),
+        ({"rows": {"float": Method("A")}}, "other than float, quantized, got 'float'"),
+        ({"rows": {"quantized": Method("A")}}, "other than float, quantized"),
+        ({"rows": {1: Method("A")}}, "got 1"),
+        ({"rows": {"a": Method("A", qconfig={"weight_grid": "affine"})}}, "weights of 8 bits"),
+        (
+            {
+                "rows": {"a": Method("A", options={"granularity": "layer"})},
+                "qconfig": QConfig(placement="full"),
+            },
+            "Expected granularity block with placement full",
+        ),
+        (
+            {"rows": {"a": Method("A", qconfig={"placement": "paper"})}, "target": "onnxruntime"},
+            "Expected the result for W8A8 to be executed by ONNX Runtime, got placement paper",
+        ),
+        ({"qconfig": QConfig("W4A4")}, r"Write --bits \[W4A4\]"),
+        ({"bits": "W4A8"}, r"a list of bits, e.g. \[W8A8\], got 'W4A8'"),
+        ({"bits": ["W8A8", "w8a8"]}, "each once, got W8A8, W8A8"),
+        ({"gac": {"lr": 1.0}}, "Expected gac to be GACSettings"),
+        ({"scoring": "foo"}, "for scoring"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):
@@ -84,3 +109,48 @@ def test_a_network_in_memory_brings_its_own_weights():
 def test_unknown_settings_of_a_phase_are_refused(tmp_path):
     with pytest.raises(TypeError, match="learning_rate"):
         GACModule(tmp_path / "missing", learning_rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (GACSettings, {"window": 0}, "a window of at least 1 frame, got 0"),
+        (GACSettings, {"average": 1.5}, r"average within \[0, 1\), got 1.5"),
+        (GACSettings, {"affine": "foo"}, "for affine"),
+        (GACSettings, {"truth_weight": -1.0}, "truth_weight of at least 0, got -1"),
+        (GACSettings, {"lr": "abc"}, "for lr"),
+        (GACSettings, {"flow": "raft"}, "flow_weights with flow raft, .* got none with raft"),
+        (BlockReconstructionSettings, {"drop_prob": 2.0}, r"drop_prob within \[0, 1\]"),
+        (BlockReconstructionSettings, {"granularity": "channel"}, "for granularity"),
+        (BlockReconstructionSettings, {"flow_weights": Path("x")}, "none with dis, got x"),
+    ],
+)
+def test_settings_of_a_phase_are_checked_at_once(kind, settings, message):
+    with pytest.raises(PTQ4VMError, match=message):
+        kind(**settings)
+
+
+def test_a_row_with_fewer_bits_keeps_the_weight_grid():
+    rows = {"a": Method("A", qconfig={"bits": "W4A4"}), "b": Method("B")}
+    settings = QuantizeSettings(rows=rows, qconfig=QConfig(weight_grid="affine"))
+    assert settings.plans(rows["a"])["W8A8"].weight_grid == "affine"
+    assert settings.plans(rows["b"])["W8A8"].weight_grid == "symmetric"
+
+
+def test_the_budget_is_the_given_one():
+    assert QuantizeSettings(bits=["auto"], budget=0.0).share == 0.0
+    given, left_out = QuantizeSettings(bits=["auto"], budget=0.1), QuantizeSettings(bits=["auto"])
+    assert given.plain() == left_out.plain()
+    assert QuantizeSettings().plain()["budget"] is None
+
+
+def test_the_result_has_the_changes_of_the_row_it_starts_from():
+    rows = {"a": Method("A", qconfig={"bits": "W4A4"}), "b": Method("B", start="a")}
+    (plan,) = QuantizeSettings(rows=rows).final_plans().values()
+    assert (plan.bits, plan.fewest_activation_bits) == ("W4A4", 4)
+
+
+def test_a_quantized_network_is_no_float_network():
+    network = quantize_network(create_model("rvm_mobilenetv3"), QConfig())
+    with pytest.raises(PTQ4VMError, match="Expected a float network, got rvm_mobilenetv3 quant"):
+        float_network(network)
