@@ -131,8 +131,7 @@ class Fact(NamedTuple):
 
 def _headline(before: ResultRow, bits: str, after: ResultRow) -> tuple[str, list[Fact]]:
     pairs: list[tuple[str, float | None, float | None]] = [
-        ("MAD ×10³", before.metrics.get("mad"), after.metrics.get("mad")),
-        ("dtSSD ×10²", before.metrics.get("dtssd"), after.metrics.get("dtssd")),
+        *_alpha_errors(before, after),
         ("weights, MB", before.cost.size_mb, after.cost.size_mb),
         ("bit operations ×10⁹", _billions(before), _billions(after)),
     ]
@@ -146,6 +145,21 @@ def _headline(before: ResultRow, bits: str, after: ResultRow) -> tuple[str, list
         for name, one, other in pairs
     ]
     return bits, facts
+
+
+def _alpha_errors(
+    before: ResultRow, after: ResultRow
+) -> list[tuple[str, float | None, float | None]]:
+    """Return MAD and dtSSD against the true alpha, or the float network's where there is none."""
+    if after.metrics or after.fidelity is None or before.fidelity is None:
+        return [
+            ("MAD ×10³", before.metrics.get("mad"), after.metrics.get("mad")),
+            ("dtSSD ×10²", before.metrics.get("dtssd"), after.metrics.get("dtssd")),
+        ]
+    return [
+        ("MAD ×10³ to float", before.fidelity.mad, after.fidelity.mad),
+        ("dtSSD ×10² to float", before.fidelity.dtssd, after.fidelity.dtssd),
+    ]
 
 
 def _billions(row: ResultRow) -> float | None:

@@ -120,3 +120,13 @@ def test_a_row_of_another_run_is_refused(tmp_path):
     (run / "metrics.json").write_text(json.dumps(table))
     with pytest.raises(PTQ4VMError, match="Expected the rows of"):
         page(run)
+
+
+def test_without_true_alpha_the_headline_is_the_distance_to_float(tmp_path):
+    run = write_run(tmp_path / "run", bits=("W8A8",))
+    table = json.loads((run / "metrics.json").read_text())
+    for row in table["rows"]:
+        row["metrics"] = {}
+    (run / "metrics.json").write_text(json.dumps(table))
+    html = page(run)
+    assert "<dt>MAD ×10³ to float</dt><dd>0.00 → 2.00 <small></small></dd>" in html
