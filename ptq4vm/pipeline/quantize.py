@@ -28,7 +28,21 @@ from ptq4vm.reporting.runs import METRICS, read_run
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """Result of :func:`quantize`."""
+    """Result of :func:`quantize`.
+
+    Example:
+        >>> import tempfile
+        >>> from ptq4vm import QuantizeSettings, VideoMattingDataModule, quantize
+        >>> from ptq4vm.pipeline import DEFAULT_ROWS
+        >>> settings = QuantizeSettings(rows={"rtn": DEFAULT_ROWS["rtn"]})  # nothing is learned
+        >>> size = {"height": 64, "width": 96, "eval_clips": 1, "eval_frames": 2}
+        >>> data = VideoMattingDataModule(num_sequences=1, seq_length=2, **size)
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> result = quantize("rvm_mobilenetv3", data, settings, folder)  # doctest: +ELLIPSIS
+        drawing sequences ...
+        >>> [(row.name, row.bits) for row in result.rows]
+        [('float', 'W32A32'), ('round to nearest', 'W8A8')]
+    """
 
     folder: Path
     rows: list[ResultRow]
