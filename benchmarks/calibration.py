@@ -152,7 +152,8 @@ def fit(
     pl.seed_everything(0, verbose=False)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
-        accelerator=accelerator, devices=1, callbacks=[timer], max_epochs=1, limit_val_batches=0,
+        accelerator=accelerator, devices=1, callbacks=[timer], max_epochs=module.epochs or 1,
+        limit_val_batches=0,
         num_sanity_val_steps=0, enable_model_summary=False, default_root_dir=folder,
         **quiet,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -39,7 +39,13 @@ class _CLI(LightningCLI):
             WholeCheckpoints().load_checkpoint(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Create Lightning's Trainer; re-raise its configuration errors as `PTQ4VMError`."""
+        """Create Lightning's Trainer with the phase's number of epochs, unless one is given.
+
+        Lightning's configuration errors are raised as `PTQ4VMError`.
+        """
+        given = self._get(self.config_init, "trainer", default={}).get("max_epochs")
+        if self.subcommand == "fit" and given is None and self.model.epochs is not None:
+            kwargs["max_epochs"] = self.model.epochs
         with trainer_settings():
             trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.append(PromptStop())  # type: ignore[attr-defined]

@@ -68,6 +68,11 @@ class PTQPhase(MattingModule):
     """True if training batches consist only of indices of calibration sequences."""
 
     @property
+    def epochs(self) -> int | None:
+        """Number of epochs that a fit must have; None if the trainer may choose."""
+        return None
+
+    @property
     def teacher(self) -> MattingModel:
         """Float network with folded BatchNorm, on this module's device."""
         return self._teacher[0].to(self.device)
@@ -123,6 +128,11 @@ class PTQPhase(MattingModule):
             raise PTQ4VMError(
                 f"Expected precision 32-true, got {trainer.precision}: integer codes must be "
                 "exact. Leave --trainer.precision out."
+            )
+        if stage == "fit" and self.epochs not in (None, trainer.max_epochs):
+            raise PTQ4VMError(
+                f"Expected a trainer with max_epochs {self.epochs}, a {self.epoch_is} each, got "
+                f"{trainer.max_epochs}. Leave it out of `ptq4vm fit`; in Python, give phase.epochs."
             )
         if type(strategy.checkpoint_io) is TorchCheckpointIO:  # Lightning's default
             strategy.checkpoint_io = WholeCheckpoints()

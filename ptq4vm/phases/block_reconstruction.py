@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
 
@@ -44,9 +43,9 @@ _SCORED_SEQUENCES = 2
 class BlockReconstructionModule(PTQPhase):
     """Quantizes a network block by block against the float network's own blocks.
 
-    Each epoch is one block: its activation ranges are found on the outputs of the blocks already
-    quantized, then the rounding of its weights (AdaRound) and its activation scales are learned,
-    then its roundings become hard, as in
+    Each epoch is one block, so a trainer needs ``max_epochs=phase.epochs``: its activation ranges
+    are found on the outputs of the blocks already quantized, then the rounding of its weights
+    (AdaRound) and its activation scales are learned, then its roundings become hard, as in
     :func:`~ptq4vm.calibration.reconstruction.reconstruct_block`. The activations between blocks are
     kept, so that every block runs once over the calibration set. Each step takes ``batch_size``
     sequences of the datamodule; the steps of a block are the datamodule's ``steps_per_epoch``.
@@ -104,12 +103,10 @@ class BlockReconstructionModule(PTQPhase):
 
     # ---- the fit ---------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:  # noqa: D102
-        super().setup(stage)
-        if stage == "fit":
-            # The number of blocks is known only after the trainer was made. Lightning's other way
-            # out, ``should_stop``, would count 1,000 epochs, or stop at the user's max_epochs.
-            self.trainer.fit_loop.max_epochs = self._max_epochs(self.trainer)
+    @property
+    def epochs(self) -> int:
+        """Number of blocks that learn."""
+        return len(self.learned_blocks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the roundings of learned blocks hard; without a fit, those of all blocks."""
@@ -122,9 +119,6 @@ class BlockReconstructionModule(PTQPhase):
         # Earlier versions kept a parameter of no use in fits that round to nearest.
         checkpoint["state_dict"].pop("unused", None)
         super()._require_same(checkpoint, *args)
-
-    def _max_epochs(self, trainer: L.Trainer) -> int:
-        return len(self.learned_blocks)
 
     def configure_optimizers(self) -> torch.optim.Optimizer | None:
         """Return Adam over what all blocks learn; None for rounding to nearest."""

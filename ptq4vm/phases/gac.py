@@ -68,10 +68,11 @@ class GACModule(PTQPhase):
         >>> data = VideoMattingDataModule(num_sequences=1, seq_length=2, height=64, width=96)
         >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         >>> quiet |= {"accelerator": "cpu", "limit_val_batches": 0, "enable_checkpointing": False}
+        >>> quiet |= {"default_root_dir": folder}
         >>> start, end = folder / "biq.safetensors", folder / "gac.safetensors"
         >>> nearest = {"learn_rounding": False, "learn_scales": False}
         >>> phase = BlockReconstructionModule(output=start, **nearest)
-        >>> L.Trainer(default_root_dir=folder, **quiet).fit(phase, datamodule=data)
+        >>> L.Trainer(max_epochs=phase.epochs, **quiet).fit(phase, datamodule=data)
         >>> phase = GACModule(start, output=end, flow_weight=0.0)
         >>> L.Trainer(max_epochs=1, **quiet).fit(phase, datamodule=data)
         >>> load_model(end).qconfig.bits

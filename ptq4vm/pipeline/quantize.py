@@ -142,7 +142,7 @@ def _quantize_rows(
             )
         else:
             steps = settings.block_steps if own.learns else 1
-            length = FitLength(settings.block_batch_size, steps, 1)
+            length = FitLength(settings.block_batch_size, steps)
             make = partial(
                 BlockReconstructionModule, teacher, qconfig=plan_of_row, output=output, **vars(own)
             )

@@ -167,17 +167,17 @@ class Run:
         keep = ModelCheckpoint(
             folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
         )
-        trainer = self._make_trainer(
-            folder,
-            callbacks=[keep],
-            max_epochs=length.epochs,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-        )
         last = folder / "last.ckpt"
         resume = str(last) if last.is_file() else None
         with measured() as usage:
             phase = make()
+            trainer = self._make_trainer(
+                folder,
+                callbacks=[keep],
+                max_epochs=phase.epochs or length.epochs,
+                limit_val_batches=0,
+                num_sanity_val_steps=0,
+            )
             if (restored := phase.check(trainer, data, "fit", resume)) is not None:
                 self.say(f"{title} {restored}")
             trainer.fit(phase, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -281,5 +281,5 @@ class FitLength(NamedTuple):
     """Sequences per step."""
     steps: int | None
     """Steps per epoch; None for a pass over the calibration set."""
-    epochs: int
-    """Maximum number of epochs."""
+    epochs: int | None = None
+    """Number of epochs; None if the phase decides it."""

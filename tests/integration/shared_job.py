@@ -69,7 +69,9 @@ def main(folder, processes, fail=False):
         phase = BlockReconstructionModule(
             "tiny", weights, qconfig=QConfig("W4A4"), drop_prob=0.0, output=biq
         )
-        L.Trainer(**settings, callbacks=[Keeper(folder)]).fit(phase, datamodule=data)
+        L.Trainer(**settings, callbacks=[Keeper(folder)], max_epochs=phase.epochs).fit(
+            phase, datamodule=data
+        )
     data.steps_per_epoch = None
     options = {
         "weights": weights,

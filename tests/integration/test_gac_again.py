@@ -42,7 +42,7 @@ def test_a_third_global_calibration_starts_from_the_codes_of_the_first(affine, t
     settings = {"accelerator": "cpu", "devices": 1, "default_root_dir": tmp_path, **QUIET}
     paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
     phase = BlockReconstructionModule("tiny", weights, qconfig=QConfig("W4A8"), output=paths[0])
-    L.Trainer(**settings).fit(phase, datamodule=data)
+    L.Trainer(**settings, max_epochs=phase.epochs).fit(phase, datamodule=data)
     for before, after in pairwise(paths):
         phase = GACModule(before, weights=weights, affine=affine, lr=0.02, output=after)
         L.Trainer(**settings, max_epochs=2).fit(phase, datamodule=data)

@@ -32,7 +32,7 @@ def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path):
     )
     phase = BlockReconstructionModule("tiny", weights, qconfig=qconfig, drop_prob=0.0)
     settings = {"accelerator": "cpu", "devices": 1, "default_root_dir": tmp_path, **QUIET}
-    L.Trainer(**settings).fit(phase, datamodule=data)
+    L.Trainer(**settings, max_epochs=phase.epochs).fit(phase, datamodule=data)
 
     teacher = create_model("tiny", weights=weights)
     network = quantize_network(teacher, qconfig)

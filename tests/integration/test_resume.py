@@ -228,8 +228,11 @@ def fit(phase, folder, options, workers=0, batch_size=2, checkpoint=None, **trai
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
                 "enable_model_summary": False, "limit_val_batches": 0,
                 "default_root_dir": folder}  # fmt: skip
+    made = phase(**options, output=output)
+    if made.epochs is not None:
+        trainer["max_epochs"] = made.epochs
     trainer = L.Trainer(**settings, **trainer, callbacks=[keep])
-    trainer.fit(phase(**options, output=output), datamodule=data, ckpt_path=checkpoint)
+    trainer.fit(made, datamodule=data, ckpt_path=checkpoint)
     return output.read_bytes()
 
 
@@ -290,3 +293,11 @@ def test_global_calibration_goes_on_with_the_checkpoint_it_started_from_alone(we
     shutil.copy(tmp_path / "other" / "out.safetensors", gac["checkpoint"])
     with pytest.raises(PTQ4VMError, match=r"start: \w+ there, \w+ now"):
         fit(GACModule, tmp_path / "third", dict(gac), max_epochs=2, checkpoint=step)
+
+
+def test_block_reconstruction_needs_an_epoch_for_each_block(weights, tmp_path):
+    phase = BlockReconstructionModule("tiny", str(weights))
+    data = VideoMattingDataModule(num_sequences=1, height=32, width=48, cache_dir=tmp_path)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    with pytest.raises(PTQ4VMError, match=f"max_epochs {len(phase.blocks)}, a block each, got 1"):
+        trainer.fit(phase, datamodule=data)
