@@ -42,10 +42,14 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         find_target(self.target)
-        if self.opset is not None and (self.pack or self.opset not in OPSETS):
+        if self.opset is not None and self.opset not in OPSETS:
             raise PTQ4VMError(
-                f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, and none with pack, got "
-                f"{self.opset}. Leave it out."
+                f"Expected an opset from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}. Leave it "
+                f"out for {DEFAULT_OPSET}."
+            )
+        if self.opset is not None and self.pack:
+            raise PTQ4VMError(
+                f"Expected no opset with pack, which needs 21, got {self.opset}. Leave it out."
             )
         if self.state_bits not in STATE_BITS:
             raise PTQ4VMError(

@@ -1,5 +1,6 @@
 """Tests of benchmarks/results.py: rows valid for the pipeline, tables placed in the document."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ptq4vm.phases import BlockReconstructionModule, GACModule
-from ptq4vm.pipeline import Method
+from ptq4vm.phases import BlockReconstructionSettings, GACSettings
+from ptq4vm.pipeline import Method, QuantizeSettings
 from ptq4vm.pipeline.rows import check_rows
 from ptq4vm.quantizers import QConfig
 
@@ -47,10 +48,10 @@ def test_every_method_has_a_row_that_the_pipeline_takes(results, recipe):
                 )
     for row in rows.values():
         QConfig(**row.qconfig)
-        known = (
-            BlockReconstructionModule if row.start is None else GACModule
-        ).__init__.__annotations__
-        assert set(row.options) <= set(known)
+        known = BlockReconstructionSettings if row.start is None else GACSettings
+        assert set(row.options) <= {one.name for one in dataclasses.fields(known)}
+    bits = results.with_baselines(recipe)["bits"]
+    QuantizeSettings(bits=bits, target="openvino", rows=rows)  # as the recipes are
 
 
 def test_tables_replace_those_of_the_run_before(results, tmp_path, monkeypatch):
