@@ -69,10 +69,9 @@ def _require_values(parser: ArgumentParser, config: Namespace) -> None:
                 "out."
             )
     for key, default in defaults.items():
-        parent = config.get(key.rpartition(".")[0] or key)  # a list of sources has no keys
-        inside = "." not in key or isinstance(parent, Namespace)
-        own = default is not None and inside and not key.startswith("trainer.")
-        if own and config.get(key) is None:
+        # A source of another class has other keys.
+        given = key in config and not key.startswith("trainer.")
+        if default is not None and given and config[key] is None:
             raise PTQ4VMError(f"Expected a value for {key}, got null. Leave it out.")
 
 

@@ -169,12 +169,12 @@ def test_a_run_leaves_graphs_and_metrics(peers, root, network, tmp_path, capsys)
     assert written["meta"]["graphs"] == "open height and width"
     reference, *rows = written["rows"]
     assert reference["bits"] == "W32A32"
-    assert reference["extra"]["mad_to_float"] < 1e-2
+    assert reference["fidelity"]["mad"] < 1e-2
     for row in rows:
         assert row["bits"] == "W8A8"
-        assert row["size_mb"] < 0.4 * reference["size_mb"]
-        assert 0 < row["extra"]["mad_to_float"] < 100
-        assert row["extra"]["calibration_minutes"] > 0
+        assert row["cost"]["size_mb"] < 0.4 * reference["cost"]["size_mb"]
+        assert 0 < row["fidelity"]["mad"] < 100
+        assert row["cost"]["minutes"] > 0
         assert set(row["metrics"]) == {"mad", "mse", "grad", "conn", "dtssd"}
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "float.onnx", "onnxruntime_minmax.onnx", "onnxruntime_percentile.onnx", "peers.json"
