@@ -10,16 +10,12 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph.convert import quantized_layers
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import QuantSpec
+from ptq4vm.quantizers.fake_quantize import DRIFT
 
 _SCALES = (1e-15, 1e8)
 """Valid range of scales.
 
 Calibration yields at least 1e-8, times γ; the product of two scales remains a normal float32.
-"""
-_DRIFT = 0.5
-"""Maximum distance of a learned zero point from the code range, as a fraction of that range.
-
-The zero point is clamped at use.
 """
 
 
@@ -88,7 +84,7 @@ def _wrong_offset(offset: Tensor, spec: QuantSpec | None) -> str | None:
     if spec is None:
         return None
     codes = spec.quant_max - spec.quant_min
-    low, high = spec.quant_min / codes - _DRIFT, spec.quant_max / codes + _DRIFT
+    low, high = spec.quant_min / codes - DRIFT, spec.quant_max / codes + DRIFT
     low, high = (low, high) if spec.grid == "affine" else (0, 0)
     return (
         None

@@ -16,6 +16,9 @@ from ptq4vm.quantizers.functional import (
 from ptq4vm.quantizers.observers import Observer
 from ptq4vm.quantizers.qconfig import QuantSpec
 
+DRIFT = 0.5
+"""Maximum distance of a saved zero point from the code range, as a fraction of that range."""
+
 
 class LearnedScaleFakeQuantize(nn.Module):
     """Fake quantizer with learned scale and zero point (LSQ+, arXiv 2004.09576).
@@ -69,6 +72,17 @@ class LearnedScaleFakeQuantize(nn.Module):
             (zero_point / (self.spec.quant_max - self.spec.quant_min)).view_as(self.offset)
         )
         self.ready.fill_(True)
+
+    @torch.no_grad()
+    def bound_(self) -> None:
+        """Clamp the learned zero point to at most :data:`DRIFT` beyond the codes.
+
+        Every use clamps it to the codes themselves, with a gradient that passes through, so that in
+        a long fit it can move far away.
+        """
+        codes = self.spec.quant_max - self.spec.quant_min
+        low, high = self.spec.quant_min / codes - DRIFT, self.spec.quant_max / codes + DRIFT
+        self.offset.clamp_(low, high)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.observer is not None:

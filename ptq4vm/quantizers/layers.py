@@ -179,8 +179,10 @@ class QuantizedLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def fix_(self) -> None:
-        """Put the weight on its grid for good, in place."""
+        """Put the weight on its grid, and bound the zero points, for good, in place."""
         self.weight_quantizer.fix_(self.weight)
+        for quantizer in self.activation_quantizers:
+            quantizer.bound_()
 
     @torch.no_grad()
     def absorb_affine_(self) -> None:

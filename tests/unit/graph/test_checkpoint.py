@@ -54,6 +54,23 @@ def test_absorbed_saved_and_loaded_network_computes_the_same(quantized, tmp_path
     assert (after.pha - absorbed.pha).abs().mean() < 1e-4
 
 
+@pytest.mark.parametrize("offset", [-3.0, -0.2, 0.4, 1.7])
+def test_a_zero_point_that_learned_to_leave_its_codes_is_bounded(quantized, tmp_path, offset):
+    network, qconfig, src = quantized
+    network = copy.deepcopy(network)
+    layer = quantized_layers(network)["aspp.aspp1.0"]
+    with torch.no_grad():
+        layer.input_quantizer.offset.fill_(offset)
+        before = network.unroll(src).pha
+        layer.fix_()
+        assert torch.equal(network.unroll(src).pha, before)
+    assert layer.input_quantizer.offset.item() == pytest.approx(min(max(offset, -0.5), 1.5))
+    for one in quantized_layers(network).values():
+        one.absorb_affine_()
+    save_quantized(network, qconfig, tmp_path / "bounded.safetensors", {})
+    load_quantized(tmp_path / "bounded.safetensors")
+
+
 def without_absorbed(path, made, into):
     """Rewrite a checkpoint in the format of older versions, without the absorbed γ."""
     with safe_open(path, "pt") as file:
