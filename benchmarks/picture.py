@@ -46,9 +46,9 @@ def main() -> None:
 def draw(columns: list[Column], frame: np.ndarray, out: Path) -> None:
     """Draw alpha above and the composite below, one network per column."""
     mpl.use("Agg")
-    figure, axes = plt.subplots(
-        2, len(columns), figsize=(3.2 * len(columns), 4.9), layout="constrained"
-    )
+    height = 0.4 + 2 * 3.2 * frame.shape[0] / frame.shape[1]
+    size = (3.2 * len(columns), height)
+    figure, axes = plt.subplots(2, len(columns), figsize=size, layout="constrained")
     for (title, pha, composite), (above, below) in zip(columns, axes.T, strict=True):
         above.imshow(frame if pha is None else pha, cmap="gray", vmin=0, vmax=1)
         above.set_title(title)
