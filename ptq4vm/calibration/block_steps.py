@@ -6,7 +6,7 @@ The methods are settings: AdaRound (arXiv 2004.10568), BRECQ (arXiv 2102.05426),
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ptq4vm.calibration.losses import cosine
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers import (
+    LatentRounding,
     LearnedRounding,
     LearnedScaleFakeQuantize,
     NearestRounding,
@@ -38,7 +39,10 @@ class ReconstructionSettings:
         learn_scales: learn scales and zero points of the activations.
         drop_prob: QDrop: share of values that stay float, in the block's input and at each
             quantizer inside it.
-        rounding_lr: Adam's learning rate for the roundings' V.
+        rounding: ``adaround`` learns a V for each weight, pushed to round up or down by a
+            regularizer; ``codes`` learns the codes straight through their rounding.
+        rounding_lr: Adam's learning rate for the roundings' V; or for the codes, in steps of their
+            grids, with cosine decay within each block.
         scale_lr: Adam's learning rate for log scales and zero points, with cosine decay within each
             block.
         rounding_weight: weight of AdaRound's regularizer.
@@ -50,6 +54,7 @@ class ReconstructionSettings:
 
     learn_rounding: bool = True
     learn_scales: bool = True
+    rounding: Literal["adaround", "codes"] = "adaround"
     drop_prob: float = 0.5
     rounding_lr: float = 1e-2
     scale_lr: float = 1e-3
@@ -83,7 +88,7 @@ def prepare_layers(layers: Iterable[QuantizedLayer], settings: ReconstructionSet
     if not settings.learn_rounding:
         return
     for layer in layers:
-        layer.weight_quantizer.start_rounding(layer.weight)
+        layer.weight_quantizer.start_rounding(layer.weight, straight=settings.rounding == "codes")
         for parameter in (p for one in layer.activation_quantizers for p in one.parameters()):
             # Offsets of grids without a zero point stay frozen.
             parameter.requires_grad_(parameter.requires_grad and settings.learn_scales)
@@ -129,13 +134,18 @@ def make_optimizer(
     return torch.optim.Adam([group for group in groups if group["params"]])
 
 
-def set_scale_lr(
+def set_learning_rates(
     optimizer: torch.optim.Optimizer, settings: ReconstructionSettings, progress: float
 ) -> None:
-    """Decay the scales' learning rate by a cosine; ``progress`` is the share of steps done."""
+    """Decay learning rates by a cosine; ``progress`` is the share of steps done.
+
+    AdaRound's stays: its regularizer needs full steps at the end.
+    """
     for group in optimizer.param_groups:
         if group.get("name") == "scales":
             group["lr"] = settings.scale_lr * cosine(progress)
+        elif settings.rounding == "codes":
+            group["lr"] = settings.rounding_lr * cosine(progress)
 
 
 def block_step(
@@ -164,7 +174,7 @@ def block_step(
     with dropping(_activation_quantizers(layers), settings.drop_prob), cached_weights(layers):
         reconstruction = reconstruct(inputs)
     beta = annealed_beta(progress, settings.warmup)
-    if not settings.learn_rounding or beta is None:
+    if not settings.learn_rounding or settings.rounding == "codes" or beta is None:
         return StepLosses(reconstruction, reconstruction, None)
     penalties = [rounding_regularizer(v, beta) for v in _learned_roundings(layers)]
     penalty = torch.stack(penalties).sum()
@@ -183,7 +193,8 @@ def _activation_quantizers(layers: Iterable[QuantizedLayer]) -> list[LearnedScal
 
 def _learned_roundings(layers: Iterable[QuantizedLayer]) -> list[nn.Parameter]:
     roundings = [layer.weight_quantizer.rounding for layer in layers]
-    return [one.v for one in roundings if isinstance(one, LearnedRounding)]
+    learned = [one.v for one in roundings if isinstance(one, LearnedRounding)]
+    return learned + [one.latent for one in roundings if isinstance(one, LatentRounding)]
 
 
 def _mix(quantized: Tensor, floats: Tensor, drop_prob: float) -> Tensor:

@@ -17,7 +17,7 @@ from ptq4vm.calibration.block_steps import (
     harden,
     make_optimizer,
     prepare_layers,
-    set_scale_lr,
+    set_learning_rates,
 )
 from ptq4vm.calibration.losses import reconstruction_loss
 from ptq4vm.graph import block_layers, quantized_layers, run_block
@@ -106,7 +106,7 @@ def _learn(
     optimizer = make_optimizer(layers, settings)
     for step in range(steps):
         progress = step / steps
-        set_scale_lr(optimizer, settings, progress)
+        set_learning_rates(optimizer, settings, progress)
         batch = data if batch_size is None else data.draw(batch_size)
         inputs, floats = batch.inputs, batch.float_inputs
         losses = block_step(batch.loss, layers, inputs, floats, settings, progress)

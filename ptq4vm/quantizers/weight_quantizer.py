@@ -67,9 +67,18 @@ class WeightQuantizer(nn.Module):
         """Whether the weight lies on its grid for good."""
         return isinstance(self.rounding, FixedRounding)
 
-    def start_rounding(self, weight: Tensor) -> None:
-        """Learn the rounding of a float weight, beginning with the weight itself."""
-        self.rounding = LearnedRounding(weight, self.grid)
+    def start_rounding(self, weight: Tensor, *, straight: bool = False) -> None:
+        """Learn the rounding of a float weight, beginning with the weight itself.
+
+        Args:
+            weight: the float weight.
+            straight: learn the codes straight through their rounding, in place of AdaRound.
+        """
+        self.rounding = (
+            LatentRounding(weight, weight, self.grid)
+            if straight
+            else LearnedRounding(weight, self.grid)
+        )
 
     def start_latent(self, weight: Tensor, floats: Tensor) -> None:
         """Learn the codes of a fixed weight.

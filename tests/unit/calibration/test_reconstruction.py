@@ -8,8 +8,10 @@ from ptq4vm.calibration.reconstruction import (
     ReconstructionSettings,
     block_step,
     find_ranges,
+    make_optimizer,
     prepare_layers,
     reconstruct_block,
+    set_learning_rates,
 )
 from ptq4vm.graph import quantize_network, quantized_layers, run_block
 from ptq4vm.quantizers import (
@@ -58,6 +60,33 @@ def test_learning_lowers_the_loss_of_a_block_below_that_of_nearest_rounding(name
     assert quantizer.rounding.hard
     weight = network.get_submodule(name).weight
     assert torch.equal(quantizer.codes(weight), quantizer.codes(weight).round())
+
+
+@pytest.mark.parametrize("name", ["encoder", "update", "head"])
+def test_codes_learn_straight_through_their_rounding(name):
+    network, block, inputs, targets = setting(name)
+    settings = ReconstructionSettings(rounding="codes", rounding_lr=0.05, drop_prob=0.0)
+    report = reconstruct_block(block, network, inputs, targets, settings, steps=150)
+    assert report.hard < 0.8 * report.nearest
+    assert report.soft == report.hard  # never between two codes
+    layer = network.get_submodule(name)
+    codes = layer.weight_quantizer.codes(layer.weight)
+    grid = layer.weight_quantizer.grid
+    assert torch.equal(codes, codes.round())
+    nearest = NearestRounding().codes(layer.weight, grid)
+    assert 0 < (codes - nearest).abs().max() <= 1
+    assert not codes.gt(grid.quant_max).any()
+
+
+def test_only_codes_decay_their_learning_rate():
+    for rounding, expected in (("adaround", 0.5), ("codes", 0.25)):
+        network, *_ = setting("encoder")
+        settings = ReconstructionSettings(rounding=rounding, rounding_lr=0.5, scale_lr=0.1)
+        prepare_layers([network.encoder], settings)
+        optimizer = make_optimizer([network.encoder], settings)
+        set_learning_rates(optimizer, settings, 0.5)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert rates == {"rounding": pytest.approx(expected), "scales": pytest.approx(0.05)}
 
 
 def test_nothing_is_learned_by_rounding_to_nearest():
