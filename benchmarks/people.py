@@ -8,8 +8,8 @@ pixels. Reported are, as means over the clips:
 * holes: the mean of 1 - alpha ×10³ where the float network's is above 254/255,
 * the shares of pixels that are exactly 0 and 255 in 8 bits, in percent.
 
-The float network's own fog, holes and shares are in the first row. Clips of people on whom a network
-was calibrated say little; give a folder of others.
+The float network's own fog, holes and shares are in the first row. Clips of people on whom a
+network was calibrated say little; give a folder of others.
 
     python benchmarks/people.py --videos ROOT/other_people --models runs/w8a8 runs/w4a4
 """

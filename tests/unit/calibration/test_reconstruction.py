@@ -65,8 +65,8 @@ def test_learning_lowers_the_loss_of_a_block_below_that_of_nearest_rounding(name
 @pytest.mark.parametrize("name", ["encoder", "update", "head"])
 def test_codes_learn_straight_through_their_rounding(name):
     network, block, inputs, targets = setting(name)
-    settings = ReconstructionSettings(rounding="codes", rounding_lr=0.05, drop_prob=0.0)
-    report = reconstruct_block(block, network, inputs, targets, settings, steps=150)
+    settings = ReconstructionSettings(rounding="codes", rounding_lr=0.01, drop_prob=0.0)
+    report = reconstruct_block(block, network, inputs, targets, settings, steps=50)
     assert report.hard < 0.8 * report.nearest
     assert report.soft == report.hard  # never between two codes
     layer = network.get_submodule(name)
