@@ -19,7 +19,7 @@ from ptq4vm.phases import BlockReconstructionModule, GACModule, GACSettings, PTQ
 from ptq4vm.pipeline.record import record_end
 from ptq4vm.pipeline.report import collect_shots, load_networks, write_report
 from ptq4vm.pipeline.run import FitLength, Run
-from ptq4vm.pipeline.settings import AUTO, QuantizeSettings, with_changes
+from ptq4vm.pipeline.settings import AUTO, QuantizeSettings, row_plan
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import ResultRow, draw_strips, markdown_table, write_metrics
 from ptq4vm.reporting.page import REPORT
@@ -82,14 +82,17 @@ def quantize(
         PTQ4VMError: Invalid settings or data, or ``output`` contains a run with other settings.
 
     Example:
-        >>> from ptq4vm import QuantizeSettings, VideoMattingDataModule, quantize
-        >>> data, settings = VideoMattingDataModule(), QuantizeSettings(bits=["W8A8"])
-        >>> quantize("rvm_mobilenetv3", data, settings).checkpoints  # doctest: +SKIP
+        >>> from ptq4vm import VideoMattingDataModule, quantize
+        >>> data = VideoMattingDataModule()
+        >>> quantize("rvm_mobilenetv3", data).checkpoints  # doctest: +SKIP
         {'W8A8': PosixPath('runs/quantize/w8a8/quantized.safetensors')}
     """
     # Everything is validated before the folder is claimed.
     settings.require_data(data)
-    run, plans = Run(Path(output), data, dict(trainer or {}), settings.scoring), settings.plans()
+    run, plans = (
+        Run(Path(output), data, dict(trainer or {}), settings.scoring),
+        settings.run_plans(),
+    )
     teacher = float_network(network, weights, downsample_ratio)
     if AUTO in plans:
         require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, settings.share)
@@ -132,7 +135,7 @@ def _quantize_rows(
     """Make and score the networks of all methods for one plan; copy the last one's checkpoint."""
     table, folder = [], run.folder / bits.lower()
     for key, method in settings.methods.items():
-        own, plan_of_row, start = settings.options(method), with_changes(plan, method).used(), None
+        own, plan_of_row, start = settings.options(method), row_plan(plan, method), None
         output = folder / f"{key}.safetensors"
         if isinstance(own, GACSettings):
             start = folder / f"{method.start}.safetensors"

@@ -19,6 +19,7 @@ Settings = TypeVar("Settings")
 AUTO = "auto"
 """Bits of a W4A4 network with more bits in the most sensitive layers."""
 DEFAULT_BUDGET = 0.1
+_NO_CHANGES = Method("")
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,10 @@ class QuantizeSettings:
                 f"--bits [{self.qconfig.bits}]."
             )
         check_rows(self.methods)
-        used = [
-            plan.uses_weight_grid for method in self.methods.values() for plan in self._raw(method)
-        ]
-        if not any(used):
-            self._raw(next(iter(self.methods.values())))[0].require_used()
+        runs = self.run_plans()
+        plans = [with_changes(plan, one) for one in self.methods.values() for plan in runs.values()]
+        if not any(plan.uses_weight_grid for plan in plans):
+            plans[0].require_used()
         for method in self.methods.values():
             self._check_method(method)
         if self.target is not None:
@@ -133,13 +133,22 @@ class QuantizeSettings:
         rows = {key: asdict(one) for key, one in self.methods.items()}
         return {**asdict(self), "budget": budget, "rows": rows}
 
-    def plans(self, method: Method | None = None) -> dict[str, QConfig]:
-        """Return the quantization configuration of each of ``bits``; W4A4's for ``auto``.
+    def run_plans(self) -> dict[str, QConfig]:
+        """Return the configuration of each of ``bits`` before a row's changes; W4A4's for ``auto``.
+
+        A ``weight_grid`` is kept at 8 bits too, since a row may lower them; see :func:`row_plan`.
+        """
+        target = None if self.target is None else find_target(self.target)
+        qconfig = self.qconfig if target is None else target.fit(self.qconfig)
+        return {one: replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in self.bits}
+
+    def plans(self, method: Method = _NO_CHANGES) -> dict[str, QConfig]:
+        """Return the configuration of a row for each of ``bits``; by default of one like the run.
 
         Args:
-            method: method whose changes are applied; None for none.
+            method: method of the row.
         """
-        return {bits: plan.used() for bits, plan in zip(self.bits, self._raw(method), strict=True)}
+        return {bits: row_plan(plan, method) for bits, plan in self.run_plans().items()}
 
     def final_plans(self) -> dict[str, QConfig]:
         """Return the quantization configuration of the last row for each of ``bits``."""
@@ -147,12 +156,6 @@ class QuantizeSettings:
         while method.start is not None:
             method = self.methods[method.start]
         return self.plans(method)
-
-    def _raw(self, method: Method | None) -> list[QConfig]:
-        target = None if self.target is None else find_target(self.target)
-        qconfig = self.qconfig if target is None else target.fit(self.qconfig)
-        plans = [replace(qconfig, bits=BASE_BITS if one == AUTO else one) for one in self.bits]
-        return [plan if method is None else with_changes(plan, method) for plan in plans]
 
     def options(self, method: Method) -> BlockReconstructionSettings | GACSettings:
         """Return the settings of a method's phase.
@@ -181,6 +184,11 @@ def with_changes(plan: QConfig, method: Method) -> QConfig:
         PTQ4VMError: The method changes a setting that doesn't exist.
     """
     return _replaced(plan, method.qconfig, f"qconfig of the row {method.title!r}")
+
+
+def row_plan(plan: QConfig, method: Method) -> QConfig:
+    """Return the configuration of a row, from one of :meth:`QuantizeSettings.run_plans`."""
+    return with_changes(plan, method).used()
 
 
 def _replaced(settings: Settings, changes: Mapping[str, Any], where: str) -> Settings:

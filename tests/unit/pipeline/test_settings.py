@@ -9,6 +9,7 @@ from ptq4vm.graph import quantize_network
 from ptq4vm.models import create_model, float_network
 from ptq4vm.phases import BlockReconstructionSettings, GACModule, GACSettings
 from ptq4vm.pipeline import Method, QuantizeSettings
+from ptq4vm.pipeline.settings import row_plan
 from ptq4vm.quantizers import QConfig
 
 
@@ -134,6 +135,8 @@ def test_a_row_with_fewer_bits_keeps_the_weight_grid():
     rows = {"a": Method("A", qconfig={"bits": "W4A4"}), "b": Method("B")}
     settings = QuantizeSettings(rows=rows, qconfig=QConfig(weight_grid="affine"))
     assert settings.plans(rows["a"])["W8A8"].weight_grid == "affine"
+    run = settings.run_plans()["W8A8"]
+    assert [row_plan(run, rows[name]).weight_grid for name in rows] == ["affine", "symmetric"]
     assert settings.plans(rows["b"])["W8A8"].weight_grid == "symmetric"
 
 
