@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.recipes import with_bases
+from ptq4vm.recipes import read_settings, with_bases
 
 _QUANTIZATION = {"edge_bits": "first_last_bits", "float_modules": "ignored_modules"}
 _SOURCES = {
@@ -45,7 +45,7 @@ def refuse_former_names(args: list[str]) -> None:
     given: dict[str, Any] = {}
     for arg, following in zip(args, [*args[1:], ""], strict=True):
         for file in _configurations(arg):
-            content = _read(file)
+            content = read_settings(file)
             _refuse_names(_keys(content), f" in {file}")
             for data in _data_groups(content):
                 _refuse_data(data, f" in {file}")
@@ -66,10 +66,6 @@ def _configurations(arg: str) -> list[Path]:
         return []
 
 
-def _read(file: Path) -> Any:
-    return _parse(file.read_text(encoding="utf-8", errors="replace"))
-
-
 def _parse(text: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -84,10 +80,8 @@ def _keys(tree: Any) -> Iterator[str]:
         yield from map(str, tree)
 
 
-def _data_groups(content: Any) -> list[dict[str, Any]]:
+def _data_groups(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the groups ``data`` of a file, at its top and below Lightning's subcommands."""
-    if not isinstance(content, dict):
-        return []
     groups = [content, *(content.get(stage) for stage in _STAGES)]
     data = [group.get("data") for group in groups if isinstance(group, dict)]
     return [settings for settings in data if isinstance(settings, dict)]

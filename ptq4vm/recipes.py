@@ -60,13 +60,20 @@ def with_bases(path: Path) -> list[Path]:
 
 
 def _base(path: Path) -> str | None:
-    try:
-        with path.open(encoding="utf-8") as file:
-            settings = yaml.safe_load(file)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None  # reported by the command's parser
-    base = settings.get("base") if isinstance(settings, dict) else None
+    base = read_settings(path).get("base")
     return base if isinstance(base, str) else None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings of one file; none if it can't be read, which the command's parser says.
+
+    Bytes that are not UTF-8 are replaced.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -89,7 +96,7 @@ def names_sources(files: Iterable[Path]) -> bool:
     """
     source: Any = "Builtin"
     for file in files:
-        data = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("data")
+        data = read_settings(file).get("data")
         source = data.get("source", source) if isinstance(data, dict) else source
     name = source.get("class_path") if isinstance(source, dict) else source
     return not (isinstance(name, str) and name.rpartition(".")[2] in ("Auto", "Builtin"))

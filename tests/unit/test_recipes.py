@@ -105,6 +105,19 @@ def test_sources_by_their_present_names_are_no_former_ones(tmp_path):
         refuse_former_names([str(path)])
 
 
+@pytest.mark.parametrize("text", [b"data: [", b"\xff\xfe", b"- 1", b"data: 5"])
+def test_a_file_that_is_no_configuration_is_left_to_the_parser(tmp_path, capsys, text):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    refuse_former_names([str(path)])
+    try:
+        status = cli.main(["quantize", "--data", str(tmp_path), "--config", str(path)])
+    except SystemExit as end:  # of the command's parser
+        status = end.code
+    assert status == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_former_names_in_a_base_are_refused(tmp_path):
     (tmp_path / "old.yaml").write_text("qconfig: {edge_bits: 8}")
     (tmp_path / "mine.yaml").write_text("base: old.yaml\nbits: [W8A8]")
