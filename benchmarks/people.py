@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ptq4vm.atomic_io import write_json
 from ptq4vm.data import VideoSource
+from ptq4vm.data.evaluation import working_size
 from ptq4vm.data.files import cover_crop_clip
 from ptq4vm.graph import load_model
 from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import MattingModel
 from ptq4vm.reporting.tables import format_number, markdown_cells
-from ptq4vm.types import WORKING_SIDE
 
 CONSOLE = Console(highlight=False)
 
@@ -88,9 +88,7 @@ def compare(
 ) -> dict[str, Distance]:
     """Matte a clip by every network; the first one is the float network."""
     src = source.read(index, 0, source.num_frames(index)).src
-    scale = min(1.0, WORKING_SIDE / max(src.shape[-2:]))
-    height, width = (16 * round(side * scale / 16) for side in src.shape[-2:])
-    src = cover_crop_clip(src, (height, width))
+    src = cover_crop_clip(src, working_size(*src.shape[-2:]))
     mattes = {name: network.unroll(src[None]).pha[0] for name, network in networks.items()}
     reference = next(iter(mattes.values()))
     return {name: distance(pha, reference) for name, pha in mattes.items()}

@@ -92,4 +92,6 @@ def _add_group(parser: ArgumentParser, group: str) -> None:
             "block_reconstruction": BlockReconstructionSettings,
             "gac": GACSettings,
         }
-        parser.add_class_arguments(kinds[group], group, skip={"bits"} & vars(kinds[group]()).keys())
+        # A run's bits are a setting of their own.
+        skip = {"bits"} if group == "qconfig" else set()
+        parser.add_class_arguments(kinds[group], group, skip=skip)

@@ -14,6 +14,12 @@ from ptq4vm.types import WORKING_SIDE
 BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES = 4, 25
 
 
+def working_size(height: int, width: int) -> tuple[int, int]:
+    """Return the size, in multiples of 16 pixels, with a longer side of at most 512 pixels."""
+    shrink = min(1.0, WORKING_SIDE / max(height, width))
+    return max(16, 16 * round(height * shrink / 16)), max(16, 16 * round(width * shrink / 16))
+
+
 def open_evaluation(settings: DataSettings) -> ClipSource:
     """Return the source of evaluation clips.
 
@@ -23,10 +29,7 @@ def open_evaluation(settings: DataSettings) -> ClipSource:
     if settings.score_held_out:
         folder = settings.folder("videos")
         videos = VideoSource(folder, names=settings.held_out, cache=settings.cache_dir)
-        size = videos.read(0, 0, 1).src.shape[-2:]
-        shrink = min(1.0, WORKING_SIDE / max(size))
-        height, width = (max(16, 16 * round(side * shrink / 16)) for side in size)
-        videos.size = height, width
+        videos.size = working_size(*videos.read(0, 0, 1).src.shape[-2:])
         return videos
     if settings.evaluation is not None:
         return EvaluationSource(settings.root / settings.evaluation)

@@ -96,11 +96,7 @@ def quantize(
     teacher = float_network(network, weights, downsample_ratio)
     if AUTO in plans:
         require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, settings.share)
-    origin = {
-        "network": teacher.name,
-        "weights": weights if isinstance(network, str) else None,
-        "downsample_ratio": teacher.downsample_ratio,
-    }
+    origin = _origin(teacher, weights if isinstance(network, str) else None)
     with run.progress():
         run.draw()
     run.launch()
@@ -116,6 +112,12 @@ def quantize(
             table += _quantize_rows(run, teacher, bits, plan, settings)
         run.say("writing the table, the pictures and the report")
         return _report(run, teacher, list(plans), table)
+
+
+def _origin(teacher: MattingModel, weights: str | None) -> dict[str, Any]:
+    """Return the settings of the float network; its weights are None if given in memory."""
+    ratio = teacher.downsample_ratio
+    return {"network": teacher.name, "weights": weights, "downsample_ratio": ratio}
 
 
 def _work(settings: QuantizeSettings, sequences: int) -> dict[str, float]:

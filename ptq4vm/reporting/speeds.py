@@ -11,20 +11,8 @@ from ptq4vm.reporting.results import write_results
 from ptq4vm.reporting.tables import NOTHING, Cells, format_number
 
 
-class _Row(TypedDict):
-    model: str
-    bits: str
-    runtime: str
-    layers: str
-    size_mb: float
-    median_ms: float
-    p90_ms: float
-    fps: float
-    memory_mb: float
-
-
 class _Table(TypedDict):
-    rows: list[_Row]
+    rows: list[Speed]
 
 
 def speed_cells(speeds: Sequence[Speed]) -> Cells:
