@@ -76,6 +76,8 @@ class CalibrationClip(NamedTuple):
 
     1 where the flow passes the forward-backward check, 0 where it is occluded.
     """
+    first_state: RecurrentState
+    """Recurrent state before the first frame, (C, h, w) each: zero, or the float network's."""
 
 
 class Teacher(NamedTuple):

@@ -1,5 +1,6 @@
 """The loss of global affine calibration (GAC) and of optical flow assistance (OFA)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,6 +22,12 @@ class GlobalLossSettings:
         truth_weight: weight of the alpha loss against the true alpha, or the teacher's where there
             is no true one.
         teacher_weight: weight of the alpha loss against the teacher's alpha.
+        truth_noise: differences from the teacher's alpha up to this are taken for compression noise
+            of the true alpha, see :func:`clean_truth`.
+        margin: alpha is compared with the teacher's within [-margin, 1 + margin], before the clamp
+            to [0, 1] that ends a network. A network that is as sure as the teacher of background
+            and foreground keeps them clean on people and places never seen. Networks whose alpha is
+            never outside [0, 1] have no margin.
         l1_weight: weight of the mean absolute error within an alpha loss.
         mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.
         fgr_weight: weight of the mean absolute foreground error against the teacher.
@@ -40,6 +47,8 @@ class GlobalLossSettings:
 
     truth_weight: float = 0.5
     teacher_weight: float = 0.5
+    truth_noise: float = 0.0
+    margin: float = 0.0
     l1_weight: float = 1.0
     mse_weight: float = 5.0
     fgr_weight: float = 0.1
@@ -132,43 +141,79 @@ def global_loss(
         >>> src = torch.rand(1, 3, 3, 32, 32)
         >>> fgr, pha, states = make_teacher(network).forward(src)
         >>> still, seen = torch.zeros(1, 2, 2, 32, 32), torch.ones(1, 2, 1, 32, 32)
-        >>> targets = (pha, fgr, pha, fgr, states, still, seen)
+        >>> targets = (pha, fgr, pha, fgr, states, still, seen, network.initial_state(src[:, 0]))
         >>> batch = CalibrationClip(torch.zeros(1), src, *targets)
         >>> settings = GlobalLossSettings(flow_weight=0.0)
         >>> loss = global_loss(network, network, batch, settings, slice(0, 3))
         >>> bool(loss < 1e-3)  # the float network against itself
         True
     """
-    # A window inside the clip begins with a settled state, the one that the teacher had there.
-    state = network.initial_state(batch.src[:, 0])
+    # The one that the teacher had there.
+    state = batch.first_state
     if frames.start > 0:
         state = tuple(steps[:, frames.start - 1] for steps in batch.teacher_state)
     src = batch.src[:, frames]
     values, states = run_blocks(network.blocks(), {"src": src}, state)
+    raw = values.get("pha_unclamped", values["pha"])
     # A loss against a target in [0, 1] then has no gradient where the clamp already gives the
     # target, and a helpful one where it doesn't.
-    raw = values.get("pha_unclamped")
-    pha = values["pha"] if raw is None else clamp_ste(raw, 0.0, 1.0)
+    pha = clamp_ste(raw, 0.0, 1.0)
+    floats: dict[str, Tensor] = {}
+    if settings.feature_weight > 0 or settings.margin > 0:
+        with torch.no_grad():
+            # On the quantized network's first state, so that only the network differs.
+            floats, _ = run_blocks(teacher.blocks(), {"src": src}, state)
     losses = [
-        weight * alpha_loss(pha, target[:, frames], settings.l1_weight, settings.mse_weight)
-        for weight, target in _alpha_targets(batch, settings)
+        weight * alpha_loss(alpha, target, settings.l1_weight, settings.mse_weight)
+        for weight, alpha, target in _alpha_pairs(pha, raw, floats, batch, settings, frames)
+        if weight > 0
     ]
     losses += _teacher_losses(values["fgr"], states, batch, settings, frames)
     if settings.feature_weight > 0:
-        with torch.no_grad():
-            # On the quantized network's first state, so that only the network differs.
-            features, _ = run_blocks(teacher.blocks(), {"src": src}, state)
-        losses.append(settings.feature_weight * feature_loss(values, features))
+        losses.append(settings.feature_weight * feature_loss(values, floats))
     losses += _temporal_losses(pha, batch, settings, frames.start)
     return torch.stack(losses).sum()
 
 
-def _alpha_targets(
-    batch: CalibrationClip, settings: GlobalLossSettings
-) -> list[tuple[float, Tensor]]:
-    """Return the weights above 0 with their alphas, (B, T, 1, H, W)."""
-    pairs = [(settings.truth_weight, batch.pha), (settings.teacher_weight, batch.teacher_pha)]
-    return [(weight, alpha) for weight, alpha in pairs if weight > 0]
+def _alpha_pairs(
+    pha: Tensor,
+    raw: Tensor,
+    floats: Mapping[str, Tensor],
+    batch: CalibrationClip,
+    settings: GlobalLossSettings,
+    frames: slice,
+) -> list[tuple[float, Tensor, Tensor]]:
+    """Return weight, alpha and target of the alpha losses, (B, t, 1, H, W)."""
+    target = batch.teacher_pha[:, frames]
+    truth = clean_truth(batch.pha[:, frames], target, settings.truth_noise)
+    alpha = pha
+    if settings.margin > 0:
+        low, high = -settings.margin, 1.0 + settings.margin
+        alpha = clamp_ste(raw, low, high)
+        target = floats.get("pha_unclamped", floats["pha"]).clamp(low, high)
+    return [(settings.truth_weight, pha, truth), (settings.teacher_weight, alpha, target)]
+
+
+def clean_truth(truth: Tensor, teacher: Tensor, noise: float) -> Tensor:
+    """Return the true alpha without compression noise in flat regions.
+
+    Alpha kept as JPEG or video is seldom exactly 0 or 1, and learning from it is learning fog.
+    Where the teacher's alpha is 0 or 1 in 8 bits, and the true one nearly, the teacher's is taken.
+
+    Args:
+        truth: true alpha, any shape.
+        teacher: the float network's alpha, same shape.
+        noise: least difference that is not noise; 0 keeps the true alpha.
+
+    Example:
+        >>> import torch
+        >>> from ptq4vm.calibration.global_calibration import clean_truth
+        >>> teacher = torch.tensor([0.0, 0.4, 1.0, 0.0])
+        >>> clean_truth(torch.tensor([0.03, 0.5, 0.97, 1.0]), teacher, noise=0.1)
+        tensor([0.0000, 0.5000, 1.0000, 1.0000])
+    """
+    flat = (teacher < 0.5 / 255) | (teacher > 1 - 0.5 / 255)
+    return torch.where(flat & ((truth - teacher).abs() < noise), teacher, truth)
 
 
 def _teacher_losses(

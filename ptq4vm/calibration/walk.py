@@ -18,7 +18,8 @@ class BlockWalk:
     """Runs every block once over the calibration sequences, and keeps what later blocks read.
 
     Args:
-        store: holds ``float/src`` and ``quantized/src``, (T, 3, H, W) for each sequence.
+        store: holds ``float/src`` and ``quantized/src``, (T, 3, H, W) for each sequence, and the
+            recurrent states before them, ``first/state0`` and so on, (C, h, w).
         network: the quantized network.
         teacher: the float network.
         layers: the quantized layers of each block of ``network``, by block name.
@@ -69,14 +70,13 @@ class BlockWalk:
         """Return the float block's outputs, and last its states, (B, T, C, h, w) each."""
         return tuple(self.store.read(f"float/{name}", index) for name in _results(block))
 
-    def run(self, block: Block, side: Side, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run the block of this name in one network from the initial state."""
-        # The block is run alone, so its state is taken from the network's, for frames of this size.
+    def run(
+        self, block: Block, side: Side, inputs: Sequence[Tensor], index: Tensor | slice
+    ) -> tuple[Tensor, ...]:
+        """Run the block of this name in one network, on inputs for the sequences of this index."""
         state = None
         if block.state is not None:
-            height, width = self.store.read("float/src", slice(0, 1)).shape[-2:]
-            like = inputs[0].new_zeros(len(inputs[0]), 3, height, width)
-            state = self.networks[side].initial_state(like)[block.state]
+            state = self.store.read(f"first/state{block.state}", index)
         return run_block(self._find(block.name, side), inputs, state)
 
     def _find(self, name: str, side: Side) -> Block:
@@ -88,14 +88,13 @@ class BlockWalk:
         with cached_weights(self.layers[name]):
             for start in range(0, count, self.batch_size):
                 part = slice(start, min(start + self.batch_size, count))
-                outputs = self.run(block, side, self.inputs(block, side, part))
+                outputs = self.run(block, side, self.inputs(block, side, part), part)
                 for result, value in zip(_results(block), outputs, strict=True):
                     self.store.write(f"{side}/{result}", part, value)
 
     def _drop_after(self, position: int) -> None:
         blocks = self.blocks["quantized"]
-        # src stays: the shape of initial states is read from it.
-        needed = {name for later in blocks[position + 1 :] for name in later.inputs} | {"src"}
+        needed = {name for later in blocks[position + 1 :] for name in later.inputs}
         written = {name for done in blocks[: position + 1] for name in _results(done)}
         for name in written - needed:
             self.store.drop(f"float/{name}")

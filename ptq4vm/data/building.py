@@ -95,6 +95,7 @@ class PreparedClips:
             settings.labels,
             settings.seed,
             settings.size if settings.enlarge > 1 else None,
+            settings.settle,
         )
         cache = settings.cache_dir / "calibration"
         self.calibration_set = CalibrationSet.build(

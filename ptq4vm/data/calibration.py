@@ -54,6 +54,8 @@ class DrawnSequences:
         seed: Seed of the augmentation.
         size: Height and width of stored sequences if the sources' frames are larger: each sequence
             is cropped or downscaled, by seed.
+        settle: Frames over which the float network runs before half of the sequences, drawn by
+            seed, so that they begin with a settled recurrent state: the sequence's own, to and fro.
     """
 
     def __init__(
@@ -65,7 +67,12 @@ class DrawnSequences:
         labels: bool = False,
         seed: int = 0,
         size: tuple[int, int] | None = None,
+        settle: int = 0,
     ) -> None:
+        drawn = torch.randperm(len(places), generator=Generator().manual_seed(seed)).tolist()
+        self.settled = set(drawn[: len(places) // 2])
+        """Numbers of the sequences that begin with a settled state."""
+        self.settle = settle
         self.places, self.length, self.key, self.size = places, length, key, size
         self.augmentation, self.labels, self.seed = augmentation, labels, seed
         # Exact flow is a label like alpha, and invalid after augmentation or cropping.
@@ -181,7 +188,8 @@ class CalibrationSet(Dataset[CalibrationClip]):
         drawn = iter(sequences.ahead(missing, num_workers))
         for done, index in enumerate(share):
             if index in missing:
-                tensors = _with_targets(next(drawn), teacher, flow)
+                settle = sequences.settle if index in sequences.settled else 0
+                tensors = _with_targets(next(drawn), teacher, flow, settle)
                 made.files.write(folder / file_name(index), tensors)
             if progress is not None:
                 progress(done + 1, len(share), what)
@@ -204,7 +212,9 @@ class CalibrationSet(Dataset[CalibrationClip]):
             name: value.float() / 255 if name in _FRAMES else value.float()
             for name, value in stored.items()
         }
-        states = sorted((name for name in clip if name.startswith("state")), key=_number)
+        names = sorted((name for name in clip if name.startswith("state")), key=_number)
+        states = tuple(clip[name] for name in names)
+        first = (clip.get(f"first_{name}") for name in names)
         return CalibrationClip(
             index=torch.tensor(index),
             src=clip["src"],
@@ -212,9 +222,13 @@ class CalibrationSet(Dataset[CalibrationClip]):
             fgr=clip.get("fgr"),
             teacher_pha=clip["teacher_pha"],
             teacher_fgr=clip["teacher_fgr"],
-            teacher_state=tuple(clip[name] for name in states),
+            teacher_state=states,
             flow=clip["flow"],
             visible=clip["visible"],
+            first_state=tuple(
+                torch.zeros_like(steps[0]) if known is None else known
+                for known, steps in zip(first, states, strict=True)
+            ),
         )
 
 
@@ -224,12 +238,21 @@ def _number(state: str) -> int:
 
 @torch.no_grad()
 def _with_targets(
-    stored: dict[str, Tensor], teacher: Teacher, estimator: FlowEstimator
+    stored: dict[str, Tensor], teacher: Teacher, estimator: FlowEstimator, settle: int
 ) -> dict[str, Tensor]:
-    """Return the stored tensors of a sequence, with the teacher's outputs and the flow."""
+    """Return the stored tensors of a sequence, with the teacher's outputs and the flow.
+
+    Before the first frame, the teacher runs over ``settle`` others.
+    """
     src = stored["src"].float() / 255
-    output = teacher.forward(src[None])
-    states = {f"state{i}": state[0].half() for i, state in enumerate(output.state)}
+    states: dict[str, Tensor] = {}
+    state = None
+    if settle:
+        before = teacher.forward(src[None, _to_and_fro(settle, len(src))]).state
+        states = {f"first_state{i}": steps[0, -1].half() for i, steps in enumerate(before)}
+        state = tuple(one.float()[None] for one in states.values())  # as it will be read
+    output = teacher.forward(src[None], state)
+    states |= {f"state{i}": state[0].half() for i, state in enumerate(output.state)}
     targets = {"teacher_pha": output.pha[0].float(), "teacher_fgr": output.fgr[0].half(), **states}
     if "flow" in stored:
         return stored | targets
@@ -238,6 +261,12 @@ def _with_targets(
     else:
         flow, visible = (src.new_zeros(0, channels, *src.shape[-2:]) for channels in (2, 1))
     return stored | targets | _stored_flow(flow, visible)
+
+
+def _to_and_fro(count: int, length: int) -> Tensor:
+    """Return ``count`` frame numbers of a clip played to and fro that lead to frame 0."""
+    steps = torch.arange(count, 0, -1) % max(1, 2 * (length - 1))
+    return torch.minimum(steps, 2 * (length - 1) - steps)
 
 
 def _stored_flow(flow: Tensor, visible: Tensor) -> dict[str, Tensor]:

@@ -57,6 +57,9 @@ class VideoMattingDataModule(pl.LightningDataModule):
         width: Width in pixels of calibration sequences and built-in clips.
         enlarge: Factor by which calibration sequences are composed larger; half are then cropped to
             height and width (keeping the scale of people), half downscaled (keeping the scene).
+        settle: Frames over which the float network runs before half of the calibration sequences,
+            which so begin with a settled recurrent state; the others begin with zeros. The frames
+            are the sequence's own, played to and fro.
         augment: Flip, shift, rotate, scale and recolour each calibration sequence at random.
         seed: Seed of the choice of sequences, their augmentation and their order.
         batch_size: Sequences per training batch.
@@ -91,6 +94,7 @@ class VideoMattingDataModule(pl.LightningDataModule):
         height: int = 288,
         width: int = 512,
         enlarge: float = 1.0,
+        settle: int = 0,
         augment: bool = True,
         seed: int = 0,
         batch_size: int = 1,
@@ -106,8 +110,8 @@ class VideoMattingDataModule(pl.LightningDataModule):
         cache = Path(cache_dir).expanduser() if cache_dir else cache_folder()
         given = DataSettings(
             Path(root or "."), list_sources(source), list(held_out or []), labels, evaluation,
-            score_held_out, num_sequences, seq_length, (height, width), enlarge, augment, seed,
-            eval_chunk, eval_clips, eval_frames, num_workers, cache,
+            score_held_out, num_sequences, seq_length, (height, width), enlarge, settle,
+            augment, seed, eval_chunk, eval_clips, eval_frames, num_workers, cache,
         )  # fmt: skip
         self._given, self._clips = given, PreparedClips(given)
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch

@@ -12,7 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ptq4vm import distributed
 from ptq4vm.data.sources import ClipSource, derive_seed
-from ptq4vm.types import CalibrationClip, MattingClip
+from ptq4vm.types import CalibrationClip, MattingClip, RecurrentState
 from ptq4vm.video.cuts import CutDetector
 
 
@@ -155,6 +155,9 @@ def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
         tensors = [part for part in parts if part is not None]
         return torch.stack(tensors) if len(tensors) == len(parts) else None
 
+    def stacked(states: list[RecurrentState]) -> RecurrentState:
+        return tuple(map(torch.stack, zip(*states, strict=True)))
+
     return CalibrationClip(
         index=torch.stack([clip.index for clip in clips]),
         src=torch.stack([clip.src for clip in clips]),
@@ -162,11 +165,10 @@ def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
         fgr=known([clip.fgr for clip in clips]),
         teacher_pha=torch.stack([clip.teacher_pha for clip in clips]),
         teacher_fgr=torch.stack([clip.teacher_fgr for clip in clips]),
-        teacher_state=tuple(
-            map(torch.stack, zip(*(clip.teacher_state for clip in clips), strict=True))
-        ),
+        teacher_state=stacked([clip.teacher_state for clip in clips]),
         flow=torch.stack([clip.flow for clip in clips]),
         visible=torch.stack([clip.visible for clip in clips]),
+        first_state=stacked([clip.first_state for clip in clips]),
     )
 
 

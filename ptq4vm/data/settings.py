@@ -23,6 +23,7 @@ LEAST = {
     "eval_clips": 1,
     "eval_frames": 1,
     "enlarge": 1,
+    "settle": 0,
     "height": 16,
     "width": 16,
 }
@@ -44,6 +45,7 @@ class DataSettings:
     size: tuple[int, int]
     """Height and width in pixels."""
     enlarge: float
+    settle: int
     augment: bool
     seed: int
     eval_chunk: int
@@ -97,9 +99,9 @@ class DataSettings:
 
     def calibration(self) -> dict[str, Any]:
         """Return all that determines the calibration set beside the files, as plain values."""
-        names = ("labels", "num_sequences", "seq_length", "size", "enlarge", "augment", "seed")
+        names = ("labels", "num_sequences", "seq_length", "size", "enlarge", "settle", "augment")
         sources = [source.plain() for source in self.sources]
-        return {"sources": sources, **{name: getattr(self, name) for name in names}}
+        return {"sources": sources, **{name: getattr(self, name) for name in (*names, "seed")}}
 
     def plain(self) -> dict[str, Any]:
         """Return all that affects the result, as plain values; folders included."""

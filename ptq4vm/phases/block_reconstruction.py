@@ -137,8 +137,11 @@ class BlockReconstructionModule(PTQPhase):
             None if self.learns else _SCORED_SEQUENCES,
         )  # fmt: skip
         for place, index in enumerate(share):
+            clip, part = clips[index], slice(place, place + 1)
             for side in ("float", "quantized"):
-                store.write(f"{side}/src", slice(place, place + 1), clips[index].src[None])
+                store.write(f"{side}/src", part, clip.src[None])
+            for number, state in enumerate(clip.first_state):
+                store.write(f"first/state{number}", part, state[None])
 
     def teardown(self, stage: str) -> None:
         """Free the store of activations."""
@@ -175,7 +178,7 @@ class BlockReconstructionModule(PTQPhase):
         def run_each() -> None:
             for index in range(walk.store.num_sequences):
                 part = slice(index, index + 1)
-                walk.run(block, "quantized", walk.inputs(block, "quantized", part))
+                walk.run(block, "quantized", walk.inputs(block, "quantized", part), part)
 
         find_ranges(self._layers(block), run_each, _choose_together)
         with temporary_rounding(self._layers(block), NearestRounding):
@@ -243,13 +246,13 @@ class BlockReconstructionModule(PTQPhase):
         """Return the current block's reconstruction loss for sequences of this process."""
         walk, block = self.walk, self.block
         if self.settings.granularity == "block":
-            outputs = walk.run(block, "quantized", inputs)
+            outputs = walk.run(block, "quantized", inputs, index)
             return reconstruction_loss(outputs, walk.targets(block, index))
         return layerwise_loss(
             [self.network.get_submodule(name) for name in self.layers[block.name]],
             [self.teacher.get_submodule(name) for name in self.layers[block.name]],
-            lambda: walk.run(block, "quantized", inputs),
-            lambda: walk.run(block, "float", walk.inputs(block, "float", index)),
+            lambda: walk.run(block, "quantized", inputs, index),
+            lambda: walk.run(block, "float", walk.inputs(block, "float", index), index),
         )
 
     @torch.no_grad()

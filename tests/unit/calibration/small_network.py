@@ -72,4 +72,5 @@ def make_batch(network, batch=2, time=3, size=(6, 7)):
         (torch.stack(states, 1),),
         src.new_zeros(batch, time - 1, 2, *size),
         (rand(1, time - 1) > 0.3).to(src.dtype),
+        network.initial_state(src[:, 0]),
     )
