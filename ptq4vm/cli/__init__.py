@@ -34,6 +34,7 @@ ptq4vm: post-training quantization of video matting networks.
 
   ptq4vm quantize rvm_mobilenetv3 --data CLIPS --recipe w8a8 --size 720x1280
                                                quantize, evaluate, report and export in one run
+  ptq4vm adapt RUN CLIP                        calibrate a quantized network on one clip
   ptq4vm report RUN                            write the HTML report of a finished run again
   ptq4vm runs DIR                              list the runs below a folder
   ptq4vm compare RUN RUN...                    compare finished runs in one table
@@ -72,6 +73,7 @@ _COMMANDS = {
     "quantize": _Command(
         "quantize.run_quantize", "the same command goes on from the last block or epoch."
     ),
+    "adapt": _Command("adapt.run_adapt", "the same command goes on from the last epoch."),
     "report": _Command("runs.run_report", _NOTHING),
     "runs": _Command("runs.run_runs", _NOTHING),
     "compare": _Command("runs.run_compare", _NOTHING),

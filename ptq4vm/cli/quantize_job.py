@@ -1,5 +1,7 @@
 """Settings and execution of `ptq4vm quantize`."""
 
+from collections.abc import Sequence
+
 import lightning.pytorch as L
 from jsonargparse import ArgumentParser
 
@@ -15,7 +17,7 @@ from ptq4vm.cli.common import (
 )
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.phases import BlockReconstructionSettings, GACSettings
-from ptq4vm.pipeline import QuantizeSettings, quantize
+from ptq4vm.pipeline import QuantizeResult, QuantizeSettings, quantize
 from ptq4vm.pipeline.delivery import deliver, require_deliverable
 from ptq4vm.quantizers import QConfig
 from ptq4vm.reporting import render_table
@@ -45,14 +47,24 @@ def run(args: list[str], size: str | None, tolerance: float) -> None:
     if distributed.rank() > 0:
         return
     render_table(result.rows, console)
-    files = []
+    files: list[str] = []
     if frame is not None and target is not None:
         files = deliver(result, config.network, config.weights, target, *frame, tolerance)
+    print_files(result, files)
+
+
+def print_files(result: QuantizeResult, exported: Sequence[str] = ()) -> None:
+    """Print where the files of a run are.
+
+    Args:
+        result: finished run.
+        exported: a line for each exported graph.
+    """
     for name in ("report", "table", "pictures"):
         console.print(f"{name:12}{getattr(result, name)}", highlight=False, soft_wrap=True)
     for bits, path in result.checkpoints.items():
         console.print(f"checkpoint  {path}  ({bits})", highlight=False, soft_wrap=True)
-    for line in files:
+    for line in exported:
         console.print(f"exported    {line}", highlight=False, soft_wrap=True)
     console.print(f"metrics     {result.metrics}", highlight=False, soft_wrap=True)
 

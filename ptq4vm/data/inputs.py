@@ -85,16 +85,19 @@ class Videos(SourceSettings):
 
     Args:
         videos: Folder of video files or folders of frames.
+        names: Patterns of the clips to use, held out or not; by default all that aren't held out.
     """
 
     videos: str = "user_clips"
+    names: tuple[str, ...] | None = None
 
     def open(self, settings: DataSettings) -> VideoSource:  # noqa: D102
         return VideoSource(
             settings.path("videos", self.videos),
             settings.drawn_size,
-            held_out=settings.held_out,
-            cache=settings.cache_dir,
+            self.names or ("*",),
+            settings.held_out if self.names is None else (),
+            settings.cache_dir,
         )
 
 

@@ -18,7 +18,7 @@ from ptq4vm.graph.convert import (
     quantized_layers,
 )
 from ptq4vm.graph.fold_bn import fold_batch_norm_
-from ptq4vm.graph.loading import FINAL_CHECKPOINT, load_model
+from ptq4vm.graph.loading import FINAL_CHECKPOINT, find_checkpoint, load_model
 from ptq4vm.graph.partition import block_layers, partition
 from ptq4vm.graph.trace import TracedLayer, trace
 
@@ -29,6 +29,7 @@ __all__ = [
     "TracedLayer",
     "bits_label",
     "block_layers",
+    "find_checkpoint",
     "float_twin_",
     "fold_batch_norm_",
     "is_quantized_checkpoint",

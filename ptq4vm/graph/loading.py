@@ -33,9 +33,7 @@ def load_model(model: str | Path, network: str = "rvm_mobilenetv3") -> MattingMo
     """
     if str(model) in list_models():
         return create_model(str(model), weights="official")
-    path = Path(model)
-    if path.is_dir():
-        path = _checkpoint_of_run(path)
+    path = find_checkpoint(Path(model))
     if not path.is_file():
         raise PTQ4VMError(
             f"Expected a model: one of {', '.join(list_models())}, a weights file, a quantized "
@@ -49,12 +47,19 @@ def load_model(model: str | Path, network: str = "rvm_mobilenetv3") -> MattingMo
     )
 
 
-def _checkpoint_of_run(folder: Path) -> Path:
-    found = sorted(folder.rglob(FINAL_CHECKPOINT))
+def find_checkpoint(path: Path) -> Path:
+    """Return the finished checkpoint of a run folder; any other path unchanged.
+
+    Raises:
+        PTQ4VMError: The folder has none, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.rglob(FINAL_CHECKPOINT))
     if len(found) != 1:
         listing = ", ".join(str(path.parent) for path in found) or "none"
         raise PTQ4VMError(
-            f"Expected exactly one finished {FINAL_CHECKPOINT} in the run folder {folder}, found "
+            f"Expected exactly one finished {FINAL_CHECKPOINT} in the run folder {path}, found "
             f"{listing}. Name one of its folders, or finish the run with `ptq4vm quantize`."
         )
     return found[0]

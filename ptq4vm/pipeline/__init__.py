@@ -1,5 +1,6 @@
 """Complete jobs: quantization of a float network with table and report, and evaluation."""
 
+from ptq4vm.pipeline.adapt import adapt
 from ptq4vm.pipeline.evaluation import evaluate
 from ptq4vm.pipeline.quantize import QuantizeResult, quantize
 from ptq4vm.pipeline.report import report_run
@@ -11,6 +12,7 @@ __all__ = [
     "Method",
     "QuantizeResult",
     "QuantizeSettings",
+    "adapt",
     "evaluate",
     "quantize",
     "report_run",

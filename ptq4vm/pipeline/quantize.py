@@ -12,8 +12,9 @@ from ptq4vm.atomic_io import written_whole
 from ptq4vm.calibration.bit_allocation import CANDIDATE_BITS, choose_bits, require_budget
 from ptq4vm.calibration.sensitivity import BASE_BITS, list_layers, measure_sensitivity
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.graph import FINAL_CHECKPOINT
-from ptq4vm.models import float_network
+from ptq4vm.errors import PTQ4VMError
+from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
+from ptq4vm.models import float_network, weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import BlockReconstructionModule, GACModule, GACSettings, PTQPhase
 from ptq4vm.pipeline.record import record_end
@@ -127,7 +128,7 @@ def _work(settings: QuantizeSettings, sequences: int) -> dict[str, float]:
     for key, method in settings.methods.items():
         own = settings.options(method)
         passes = settings.gac_epochs if isinstance(own, GACSettings) else 1 + steps * own.learns
-        found[key] = 3.0 * passes
+        found[key] = 0.0 if method.checkpoint else 3.0 * passes
     return found
 
 
@@ -151,12 +152,32 @@ def _quantize_rows(
             make = partial(
                 BlockReconstructionModule, teacher, qconfig=plan_of_row, output=output, **vars(own)
             )
-        run.fit(output, method.title, make, length)
+        if method.checkpoint is None:
+            run.fit(output, method.title, make, length)
+        else:
+            distributed.once(_take_checkpoint, method.checkpoint, output)
         scored, made_with = run.load(output, start, plan_of_row)
         row = run.score(folder / f"{key}.json", method.title, scored, made_with)
         table.append(row._replace(method=key, plan=bits))
     distributed.once(_copy_whole, output, folder / FINAL_CHECKPOINT)
     return table
+
+
+def _take_checkpoint(given: Path, output: Path) -> None:
+    """Copy a quantized checkpoint to a new row.
+
+    Raises:
+        PTQ4VMError: The row has another one, or the file is none.
+    """
+    network, _ = load_quantized(given)
+    if not output.is_file():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _copy_whole(given, output)
+    elif weights_checksum(network) != weights_checksum(load_quantized(output)[0]):
+        raise PTQ4VMError(
+            f"Expected the checkpoint that {output} was copied from, got another in {given}. "
+            "Put the former one back, or choose another --output."
+        )
 
 
 def _copy_whole(source: Path, target: Path) -> None:

@@ -19,12 +19,15 @@ class Method:
         start: row whose network is calibrated globally; None for block reconstruction.
         options: options of the phase, which override those of the run.
         qconfig: changes of the run's qconfig; only without ``start``.
+        checkpoint: quantized checkpoint that is taken as it is, without a phase; it must have the
+            run's bits and qconfig.
     """
 
     title: str
     start: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     qconfig: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("options", "qconfig"):
@@ -33,6 +36,11 @@ class Method:
                     f"Expected {name} of the row {self.title!r} by name, got {value!r}. Leave it "
                     "out."
                 )
+        if self.checkpoint is not None and (self.start is not None or self.options or self.qconfig):
+            raise PTQ4VMError(
+                f"Expected the row {self.title!r} with a checkpoint to have no start, options or "
+                "qconfig, got one of them. Leave it out."
+            )
 
 
 _RESERVED = (FLOAT, Path(FINAL_CHECKPOINT).stem)
