@@ -9,8 +9,8 @@ from typing import Any
 
 from ptq4vm import distributed
 from ptq4vm.atomic_io import written_whole
-from ptq4vm.calibration.bit_allocation import CANDIDATE_BITS, choose_bits, require_budget
-from ptq4vm.calibration.sensitivity import BASE_BITS, list_layers, measure_sensitivity
+from ptq4vm.calibration.bit_allocation import CANDIDATE_BITS, choose_bits
+from ptq4vm.calibration.sensitivity import BASE_BITS, measure_sensitivity
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import FINAL_CHECKPOINT, load_quantized
@@ -95,8 +95,6 @@ def quantize(
         settings.run_plans(),
     )
     teacher = float_network(network, weights, downsample_ratio)
-    if AUTO in plans:
-        require_budget(list_layers(teacher, plans[AUTO], *data.size), BASE_BITS, settings.share)
     origin = _origin(teacher, weights if isinstance(network, str) else None)
     with run.progress():
         run.draw()
@@ -186,7 +184,7 @@ def _copy_whole(source: Path, target: Path) -> None:
 
 
 def _mix(run: Run, teacher: MattingModel, plan: QConfig, budget: float) -> QConfig:
-    """Return ``plan`` with more bits in sensitive layers; cache measurements in the run folder."""
+    """Return ``plan`` with bits by layer; cache the measurements in the run folder."""
     run.say("AUTO: each layer quantized alone")
     path = run.folder / AUTO / "sensitivity.json"
     bits = (BASE_BITS, *CANDIDATE_BITS)

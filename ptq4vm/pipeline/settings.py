@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
+from ptq4vm.calibration.bit_allocation import require_budget
 from ptq4vm.calibration.sensitivity import BASE_BITS
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.deploy import TargetName, find_target
@@ -17,8 +18,8 @@ from ptq4vm.reading import check_fields
 
 Settings = TypeVar("Settings")
 AUTO = "auto"
-"""Bits of a W4A4 network with more bits in the most sensitive layers."""
-DEFAULT_BUDGET = 0.1
+"""Bits of a network that costs as much as W4A4, with more bits in the most sensitive layers."""
+DEFAULT_BUDGET = 0.0
 _NO_CHANGES = Method("")
 
 
@@ -28,9 +29,10 @@ class QuantizeSettings:
 
     Args:
         bits: one or more of W8A8, W4A8, W4A4, ..., or ``auto``: W4A4, with W4A8 or W8A8 in the
-            layers that gain most, selected by quantizing each layer alone on calibration sequences.
-        budget: for ``auto`` only: maximum share of all bit operations in layers above W4A4, the
-            first and last layers included; 0.1 if not given.
+            layers that gain most and W3A4 in those that lose least, selected by quantizing each
+            layer alone on calibration sequences.
+        budget: for ``auto`` only: bit operations above those of W4A4, as a share of them; by
+            default 0: layers of fewer bits pay for those of more.
         rows: rows of the table by name, the last of which is the run's result; by default the
             steps of the paper.
         qconfig: all other quantization settings; its ``bits`` are replaced by each of ``bits``.
@@ -88,6 +90,7 @@ class QuantizeSettings:
                 f"Expected at least one of bits, each once, got {', '.join(bits) or 'none'}. Leave "
                 "bits out for W8A8."
             )
+        require_budget(self.share)
         if self.budget is not None and AUTO not in bits:
             raise PTQ4VMError(
                 f"Expected a budget only with bits {AUTO}, got {self.budget:g} with "

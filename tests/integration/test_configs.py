@@ -120,7 +120,7 @@ def test_fit_configuration_names_what_exists(path, logger):
         (["frobnicate"], "Expected a subcommand"),
         (["quantize", "--bits", "[W9A9]"], "2 to 8 bits"),
         (["quantize", "--data.seq_length", "0"], "seq_length"),
-        (["quantize", "--bits", "[auto]", "--budget", "0.001"], "Expected a budget of at least 0."),
+        (["quantize", "--bits", "[auto]", "--budget", "-0.1"], "Expected a budget of at least 0"),
         (["sensitivity", "rvm_mobilenetv9"], "rvm_mobilenetv9"),
         (
             [

@@ -86,7 +86,7 @@ def test_calibration_sequences_of_every_source(make, source, augment):
     assert clip.visible.shape == (2, 1, HEIGHT, WIDTH)
     assert all(
         part is None or part.dtype == torch.float32
-        for part in (*clip[1:6], *clip.teacher_state, *clip[7:])
+        for part in (*clip[1:6], *clip.teacher_state, *clip[7:9], *clip.first_state)
     )
     assert torch.equal(clip.pha, clip.teacher_pha) == (source == VIDEOS)
     exact = source == Builtin() and not augment
@@ -103,6 +103,39 @@ def test_teacher_outputs_belong_to_the_stored_frames(make):
         torch.testing.assert_close(clip.teacher_pha, output.pha[0])
         torch.testing.assert_close(clip.teacher_fgr, output.fgr[0], atol=1e-3, rtol=0)
         torch.testing.assert_close(clip.teacher_state[1], output.state[1][0], atol=1e-3, rtol=0)
+
+
+def test_half_of_the_sequences_begin_with_a_settled_state(make):
+    module = make(settle=5)
+    attach(module)
+    forward = make_teacher()[0].forward
+    settled = 0
+    for clip in (module.calibration_set[i] for i in range(4)):
+        # Frames 0, 1, 2 to and fro, up to frame 0.
+        before = forward(clip.src[None, [1, 0, 1, 2, 1]]).state
+        if clip.first_state[0].any():
+            settled += 1
+            expected = [state[0, -1] for state in before]
+        else:
+            expected = [torch.zeros_like(state[0, -1]) for state in before]
+        for first, state in zip(clip.first_state, expected, strict=True):
+            torch.testing.assert_close(first, state, atol=1e-3, rtol=0)
+        output = forward(clip.src[None], tuple(state[None] for state in clip.first_state))
+        torch.testing.assert_close(clip.teacher_pha, output.pha[0])
+        torch.testing.assert_close(clip.teacher_state[0], output.state[0][0], atol=1e-3, rtol=0)
+    assert settled == 2
+    assert make().contract()["settle"] == 0
+    batch = next(iter(module.train_dataloader()))
+    assert [state.shape for state in batch.first_state] == [
+        (batch.src.shape[0], 1, HEIGHT // s, WIDTH // s) for s in (2, 4)
+    ]
+
+
+def test_a_clip_of_one_frame_settles_on_it(make):
+    module = make(settle=3, seq_length=1)
+    attach(module)
+    first = [module.calibration_set[i].first_state[0] for i in range(4)]
+    assert sum(bool(state.any()) for state in first) == 2
 
 
 def test_a_sequence_at_a_time_whatever_their_number(make):

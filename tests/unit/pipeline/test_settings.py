@@ -141,8 +141,8 @@ def test_a_row_with_fewer_bits_keeps_the_weight_grid():
 
 
 def test_the_budget_is_the_given_one():
-    assert QuantizeSettings(bits=["auto"], budget=0.0).share == 0.0
-    given, left_out = QuantizeSettings(bits=["auto"], budget=0.1), QuantizeSettings(bits=["auto"])
+    assert QuantizeSettings(bits=["auto"], budget=0.2).share == 0.2
+    given, left_out = QuantizeSettings(bits=["auto"], budget=0.0), QuantizeSettings(bits=["auto"])
     assert given.plain() == left_out.plain()
     assert QuantizeSettings().plain()["budget"] is None
 
