@@ -24,10 +24,10 @@ class GlobalLossSettings:
         teacher_weight: weight of the alpha loss against the teacher's alpha.
         truth_noise: differences from the teacher's alpha up to this are taken for compression noise
             of the true alpha, see :func:`clean_truth`.
-        margin: where the teacher's alpha is beyond [0, 1] before the clamp that ends a network, the
-            quantized network's must be as far beyond it, up to this distance. A network as sure as
-            the teacher of background and foreground keeps them clean on people and places never
-            seen. Networks whose alpha is never outside [0, 1] have no margin.
+        margin: alpha is compared with the teacher's within [-margin, 1 + margin], before the clamp
+            to [0, 1] that ends a network. A network as sure as the teacher of background and
+            foreground keeps them clean on people and places never seen. Networks whose alpha is
+            never outside [0, 1] have no margin.
         l1_weight: weight of the mean absolute error within an alpha loss.
         mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.
         fgr_weight: weight of the mean absolute foreground error against the teacher.
@@ -191,10 +191,6 @@ def _alpha_pairs(
         low, high = -settings.margin, 1.0 + settings.margin
         alpha = clamp_ste(raw, low, high)
         target = floats.get("pha_unclamped", floats["pha"]).clamp(low, high)
-        # One-sided: beyond [0, 1], further out than the teacher is no error.
-        own = alpha.detach()
-        target = torch.where(target < 0, torch.minimum(target, own), target)
-        target = torch.where(target > 1, torch.maximum(target, own), target)
     return [(settings.truth_weight, pha, truth), (settings.teacher_weight, alpha, target)]
 
 
