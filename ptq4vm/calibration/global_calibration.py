@@ -1,6 +1,5 @@
 """The loss of global affine calibration (GAC) and of optical flow assistance (OFA)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,12 +21,6 @@ class GlobalLossSettings:
         truth_weight: weight of the alpha loss against the true alpha, or the teacher's where there
             is no true one.
         teacher_weight: weight of the alpha loss against the teacher's alpha.
-        truth_noise: differences from the teacher's alpha up to this are taken for compression noise
-            of the true alpha, see :func:`clean_truth`.
-        margin: alpha is compared with the teacher's within [-margin, 1 + margin], before the clamp
-            to [0, 1] that ends a network. A network as sure as the teacher of background and
-            foreground keeps them clean on people and places never seen. Networks whose alpha is
-            never outside [0, 1] have no margin.
         l1_weight: weight of the mean absolute error within an alpha loss.
         mse_weight: weight of the mean squared error within it. The paper's loss is this one alone.
         fgr_weight: weight of the mean absolute foreground error against the teacher.
@@ -47,8 +40,6 @@ class GlobalLossSettings:
 
     truth_weight: float = 0.5
     teacher_weight: float = 0.5
-    truth_noise: float = 0.0
-    margin: float = 0.0
     l1_weight: float = 1.0
     mse_weight: float = 5.0
     fgr_weight: float = 0.1
@@ -154,66 +145,30 @@ def global_loss(
         state = tuple(steps[:, frames.start - 1] for steps in batch.teacher_state)
     src = batch.src[:, frames]
     values, states = run_blocks(network.blocks(), {"src": src}, state)
-    raw = values.get("pha_unclamped", values["pha"])
     # A loss against a target in [0, 1] then has no gradient where the clamp already gives the
     # target, and a helpful one where it doesn't.
-    pha = clamp_ste(raw, 0.0, 1.0)
-    floats: dict[str, Tensor] = {}
-    if settings.feature_weight > 0 or settings.margin > 0:
-        with torch.no_grad():
-            # On the quantized network's first state, so that only the network differs.
-            floats, _ = run_blocks(teacher.blocks(), {"src": src}, state)
+    raw = values.get("pha_unclamped")
+    pha = values["pha"] if raw is None else clamp_ste(raw, 0.0, 1.0)
     losses = [
-        weight * alpha_loss(alpha, target, settings.l1_weight, settings.mse_weight)
-        for weight, alpha, target in _alpha_pairs(pha, raw, floats, batch, settings, frames)
-        if weight > 0
+        weight * alpha_loss(pha, target[:, frames], settings.l1_weight, settings.mse_weight)
+        for weight, target in _alpha_targets(batch, settings)
     ]
     losses += _teacher_losses(values["fgr"], states, batch, settings, frames)
     if settings.feature_weight > 0:
-        losses.append(settings.feature_weight * feature_loss(values, floats))
+        with torch.no_grad():
+            # On the quantized network's first state, so that only the network differs.
+            features, _ = run_blocks(teacher.blocks(), {"src": src}, state)
+        losses.append(settings.feature_weight * feature_loss(values, features))
     losses += _temporal_losses(pha, batch, settings, frames.start)
     return torch.stack(losses).sum()
 
 
-def _alpha_pairs(
-    pha: Tensor,
-    raw: Tensor,
-    floats: Mapping[str, Tensor],
-    batch: CalibrationClip,
-    settings: GlobalLossSettings,
-    frames: slice,
-) -> list[tuple[float, Tensor, Tensor]]:
-    """Return weight, alpha and target of the alpha losses, (B, t, 1, H, W)."""
-    target = batch.teacher_pha[:, frames]
-    truth = clean_truth(batch.pha[:, frames], target, settings.truth_noise)
-    alpha = pha
-    if settings.margin > 0:
-        low, high = -settings.margin, 1.0 + settings.margin
-        alpha = clamp_ste(raw, low, high)
-        target = floats.get("pha_unclamped", floats["pha"]).clamp(low, high)
-    return [(settings.truth_weight, pha, truth), (settings.teacher_weight, alpha, target)]
-
-
-def clean_truth(truth: Tensor, teacher: Tensor, noise: float) -> Tensor:
-    """Return the true alpha without compression noise in flat regions.
-
-    Alpha kept as JPEG or video is seldom exactly 0 or 1, and learning from it is learning fog.
-    Where the teacher's alpha is 0 or 1 in 8 bits, and the true one nearly, the teacher's is taken.
-
-    Args:
-        truth: true alpha, any shape.
-        teacher: the float network's alpha, same shape.
-        noise: least difference that is not noise; 0 keeps the true alpha.
-
-    Example:
-        >>> import torch
-        >>> from ptq4vm.calibration.global_calibration import clean_truth
-        >>> teacher = torch.tensor([0.0, 0.4, 1.0, 0.0])
-        >>> clean_truth(torch.tensor([0.03, 0.5, 0.97, 1.0]), teacher, noise=0.1)
-        tensor([0.0000, 0.5000, 1.0000, 1.0000])
-    """
-    flat = (teacher < 0.5 / 255) | (teacher > 1 - 0.5 / 255)
-    return torch.where(flat & ((truth - teacher).abs() < noise), teacher, truth)
+def _alpha_targets(
+    batch: CalibrationClip, settings: GlobalLossSettings
+) -> list[tuple[float, Tensor]]:
+    """Return the weights above 0 with their alphas, (B, T, 1, H, W)."""
+    pairs = [(settings.truth_weight, batch.pha), (settings.teacher_weight, batch.teacher_pha)]
+    return [(weight, alpha) for weight, alpha in pairs if weight > 0]
 
 
 def _teacher_losses(

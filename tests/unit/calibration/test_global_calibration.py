@@ -8,13 +8,12 @@ from small_network import make_batch, make_network
 from ptq4vm.calibration.global_calibration import (
     GlobalLossSettings,
     begin_global_calibration,
-    clean_truth,
     draw_window,
     end_global_calibration,
     global_loss,
 )
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import quantize_network, quantized_layers, run_blocks
+from ptq4vm.graph import quantize_network, quantized_layers
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 
 AGAINST_TEACHER = GlobalLossSettings(
@@ -59,40 +58,6 @@ def test_each_term_is_that_of_its_formula():
     }  # fmt: skip
     loss = global_loss(student, teacher, batch, settings, slice(0, 3))
     assert loss.item() == pytest.approx(sum(expected.values()), rel=1e-6)
-
-
-@pytest.mark.parametrize("margin", [0.0, 0.3])
-@pytest.mark.parametrize("biases", [(0.9, 1.1), (1.1, 0.9)])
-def test_a_margin_compares_alpha_beyond_its_clamp(margin, biases):
-    """The networks' biases differ, so that the same difference lies inside and outside [0, 1]."""
-    student, teacher = make_network().double(), make_network().double()
-    alphas = {}
-    for name, network, bias in zip(("student", "teacher"), (student, teacher), biases, strict=True):
-        network.head.weight[3] *= 4.0
-        network.head.bias[3] = bias
-        values, _ = run_blocks(
-            network.blocks(),
-            {"src": make_batch(teacher).src},
-            network.initial_state(make_batch(teacher).src[:, 0]),
-        )
-        alphas[name] = values["pha_unclamped"].numpy()
-    assert min(alpha.min() for alpha in alphas.values()) < 0.9
-    assert max(alpha.max() for alpha in alphas.values()) > 1.3
-    settings = GlobalLossSettings(
-        truth_weight=0.0, teacher_weight=1.0, margin=margin, mse_weight=0.0, fgr_weight=0.0,
-        state_weight=0.0, flow_weight=0.0,
-    )  # fmt: skip
-    a, b = (alphas[name].clip(-margin, 1 + margin) for name in ("student", "teacher"))
-    loss = global_loss(student, teacher, make_batch(teacher), settings, slice(0, 3))
-    assert loss.item() == pytest.approx(np.abs(a - b).mean(), rel=1e-6)
-
-
-def test_noise_of_the_true_alpha_is_replaced_where_the_teacher_is_flat():
-    truth = torch.tensor([0.0, 0.02, 0.2, 0.02, 0.98, 0.8, 1.0])
-    teacher = torch.tensor([0.001, 0.001, 0.001, 0.1, 0.999, 0.999, 0.001])
-    expected = torch.tensor([0.001, 0.001, 0.2, 0.02, 0.999, 0.8, 1.0])
-    assert torch.equal(clean_truth(truth, teacher, 0.1), expected)
-    assert torch.equal(clean_truth(truth, teacher, 0.0), truth)
 
 
 def test_a_loss_without_alpha_targets_is_refused():
