@@ -35,6 +35,8 @@ class ReconstructionSettings:
     """Settings of block reconstruction; the defaults are QDrop.
 
     Args:
+        scale_inputs: scale the input channels of dense convolutions where that lowers the error of
+            their outputs; see :mod:`ptq4vm.calibration.input_scales`.
         learn_rounding: learn the rounding of the weights, else round to nearest.
         learn_scales: learn scales and zero points of the activations.
         drop_prob: QDrop: share of values that stay float, in the block's input and at each
@@ -52,6 +54,7 @@ class ReconstructionSettings:
         PTQ4VMError: a share isn't within [0, 1].
     """
 
+    scale_inputs: bool = False
     learn_rounding: bool = True
     learn_scales: bool = True
     rounding: Literal["adaround", "codes"] = "adaround"

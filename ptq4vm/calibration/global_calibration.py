@@ -80,7 +80,7 @@ def begin_global_calibration(
             quantizer.offset.requires_grad_(quantizer.spec.grid == "affine")
         if learn_codes:
             floats = teacher.get_submodule(name).weight
-            layer.weight_quantizer.start_latent(layer.weight, floats)  # type: ignore[arg-type]
+            layer.weight_quantizer.start_latent(layer.weight, layer.scaled_like(floats))  # type: ignore[arg-type]
 
 
 def end_global_calibration(network: MattingModel) -> None:

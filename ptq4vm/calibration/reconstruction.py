@@ -19,6 +19,7 @@ from ptq4vm.calibration.block_steps import (
     prepare_layers,
     set_learning_rates,
 )
+from ptq4vm.calibration.input_scales import choose_input_scales, set_input_scales
 from ptq4vm.calibration.losses import reconstruction_loss
 from ptq4vm.graph import block_layers, quantized_layers, run_block
 from ptq4vm.models.base import Block, MattingModel
@@ -84,6 +85,8 @@ def reconstruct_block(
     layers = [known[name] for name in block_layers(network, block)]
     data = _Sequences(block, inputs, float_inputs, targets)
     prepare_layers(layers, settings)
+    if settings.scale_inputs:
+        set_input_scales(layers, choose_input_scales(layers, data.run_each))
     find_ranges(layers, data.run_each)
     # The baseline that learning has to beat.
     with temporary_rounding(layers, NearestRounding):

@@ -55,6 +55,8 @@ class IntegerLayer(nn.Module):
     bias: Tensor
     bias_scale: Tensor | None
     """Scale of the integer bias per channel; None if the bias is float."""
+    input_gain: Tensor | None
+    """Multiplies the channels of the input, (C, 1, 1); None if it is 1."""
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
@@ -84,6 +86,11 @@ class IntegerLayer(nn.Module):
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
+        # Runtimes multiply faster than they divide; with powers of two the result is the same.
+        gain = (
+            None if layer.input_scale is None or not layer.scales_input else 1 / layer.input_scale
+        )
+        self.register_buffer("input_gain", gain)
         self.input_grid = (
             None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
         )
@@ -92,6 +99,8 @@ class IntegerLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if self.input_gain is not None:
+            x = x * self.input_gain
         if self.input_grid is not None:
             x = self.input_grid(x)
         weight = (self.codes, self.weight_scale, self.weight_zero_point)

@@ -60,6 +60,11 @@ def _wrong_scale(scale: Tensor, spec: QuantSpec | None) -> str | None:
     return None if inside else f"scales from {low:g} to {high:g}"
 
 
+def _wrong_input_scale(scale: Tensor, spec: QuantSpec | None) -> str | None:
+    low, high = _SCALES
+    return None if ((scale >= low) & (scale <= high)).all() else f"scales from {low:g} to {high:g}"
+
+
 def _wrong_log_scale(log_scale: Tensor, spec: QuantSpec | None) -> str | None:
     return (
         None
@@ -104,6 +109,7 @@ def _negative(variance: Tensor, spec: QuantSpec | None) -> str | None:
 _RANGES: dict[str, Callable[[Tensor, QuantSpec | None], str | None]] = {
     "scale": _wrong_scale,
     "absorbed": _wrong_scale,
+    "input_scale": _wrong_input_scale,
     "zero_point": _wrong_zero_point,
     "log_scale": _wrong_log_scale,
     "offset": _wrong_offset,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ptq4vm import distributed
+from ptq4vm.calibration.input_scales import choose_input_scales, set_input_scales
 from ptq4vm.calibration.layerwise import layerwise_loss
 from ptq4vm.calibration.losses import reconstruction_loss
 from ptq4vm.calibration.reconstruction import (
@@ -180,6 +181,10 @@ class BlockReconstructionModule(PTQPhase):
                 part = slice(index, index + 1)
                 walk.run(block, "quantized", walk.inputs(block, "quantized", part), part)
 
+        if self.settings.scale_inputs:
+            scales = choose_input_scales(self._layers(block), run_each)
+            # Those of the first process: all must have the same weights.
+            set_input_scales(self._layers(block), distributed.gather(scales)[0])
         find_ranges(self._layers(block), run_each, _choose_together)
         with temporary_rounding(self._layers(block), NearestRounding):
             self.log("biq/nearest", self._score(), sync_dist=True)

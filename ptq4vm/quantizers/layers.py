@@ -58,6 +58,9 @@ class QuantizedLayer(nn.Module, ABC):
     step of those sums, the 32-bit bias of integer kernels (arXiv 1712.05877).
     """
 
+    input_scale: Tensor | None
+    """Divides the channels of the input, (C, 1, 1); None where each channel has its own grid."""
+
     def __init__(
         self,
         layer: nn.Conv2d | nn.Linear,
@@ -93,6 +96,12 @@ class QuantizedLayer(nn.Module, ABC):
             rectified = isinstance(activation, nn.ReLU) and activation_spec.grid == "affine"
             grid: Grid = "unsigned" if rectified else activation_spec.grid
             self.output_quantizer = LearnedScaleFakeQuantize(replace(activation_spec, grid=grid))
+        # Only dense layers with one grid for all channels gain from a scale for each.
+        shape = self._input_scale_shape(layer)
+        self.register_buffer("input_scale", None if shape is None else torch.ones(shape))
+        self.scales_input = False
+        """True if ``input_scale`` isn't 1 throughout."""
+        self.register_load_state_dict_post_hook(_find_scaling)
         self.activation = activation
         self._source = (source,)  # in a tuple: it belongs to another layer
         self.affine: AffineCalibration | None = None
@@ -104,12 +113,43 @@ class QuantizedLayer(nn.Module, ABC):
         """The quantizers of input and output, where present."""
         return [one for one in (self.input_quantizer, self.output_quantizer) if one is not None]
 
+    def _input_scale_shape(self, layer: nn.Conv2d | nn.Linear) -> tuple[int, ...] | None:
+        own = self.input_quantizer
+        if isinstance(layer, nn.Linear) or layer.groups > 1 or own is None:
+            return None
+        return (layer.in_channels, 1, 1) if own.log_scale.numel() == 1 else None
+
+    @torch.no_grad()
+    def set_input_scale_(self, scale: Tensor) -> None:
+        """Divide the channels of the input by a scale, which the float weight takes up, in place.
+
+        The layer's float output stays the same, exactly with powers of two.
+
+        Args:
+            scale: positive, shaped as ``input_scale``.
+
+        Raises:
+            RuntimeError: the layer has no ``input_scale``, or its weight is fixed.
+        """
+        if self.input_scale is None or self.weight_quantizer.fixed:
+            raise RuntimeError("only the input of a dense layer with a float weight can be scaled")
+        self.weight.mul_(scale / self.input_scale)
+        self.input_scale.copy_(scale)
+        self.scales_input = True
+        self.weight_quantizer.restart_(self.weight)
+
+    def scaled_like(self, weight: Tensor) -> Tensor:
+        """Return a weight of the float layer as this layer has it, times the input's scale."""
+        return weight if self.input_scale is None else weight * self.input_scale
+
     @property
     def input_grid(self) -> LearnedScaleFakeQuantize | None:
         """The quantizer on whose grid the layer's input lies; None where that is not known."""
         return self._source[0] if self.input_quantizer is None else self.input_quantizer
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if self.scales_input and self.input_scale is not None:
+            x = x / self.input_scale
         x = self._add_codes(x) if self._adds_codes() else self._add_values(x)
         if self.activation is not None:
             x = self.activation(x)
@@ -208,6 +248,8 @@ class QuantizedLayer(nn.Module, ABC):
         weight, bias = self.weight_quantizer(self.weight), self.bias
         if self.affine is not None:
             weight, bias = self.affine(weight, bias)
+        if self.input_scale is not None:
+            weight = weight / self.input_scale
         layer = self._plain()
         layer.load_state_dict({"weight": weight, "bias": bias})
         return layer
@@ -215,6 +257,11 @@ class QuantizedLayer(nn.Module, ABC):
     @abstractmethod
     def _plain(self) -> nn.Module:
         """Return a plain layer of the same shape, of any values."""
+
+
+def _find_scaling(layer: QuantizedLayer, *_: object) -> None:
+    scale = layer.input_scale
+    layer.scales_input = scale is not None and bool((scale != 1).any())
 
 
 class QuantizedConv2d(QuantizedLayer):

@@ -67,6 +67,19 @@ class WeightQuantizer(nn.Module):
         """Whether the weight lies on its grid for good."""
         return isinstance(self.rounding, FixedRounding)
 
+    @torch.no_grad()
+    def restart_(self, weight: Tensor) -> None:
+        """Find the grid, and begin the rounding, of another float weight of the same shape.
+
+        Learned parameters stay the same objects.
+        """
+        fresh = WeightQuantizer(weight, self.spec)
+        self.scale.copy_(fresh.scale)
+        self.zero_point.copy_(fresh.zero_point)
+        if isinstance(self.rounding, LearnedRounding | LatentRounding):
+            fresh.start_rounding(weight, straight=isinstance(self.rounding, LatentRounding))
+            self.rounding.load_state_dict(fresh.rounding.state_dict())
+
     def start_rounding(self, weight: Tensor, *, straight: bool = False) -> None:
         """Learn the rounding of a float weight, beginning with the weight itself.
 
