@@ -18,10 +18,14 @@ STEPS = 8
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path):
+@pytest.mark.parametrize("given", [{}, {"scale_inputs": True, "rounding": "codes"}])
+def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path, given):
     torch.manual_seed(0)
     weights, qconfig = str(tmp_path / "tiny.safetensors"), QConfig("W4A4")
-    save_file(tiny.TinyMatting().state_dict(), weights)
+    before = tiny.TinyMatting()
+    with torch.no_grad():
+        before.encoder[0].weight[0] *= 20 if given else 1  # one loud channel
+    save_file(before.state_dict(), weights)
     data = VideoMattingDataModule(
         num_sequences=1,
         seq_length=3,
@@ -30,7 +34,7 @@ def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path):
         steps_per_epoch=STEPS,
         cache_dir=tmp_path,
     )
-    phase = BlockReconstructionModule("tiny", weights, qconfig=qconfig, drop_prob=0.0)
+    phase = BlockReconstructionModule("tiny", weights, qconfig=qconfig, drop_prob=0.0, **given)
     settings = {"accelerator": "cpu", "devices": 1, "default_root_dir": tmp_path, **QUIET}
     L.Trainer(**settings, max_epochs=phase.epochs).fit(phase, datamodule=data)
 
@@ -43,7 +47,7 @@ def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path):
         state = None if block.state is None else teacher.initial_state(src[:, 0])[block.state]
         targets = run_block(original, [floats[name] for name in block.inputs], state)
         inputs = [values[name] for name in block.inputs]
-        settings = ReconstructionSettings(drop_prob=0.0)
+        settings = ReconstructionSettings(drop_prob=0.0, **given)
         report = reconstruct_block(block, network, inputs, targets, settings, steps=STEPS)
         assert report.soft < report.nearest
         floats.update(zip(block.outputs, targets, strict=False))
@@ -52,5 +56,6 @@ def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path):
         values.update(zip(block.outputs, outputs, strict=False))
     for layer in quantized_layers(network).values():
         layer.fix_()
+    assert network.gate[0].scales_input == bool(given)
     expected = phase.network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())

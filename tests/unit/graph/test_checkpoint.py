@@ -77,7 +77,7 @@ def without_absorbed(path, made, into):
         tensors = {
             name: file.get_tensor(name)
             for name in file.keys()  # noqa: SIM118
-            if not name.endswith(".absorbed")
+            if not name.endswith((".absorbed", ".input_scale"))
         }
     header = {**read_header(path), "made": made}
     save_file(tensors, into, metadata={"ptq4vm": json.dumps(header)})
@@ -104,6 +104,24 @@ def test_absorbed_scales_are_kept_and_old_checkpoints_load(saved, tmp_path):
         with pytest.raises(PTQ4VMError, match="weight_lr to 0"):
             quantizer.start_latent(layer.weight, layer.weight)
         save_quantized(network, qconfig, tmp_path / "again.safetensors", {"phase": "gac"})
+
+
+def test_scaled_inputs_are_kept(quantized, tmp_path):
+    network, qconfig, src = quantized
+    torch.manual_seed(0)
+    plain = create_model("rvm_mobilenetv3")
+    network = quantize_network(plain, qconfig)
+    layer = quantized_layers(network)["aspp.aspp1.0"]
+    layer.set_input_scale_(torch.where(torch.rand(layer.input_scale.shape) < 0.5, 0.25, 1.0))
+    with torch.no_grad(), observing(activation_quantizers(network)):
+        network.unroll(src)
+    for one in quantized_layers(network).values():
+        one.fix_()
+    save_quantized(network, qconfig, tmp_path / "scaled.safetensors", {})
+    loaded, _ = load_quantized(tmp_path / "scaled.safetensors")
+    assert quantized_layers(loaded)["aspp.aspp1.0"].scales_input
+    with torch.no_grad():
+        assert torch.equal(loaded.unroll(src).pha, network.unroll(src).pha)
 
 
 def test_first_and_last_executed_layers_have_eight_bits(quantized):

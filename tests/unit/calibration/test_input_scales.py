@@ -1,0 +1,104 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ptq4vm.calibration.input_scales import choose_input_scales, set_input_scales
+from ptq4vm.quantizers import (
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantSpec,
+    WeightQuantizer,
+    disable_quantization,
+    observing,
+)
+
+RANGES = torch.tensor([40.0, 40.0, 1.0, 1.0, 1.0, 0.02])
+"""As of features beside recurrent states and colours."""
+
+
+def make_layer(bits=8, groups=1, granularity="per_tensor"):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 12, 3, padding=1, groups=groups)
+    weight_spec = QuantSpec(bits, "symmetric", "per_channel", "mse")
+    return QuantizedConv2d(conv, weight_spec, QuantSpec(bits, "affine", granularity, "mse"))
+
+
+def make_input(ranges=RANGES):
+    generator = torch.Generator().manual_seed(1)
+    return (2 * torch.rand(2, 6, 9, 10, generator=generator) - 1) * ranges[:, None, None]
+
+
+def error(layer, x, target):
+    layer = copy.deepcopy(layer)
+    with torch.no_grad(), observing(layer.activation_quantizers):
+        layer(x)
+    layer.fix_()
+    with torch.no_grad():
+        return float((layer(x) - target).square().mean())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_channels_of_small_range_are_scaled_up(bits):
+    layer, x = make_layer(bits), make_input()
+    with torch.no_grad():
+        layer.weight[:, :2] *= 0.1  # no channel decides the output alone
+        layer.weight_quantizer.restart_(layer.weight)
+    with torch.no_grad(), disable_quantization([layer]):
+        target = layer(x)
+    before = error(layer, x, target)
+    (scale,) = choose_input_scales([layer], lambda: layer(x))
+    assert scale.flatten()[0] == 1
+    assert scale.flatten()[2] < 1
+    assert torch.equal(scale, scale.log2().round().exp2())
+    set_input_scales([layer], [scale])
+    with torch.no_grad(), disable_quantization([layer]):
+        assert torch.equal(layer(x), target)  # the float layer is the same
+    assert error(layer, x, target) < 0.9 * before
+    expected = WeightQuantizer(layer.weight, layer.weight_quantizer.spec)
+    assert torch.equal(layer.weight_quantizer.scale, expected.scale)
+
+
+def test_channels_alike_are_left_alone():
+    layer, x = make_layer(), make_input(torch.ones(6))
+    assert choose_input_scales([layer], lambda: layer(x)) == [None]
+
+
+def test_layers_with_a_grid_for_each_channel_have_no_scale():
+    spec = QuantSpec(8, "affine", "per_tensor", "mse")
+    linear = QuantizedLinear(nn.Linear(6, 4), QuantSpec(8, "symmetric"), spec)
+    for layer in (make_layer(groups=6), make_layer(granularity="per_channel"), linear):
+        assert layer.input_scale is None
+        with pytest.raises(RuntimeError, match="dense layer"):
+            layer.set_input_scale_(torch.ones(6, 1, 1))
+    x = make_input()
+    assert choose_input_scales([linear], lambda: linear(x[0, :, 0].T)) == [None]
+
+
+@pytest.mark.parametrize("straight", [False, True])
+def test_learned_roundings_begin_again_in_the_same_parameters(straight):
+    layer = make_layer(4)
+    layer.weight_quantizer.start_rounding(layer.weight, straight=straight)
+    parameters = list(layer.weight_quantizer.parameters())
+    layer.set_input_scale_(torch.full((6, 1, 1), 0.25))
+    assert all(a is b for a, b in zip(parameters, layer.weight_quantizer.parameters(), strict=True))
+    fresh = WeightQuantizer(layer.weight, layer.weight_quantizer.spec)
+    fresh.start_rounding(layer.weight, straight=straight)
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, layer.weight_quantizer.state_dict()[name])
+
+
+def test_a_loaded_layer_scales_and_a_plain_one_does_not():
+    layer, x = make_layer(), make_input()
+    layer.set_input_scale_(torch.tensor([1, 1, 0.25, 0.25, 0.25, 0.25])[:, None, None])
+    with torch.no_grad(), observing(layer.activation_quantizers):
+        layer(x)
+    other = make_layer()
+    other.load_state_dict(layer.state_dict())
+    layer.fix_()
+    other.fix_()
+    with torch.no_grad():
+        assert torch.equal(other(x), layer(x))
+        quantized = layer.input_quantizer(x / layer.input_scale) * layer.input_scale
+        torch.testing.assert_close(layer.to_float()(quantized), layer(x), atol=1e-3, rtol=1e-4)
