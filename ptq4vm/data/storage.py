@@ -15,7 +15,7 @@ from ptq4vm.atomic_io import written_whole
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.reading import load_safetensors
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 7
 """Part of every cache key; increment when the content of the cache or its computation changes."""
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from kornia import augmentation
-from kornia.color import rgb_to_grayscale
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,20 +26,17 @@ class ClipAugmentation:
         jitter: Maximum relative change of brightness, contrast and saturation; a tenth of it is the
             maximum change of hue.
         blur: Probability of blurring the background.
-        grey: Probability of a clip without colours, as of film and of night-vision cameras.
     """
 
     def __init__(
         self,
-        scale: tuple[float, float] = (0.4, 1.4),
+        scale: tuple[float, float] = (0.6, 1.4),
         background_scale: tuple[float, float] = (0.9, 2.5),
         degrees: float = 8.0,
         translate: float = 0.2,
         jitter: float = 0.3,
         blur: float = 0.3,
-        grey: float = 0.15,
     ) -> None:
-        self.grey = grey
         flip = augmentation.RandomHorizontalFlip(p=0.5)
         # Reflection padding of picture and alpha: zeros would cut off a person at the edge.
         affine, background_affine = (
@@ -72,7 +68,6 @@ class ClipAugmentation:
             )
             fgr = _apply(self._colour, fgr)
             bgr = _apply(self._background, layers.bgr)
-            fgr, bgr = self._without_colours([fgr, bgr])
         return Layers(fgr, pha.contiguous(), bgr)
 
     def clip(self, clip: MattingClip, seed: int) -> MattingClip:
@@ -85,16 +80,9 @@ class ClipAugmentation:
             # Concatenated along time, composite and foreground get the same colour jitter.
             coloured = [part for part in parts if part.shape[1] == 3]
             coloured = list(_apply(self._colour, torch.cat(coloured)).split(clip.src.shape[0]))
-            coloured = self._without_colours(coloured)
         fgr = coloured[1] if clip.fgr is not None else None
         pha = parts[-1].contiguous() if clip.pha is not None else None
         return clip._replace(src=coloured[0], fgr=fgr, pha=pha, flow=None)
-
-    def _without_colours(self, parts: list[Tensor]) -> list[Tensor]:
-        """Turn all parts grey, (T, 3, H, W) each, or none."""
-        if float(torch.rand(())) >= self.grey:
-            return parts
-        return [rgb_to_grayscale(part).expand_as(part) for part in parts]
 
 
 def _for_clips(*steps: nn.Module) -> augmentation.VideoSequential:

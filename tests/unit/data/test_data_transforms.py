@@ -70,22 +70,6 @@ def test_the_seed_decides_and_the_global_generator_stays(layers):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize(("grey", "expected"), [(0.0, [False]), (1.0, [True])])
-def test_all_layers_lose_their_colours_or_none(layers, grey, expected):
-    augmentation = ClipAugmentation(grey=grey)
-    changed = [augmentation.layers(layers, seed) for seed in range(3)]
-    clips = [augmentation.clip(MattingClip(layers.fgr, None, layers.fgr), s) for s in range(3)]
-    pairs = [(one.fgr, one.bgr) for one in changed] + [(one.src, one.fgr) for one in clips]
-    without = {bool((part - part[:, :1]).abs().max() < 1e-6) for pair in pairs for part in pair}
-    assert list(without) == expected
-
-
-def test_some_clips_have_no_colours(layers):
-    augmentation = ClipAugmentation(grey=0.5)
-    changed = [augmentation.clip(MattingClip(layers.fgr), seed).src for seed in range(20)]
-    assert 4 < sum(bool((src - src[:, :1]).abs().max() < 1e-6) for src in changed) < 16
-
-
 def test_scale_is_moderate(layers):
     """Bound the change of the disc's area by the square of the scale range."""
     pha = layers.pha
