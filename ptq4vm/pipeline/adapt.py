@@ -22,7 +22,7 @@ _SEQUENCES, _FRAMES = 15, 6
 _SCORED = 48
 """Frames of the clip that are scored, from its beginning."""
 _GAC = GACSettings(
-    lr=1e-3, weight_lr=5e-4, window=4, average=0.9, feature_weight=1.0, truth_weight=0.0,
+    lr=2e-3, weight_lr=1e-3, window=4, average=0.9, feature_weight=1.0, truth_weight=0.0,
     teacher_weight=1.0,
 )  # fmt: skip
 

@@ -57,7 +57,7 @@ def test_a_network_comes_closer_to_float_on_its_clip(folder, tmp_path, monkeypat
     assert "quantized.safetensors  (W4A4)" in capsys.readouterr().out
     rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["float", "before", "adapted to this clip"]
-    assert rows[2]["fidelity"]["mad"] < 0.8 * rows[1]["fidelity"]["mad"]
+    assert rows[2]["fidelity"]["mad"] < 0.9 * rows[1]["fidelity"]["mad"]
     # The table's figures are those of the clip alone, frame after frame.
     clip = VideoSource(folder / "clips", names=["walk"]).read(0, 0, 9).src[None]
     mattes = {}

@@ -72,7 +72,7 @@ def test_auto_scores_videos_that_calibration_never_sees(tmp_path):
     data.add_references(teacher, flow)
     assert data.settings()["sources"] == [
         {"source": "CutOuts", "videos": ".", "backgrounds": None, "photographs": True},
-        {"source": "Videos", "videos": "."},
+        {"source": "Videos", "names": None, "videos": "."},
     ]
     assert [type(source) for source in data._clips.settings.sources] == [CutOuts, Videos]
     names = {clip for source in data._clips.calibration_sources for clip in source.names}
