@@ -103,6 +103,7 @@ class GACModule(PTQPhase):
                 f"{network.downsample_ratio:g}, got {teacher.name} at {teacher.downsample_ratio:g}."
             )
         super().__init__(network, qconfig, teacher, own, output, scoring)
+        self._trains = False
         begin_global_calibration(
             network,
             self.teacher,
@@ -157,8 +158,16 @@ class GACModule(PTQPhase):
         self.log("gac/loss", loss, prog_bar=True)
         return loss
 
+    def on_train_start(self) -> None:  # noqa: D102
+        self._trains = True
+
     def on_fit_end(self) -> None:
         """Absorb γ and β and write the quantized checkpoint."""
+        if not self._trains:
+            # Killed between the last step and this: Lightning skips training, and its end.
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, EMAWeightAveraging):
+                    callback.on_train_end(self.trainer, self)
         end_global_calibration(self.network)
         made = {"flow": self.settings.flow_weight, "start": self._start}
         self._save({"phase": "gac", **made})

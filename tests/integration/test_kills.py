@@ -9,9 +9,10 @@ from pathlib import Path
 import killed_job
 import pytest
 import tiny
+import torch
 from safetensors.torch import save_file
 
-from ptq4vm.phases import BlockReconstructionModule
+from ptq4vm.phases import BlockReconstructionModule, GACModule
 
 HERE = Path(__file__).parent
 KILLS = 20
@@ -53,3 +54,21 @@ def test_finished_blocks_are_not_learned_again(tmp_path, monkeypatch):
     kill.clear()
     killed_job.run(tmp_path / "run")
     assert set(learned) == {"recurrent", "head"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_killed_after_the_last_step_still_averages(tmp_path, monkeypatch):
+    """Lightning skips training then, and the end of it, where the average is taken."""
+    torch.manual_seed(0)
+    save_file(tiny.TinyMatting().state_dict(), tmp_path / "tiny.safetensors")
+    killed_job.run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(GACModule, "on_fit_end", leave)
+        with pytest.raises(SystemExit):
+            killed_job.run(tmp_path / "cut")
+    killed_job.run(tmp_path / "cut")
+    assert killed_job.results(tmp_path / "cut") == killed_job.results(tmp_path / "whole")
+
+
+def leave(phase):
+    raise SystemExit(9)
