@@ -55,12 +55,11 @@ def check_tensors(network: MattingModel, tensors: Mapping[str, Tensor], path: Pa
 
 
 def _wrong_scale(scale: Tensor, spec: QuantSpec | None) -> str | None:
-    low, high = _SCALES
-    inside = spec is None or bool(((scale >= low) & (scale <= high)).all())
-    return None if inside else f"scales from {low:g} to {high:g}"
+    return None if spec is None else _wrong_input_scale(scale, spec)
 
 
 def _wrong_input_scale(scale: Tensor, spec: QuantSpec | None) -> str | None:
+    """Check a scale whose owner, a layer, has no grid of its own."""
     low, high = _SCALES
     return None if ((scale >= low) & (scale <= high)).all() else f"scales from {low:g} to {high:g}"
 

@@ -364,7 +364,7 @@ def test_mixed_precision_is_chosen_once_and_said_in_the_table(tmp_path, run, mon
         **header["qconfig"]["layer_bits"],
     }
     assert len(changed) > 2
-    assert all(row.bits.startswith("W4A4 mixed (W") for row in result.rows[1:])
+    assert all(re.fullmatch(r"W4A4 mixed \(W[34]\.\dA4\.\d\)", row.bits) for row in result.rows[1:])
     # The report's losses are logged in addition to the user's own logger.
     assert list((tmp_path / "own").glob("*/metrics.csv"))
     assert (tmp_path / "run" / "auto" / "biq" / "version_0" / "metrics.csv").is_file()
