@@ -1,36 +1,53 @@
-"""Scales of input channels, chosen by the error of each layer's output."""
+"""Scales and shifts of input channels, chosen by the error of each layer's output."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.quantizers import Observer, QuantizedLayer, WeightQuantizer, disable_quantization
+from ptq4vm.quantizers import (
+    Observer,
+    QuantizedConv2d,
+    QuantizedLayer,
+    WeightQuantizer,
+    disable_quantization,
+)
 from ptq4vm.quantizers.functional import dequantize, quantize
 
-EXPONENTS = (0.25, 0.5, 0.75, 1.0)
-_FRAMES = 8
-"""Inputs of a layer that are kept to compare exponents."""
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_VALUES, _LEAST_INPUTS, _MOST_INPUTS = 2**20, 8, 128
+"""Inputs of a layer that are kept to compare scales: about so many values."""
 _LEAST_REACH = 1e-3
 _LEAST_SCALE = 2.0**-10
 _GAIN = 0.9
-"""Largest error, relative to the unscaled layer's, that is worth a scale."""
+"""Largest error, relative to the layer's without it, that is worth a scale, or a shift too."""
+
+
+class InputScale(NamedTuple):
+    """Scale and shift of the channels of a layer's input, (C, 1, 1) each."""
+
+    scale: Tensor
+    shift: Tensor
 
 
 @torch.no_grad()
 def choose_input_scales(
     layers: Sequence[QuantizedLayer], run: Callable[[], None]
-) -> list[Tensor | None]:
-    """Return a scale for the input channels of each layer; None where none lowers its error.
+) -> list[InputScale | None]:
+    """Return a scale and shift for the input channels of each layer; None where none is worth it.
 
     A layer that reads values of very different ranges, such as colours beside feature maps, spends
     few codes of its one grid on the small ones. Channels divided by s = rᵅ, where r is a channel's
-    largest magnitude, come closer to each other; the weights multiplied by s differ more instead.
-    The exponent α with the least squared error of the layer's output is chosen, weights rounded to
-    nearest (migration of difficulty as in SmoothQuant, arXiv 2211.10438, at every layer, since
-    the division fuses with the quantization that follows). Scales are powers of two, so that the
-    float layer stays exactly the same.
+    largest magnitude, come closer to each other; the weights multiplied by s differ more instead
+    (migration of difficulty as in SmoothQuant, arXiv 2211.10438, at every layer, since the division
+    fuses with the quantization that follows). Channels less a shift, the middle of their range or
+    their mean, are centred on 0 too (arXiv 2304.09145): what is constant needs no codes, and its
+    product with the weights, in the bias, is exact. Squeeze-excitation reads little else.
+
+    Exponent and shift with the least squared error of the layer's output are chosen, weights
+    rounded to nearest. Scales are powers of two, so that the float layer stays exactly the same.
 
     Args:
         layers: of one block, their weights float.
@@ -38,30 +55,47 @@ def choose_input_scales(
     """
     with disable_quantization(layers), _inputs(layers) as seen:
         run()
-    return [_choose(layer, *seen[layer]) if layer in seen else None for layer in layers]
+    return [_choose(layer, seen[layer]) if layer in seen else None for layer in layers]
 
 
-def set_input_scales(layers: Sequence[QuantizedLayer], scales: Sequence[Tensor | None]) -> None:
-    """Scale the inputs of layers, in place, where there is a scale."""
-    for layer, scale in zip(layers, scales, strict=True):
-        if scale is not None:
-            layer.set_input_scale_(scale)
+def set_input_scales(
+    layers: Sequence[QuantizedLayer], scales: Sequence[InputScale | None]
+) -> None:
+    """Scale and shift the inputs of layers, in place, where that is worth it."""
+    for layer, one in zip(layers, scales, strict=True):
+        if one is not None:
+            layer.scale_input_(*one)
+
+
+class _Inputs:
+    """Ranges of the channels of a layer's inputs, and some inputs, evenly spread over all calls."""
+
+    def __init__(self) -> None:
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+        self.kept: list[Tensor] = []
+        self._calls, self._every = 0, 1
+
+    def add(self, x: Tensor) -> None:
+        """Add an input, (B, C, h, w)."""
+        low, high = x.amin((0, 2, 3)).view(-1, 1, 1), x.amax((0, 2, 3)).view(-1, 1, 1)
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+        if self._calls % self._every == 0:
+            self.kept.append(x[:1].clone())
+        self._calls += 1
+        most = min(max(_VALUES // x[0].numel(), _LEAST_INPUTS), _MOST_INPUTS)
+        if len(self.kept) > most:
+            self.kept, self._every = self.kept[::2], 2 * self._every
 
 
 @contextmanager
-def _inputs(
-    layers: Sequence[QuantizedLayer],
-) -> Iterator[dict[QuantizedLayer, tuple[Tensor, list[Tensor]]]]:
-    """Collect the reach of the channels, (C, 1, 1), and a few inputs, (1, C, h, w), by layer."""
-    seen: dict[QuantizedLayer, tuple[Tensor, list[Tensor]]] = {}
+def _inputs(layers: Sequence[QuantizedLayer]) -> Iterator[dict[nn.Module, _Inputs]]:
+    """Collect the inputs of layers that can be scaled."""
+    seen: dict[nn.Module, _Inputs] = {}
 
     def keep(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        x = given[0]
-        reach, frames = seen.get(layer, (torch.zeros_like(layer.input_scale), []))  # type: ignore[call-overload, arg-type]
-        if len(frames) < _FRAMES:
-            frames.append(x[:1].clone())
-        found = x.abs().amax((0, 2, 3)).view_as(reach)
-        seen[layer] = (torch.maximum(reach, found), frames)  # type: ignore[index]
+        seen.setdefault(layer, _Inputs()).add(given[0])
 
     hooks = [
         layer.register_forward_pre_hook(keep) for layer in layers if layer.input_scale is not None
@@ -73,26 +107,34 @@ def _inputs(
             hook.remove()
 
 
-def _choose(layer: QuantizedLayer, reach: Tensor, frames: Sequence[Tensor]) -> Tensor | None:
-    x = torch.cat(list(frames))
-    target = layer._multiply(x, layer.weight, None)
-    reach = reach.clamp(min=float(reach.max()) * _LEAST_REACH)
-    best, least = None, _GAIN * _error(layer, x, target, torch.ones_like(reach))
-    for exponent in EXPONENTS:
-        scale = (reach / reach.max()).pow(exponent).clamp(min=_LEAST_SCALE).log2().round().exp2()
-        if (error := _error(layer, x, target, scale)) < least:
-            best, least = scale, error
+def _choose(layer: QuantizedLayer, seen: _Inputs) -> InputScale | None:
+    assert seen.low is not None and seen.high is not None
+    x, low, high = torch.cat(seen.kept), seen.low, seen.high
+    if isinstance(layer, QuantizedConv2d) and any(layer.geometry.padding):
+        low, high = low.clamp(max=0), high.clamp(min=0)  # the padding is shifted with the input
+    none = InputScale(torch.ones_like(low), torch.zeros_like(low))
+    best, least = None, _error(layer, x, *none)
+    for shift in (none.shift, (low + high) / 2, x.mean((0, 2, 3)).view_as(low)):
+        # A shift has to be worth more than the scale alone.
+        least, limit = least, _GAIN * least
+        reach = torch.maximum(high - shift, shift - low)
+        reach = reach.clamp(min=float(reach.max()) * _LEAST_REACH)
+        for exponent in EXPONENTS:
+            scale = (reach / reach.max()).pow(exponent).clamp(min=_LEAST_SCALE)
+            scale = scale.log2().round().exp2()
+            if (error := _error(layer, x, scale, shift)) < min(least, limit):
+                best, least = InputScale(scale, shift), error
     return best
 
 
-def _error(layer: QuantizedLayer, x: Tensor, target: Tensor, scale: Tensor) -> float:
-    """Return the squared error of the layer's output with this scale."""
+def _error(layer: QuantizedLayer, x: Tensor, scale: Tensor, shift: Tensor) -> float:
+    """Return the squared error of the layer's output with this scale and shift."""
     spec = layer.activation_spec
+    x, weight = (x - shift) / scale, layer.weight * scale
     observer = Observer(spec)
-    observer.observe(x / scale)
+    observer.observe(x)
     grid = observer.calculate_qparams()
-    codes = quantize(x / scale, *grid, spec.quant_min, spec.quant_max)
-    weight = layer.weight * scale
+    codes = quantize(x, *grid, spec.quant_min, spec.quant_max)
     rounded = WeightQuantizer(weight, layer.weight_quantizer.spec)(weight)
     output = layer._multiply(dequantize(codes, *grid), rounded, None)
-    return float((output - target).square().mean())
+    return float((output - layer._multiply(x, weight, None)).square().mean())

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq4vm.quantizers import LearnedScaleFakeQuantize, QuantizedConv2d, QuantizedLayer, QuantSpec
@@ -55,6 +56,8 @@ class IntegerLayer(nn.Module):
     bias: Tensor
     bias_scale: Tensor | None
     """Scale of the integer bias per channel; None if the bias is float."""
+    input_shift: Tensor | None
+    """Subtracted from the channels of the padded input, (C, 1, 1); None if it is 0."""
     input_gain: Tensor | None
     """Multiplies the channels of the input, (C, 1, 1); None if it is 1."""
 
@@ -63,7 +66,7 @@ class IntegerLayer(nn.Module):
         if not layer.weight_quantizer.fixed or layer.affine is not None:
             raise RuntimeError("a layer is exported with its weight fixed and its affine absorbed")
         weight = layer.weight_quantizer
-        self.geometry = layer.geometry if isinstance(layer, QuantizedConv2d) else None
+        self.geometry = layer.inner_geometry if isinstance(layer, QuantizedConv2d) else None
         self.activation = layer.activation
         if weight.spec.bits == 8 and weight.spec.grid != "symmetric":
             raise RuntimeError(
@@ -86,11 +89,11 @@ class IntegerLayer(nn.Module):
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
+        padding = (0, 0) if self.geometry is None else layer.geometry.padding  # type: ignore[union-attr]
+        self.input_padding = [side for one in reversed(padding) for side in (one, one)]
+        self.register_buffer("input_shift", layer.input_shift if layer.shifts_input else None)
         # Runtimes multiply faster than they divide; with powers of two the result is the same.
-        gain = (
-            None if layer.input_scale is None or not layer.scales_input else 1 / layer.input_scale
-        )
-        self.register_buffer("input_gain", gain)
+        self.register_buffer("input_gain", 1 / layer.input_scale if layer.scales_input else None)  # type: ignore[operator]
         self.input_grid = (
             None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
         )
@@ -99,6 +102,8 @@ class IntegerLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        if self.input_shift is not None:
+            x = F.pad(x, self.input_padding) - self.input_shift
         if self.input_gain is not None:
             x = x * self.input_gain
         if self.input_grid is not None:

@@ -174,9 +174,10 @@ def load_quantized(path: Path) -> tuple[MattingModel, QConfig]:
         )
     if not any(f"{name}.weight_quantizer.absorbed" in tensors for name in layers):
         _complete_absorbed(network, tensors, header.get("made"))
-    if not any(f"{name}.input_scale" in tensors for name in layers):  # an older checkpoint
-        scales = {name: layer.input_scale for name, layer in layers.items()}
-        tensors |= {f"{name}.input_scale": one for name, one in scales.items() if one is not None}
+    for key in ("input_scale", "input_shift"):
+        if not any(f"{name}.{key}" in tensors for name in layers):  # an older checkpoint
+            values = {name: getattr(layer, key) for name, layer in layers.items()}
+            tensors |= {f"{name}.{key}": one for name, one in values.items() if one is not None}
     check_tensors(network, tensors, path)
     for name, layer in layers.items():
         tensors[f"{name}.weight"] = _dequantized(name, layer, tensors, path)

@@ -58,8 +58,10 @@ class QuantizedLayer(nn.Module, ABC):
     step of those sums, the 32-bit bias of integer kernels (arXiv 1712.05877).
     """
 
+    input_shift: Tensor | None
+    """Subtracted from the channels of the input, (C, 1, 1); None where each has its own grid."""
     input_scale: Tensor | None
-    """Divides the channels of the input, (C, 1, 1); None where each channel has its own grid."""
+    """Divides the channels of the input then, (C, 1, 1)."""
 
     def __init__(
         self,
@@ -98,9 +100,10 @@ class QuantizedLayer(nn.Module, ABC):
             self.output_quantizer = LearnedScaleFakeQuantize(replace(activation_spec, grid=grid))
         # Only dense layers with one grid for all channels gain from a scale for each.
         shape = self._input_scale_shape(layer)
+        self.register_buffer("input_shift", None if shape is None else torch.zeros(shape))
         self.register_buffer("input_scale", None if shape is None else torch.ones(shape))
-        self.scales_input = False
-        """True if ``input_scale`` isn't 1 throughout."""
+        self.scales_input = self.shifts_input = False
+        """True if ``input_scale`` isn't 1, ``input_shift`` isn't 0 throughout."""
         self.register_load_state_dict_post_hook(_find_scaling)
         self.activation = activation
         self._source = (source,)  # in a tuple: it belongs to another layer
@@ -120,22 +123,27 @@ class QuantizedLayer(nn.Module, ABC):
         return (layer.in_channels, 1, 1) if own.log_scale.numel() == 1 else None
 
     @torch.no_grad()
-    def set_input_scale_(self, scale: Tensor) -> None:
-        """Divide the channels of the input by a scale, which the float weight takes up, in place.
+    def scale_input_(self, scale: Tensor, shift: Tensor) -> None:
+        """Read (x - shift) / scale in place of x; weight and bias take up the difference, in place.
 
-        The layer's float output stays the same, exactly with powers of two.
+        The layer's float output stays the same: exactly where the shift is 0 and the scale a power
+        of two, else up to rounding.
 
         Args:
             scale: positive, shaped as ``input_scale``.
+            shift: likewise.
 
         Raises:
             RuntimeError: the layer has no ``input_scale``, or its weight is fixed.
         """
-        if self.input_scale is None or self.weight_quantizer.fixed:
+        if self.input_scale is None or self.input_shift is None or self.weight_quantizer.fixed:
             raise RuntimeError("only the input of a dense layer with a float weight can be scaled")
-        self.weight.mul_(scale / self.input_scale)
+        self.weight.div_(self.input_scale)
+        self.bias.add_((self.weight * (shift - self.input_shift)).flatten(1).sum(1))
+        self.weight.mul_(scale)
         self.input_scale.copy_(scale)
-        self.scales_input = True
+        self.input_shift.copy_(shift)
+        _find_scaling(self)
         self.weight_quantizer.restart_(self.weight)
 
     def scaled_like(self, weight: Tensor) -> Tensor:
@@ -148,7 +156,9 @@ class QuantizedLayer(nn.Module, ABC):
         return self._source[0] if self.input_quantizer is None else self.input_quantizer
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if self.scales_input and self.input_scale is not None:
+        if self.shifts_input:
+            x = self.pad_input(x) - self.input_shift
+        if self.scales_input:
             x = x / self.input_scale
         x = self._add_codes(x) if self._adds_codes() else self._add_values(x)
         if self.activation is not None:
@@ -162,6 +172,10 @@ class QuantizedLayer(nn.Module, ABC):
         if self.affine is None:
             return self._multiply(x, weight, self.bias)
         return self._multiply_affine(x, weight, self.affine)
+
+    def pad_input(self, x: Tensor) -> Tensor:
+        """Pad the input as the layer would, since a shifted input isn't 0 there."""
+        return x
 
     @abstractmethod
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -248,8 +262,9 @@ class QuantizedLayer(nn.Module, ABC):
         weight, bias = self.weight_quantizer(self.weight), self.bias
         if self.affine is not None:
             weight, bias = self.affine(weight, bias)
-        if self.input_scale is not None:
+        if self.input_scale is not None and self.input_shift is not None:
             weight = weight / self.input_scale
+            bias = bias - (weight * self.input_shift).flatten(1).sum(1)
         layer = self._plain()
         layer.load_state_dict({"weight": weight, "bias": bias})
         return layer
@@ -260,8 +275,9 @@ class QuantizedLayer(nn.Module, ABC):
 
 
 def _find_scaling(layer: QuantizedLayer, *_: object) -> None:
-    scale = layer.input_scale
+    scale, shift = layer.input_scale, layer.input_shift
     layer.scales_input = scale is not None and bool((scale != 1).any())
+    layer.shifts_input = shift is not None and bool(shift.any())
 
 
 class QuantizedConv2d(QuantizedLayer):
@@ -277,13 +293,24 @@ class QuantizedConv2d(QuantizedLayer):
         super().__init__(conv, *args, **kwargs)
         self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
 
+    @property
+    def inner_geometry(self) -> ConvGeometry:
+        """Geometry of the convolution of the quantized input, which is padded where it is shifted."""
+        return self.geometry._replace(padding=(0, 0)) if self.shifts_input else self.geometry
+
+    def pad_input(self, x: Tensor) -> Tensor:
+        vertical, horizontal = self.geometry.padding
+        return F.pad(x, (horizontal, horizontal, vertical, vertical))
+
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return conv2d(x, weight, bias, self.geometry)
+        return conv2d(x, weight, bias, self.inner_geometry)
 
     def _multiply_affine(self, x: Tensor, weight: Tensor, affine: AffineCalibration) -> Tensor:
         if weight.requires_grad:
             return super()._multiply_affine(x, weight, affine)
-        return affine_conv2d(x, weight, self.bias, affine.log_scale, affine.shift, self.geometry)
+        return affine_conv2d(
+            x, weight, self.bias, affine.log_scale, affine.shift, self.inner_geometry
+        )
 
     def _for_each_output(self, values: Tensor) -> Tensor:
         return values.reshape(-1, 1, 1)

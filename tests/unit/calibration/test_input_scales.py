@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ptq4vm.calibration.input_scales import choose_input_scales, set_input_scales
@@ -18,9 +19,9 @@ RANGES = torch.tensor([40.0, 40.0, 1.0, 1.0, 1.0, 0.02])
 """As of features beside recurrent states and colours."""
 
 
-def make_layer(bits=8, groups=1, granularity="per_tensor"):
+def make_layer(bits=8, groups=1, granularity="per_tensor", padding=1):
     torch.manual_seed(0)
-    conv = nn.Conv2d(6, 12, 3, padding=1, groups=groups)
+    conv = nn.Conv2d(6, 12, 3, padding=padding, groups=groups)
     weight_spec = QuantSpec(bits, "symmetric", "per_channel", "mse")
     return QuantizedConv2d(conv, weight_spec, QuantSpec(bits, "affine", granularity, "mse"))
 
@@ -48,16 +49,38 @@ def test_channels_of_small_range_are_scaled_up(bits):
     with torch.no_grad(), disable_quantization([layer]):
         target = layer(x)
     before = error(layer, x, target)
-    (scale,) = choose_input_scales([layer], lambda: layer(x))
+    ((scale, shift),) = choose_input_scales([layer], lambda: layer(x))
     assert scale.flatten()[0] == 1
     assert scale.flatten()[2] < 1
     assert torch.equal(scale, scale.log2().round().exp2())
-    set_input_scales([layer], [scale])
+    set_input_scales([layer], [(scale, shift)])
     with torch.no_grad(), disable_quantization([layer]):
-        assert torch.equal(layer(x), target)  # the float layer is the same
+        torch.testing.assert_close(layer(x), target)  # the float layer is the same
     assert error(layer, x, target) < 0.9 * before
     expected = WeightQuantizer(layer.weight, layer.weight_quantizer.spec)
     assert torch.equal(layer.weight_quantizer.scale, expected.scale)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_channels_off_zero_are_centred(bits, padding):
+    layer, x = make_layer(bits, padding=padding), make_input(torch.ones(6))
+    x += torch.tensor([-3.0, -1.0, 0.0, 2.0, 4.0, 4.0])[:, None, None]
+    with torch.no_grad(), disable_quantization([layer]):
+        target = layer(x)
+    before = error(layer, x, target)
+    ((scale, shift),) = choose_input_scales([layer], lambda: layer(x))
+    # Padding is 0, and has to be within the range.
+    middles = [-2.0, -1.0, 0.0, 1.5, 2.5, 2.5] if padding else [-3.0, -1.0, 0.0, 2.0, 4.0, 4.0]
+    expected = torch.tensor(middles)
+    if padding:
+        assert (shift.flatten() - expected).abs().max() < 1.6  # the mean, or the middle
+    else:
+        assert (shift.flatten() - expected).abs().max() < 0.2
+    set_input_scales([layer], [(scale, shift)])
+    with torch.no_grad(), disable_quantization([layer]):
+        torch.testing.assert_close(layer(x), target, atol=1e-5, rtol=1e-5)
+    assert error(layer, x, target) < 0.5 * before
 
 
 def test_channels_alike_are_left_alone():
@@ -71,7 +94,7 @@ def test_layers_with_a_grid_for_each_channel_have_no_scale():
     for layer in (make_layer(groups=6), make_layer(granularity="per_channel"), linear):
         assert layer.input_scale is None
         with pytest.raises(RuntimeError, match="dense layer"):
-            layer.set_input_scale_(torch.ones(6, 1, 1))
+            layer.scale_input_(torch.ones(6, 1, 1), torch.zeros(6, 1, 1))
     x = make_input()
     assert choose_input_scales([linear], lambda: linear(x[0, :, 0].T)) == [None]
 
@@ -81,7 +104,7 @@ def test_learned_roundings_begin_again_in_the_same_parameters(straight):
     layer = make_layer(4)
     layer.weight_quantizer.start_rounding(layer.weight, straight=straight)
     parameters = list(layer.weight_quantizer.parameters())
-    layer.set_input_scale_(torch.full((6, 1, 1), 0.25))
+    layer.scale_input_(torch.full((6, 1, 1), 0.25), torch.zeros(6, 1, 1))
     assert all(a is b for a, b in zip(parameters, layer.weight_quantizer.parameters(), strict=True))
     fresh = WeightQuantizer(layer.weight, layer.weight_quantizer.spec)
     fresh.start_rounding(layer.weight, straight=straight)
@@ -89,9 +112,11 @@ def test_learned_roundings_begin_again_in_the_same_parameters(straight):
         assert torch.equal(value, layer.weight_quantizer.state_dict()[name])
 
 
-def test_a_loaded_layer_scales_and_a_plain_one_does_not():
+@pytest.mark.parametrize("shifts", [0.0, 0.3])
+def test_a_loaded_layer_scales_as_the_saved_one(shifts):
     layer, x = make_layer(), make_input()
-    layer.set_input_scale_(torch.tensor([1, 1, 0.25, 0.25, 0.25, 0.25])[:, None, None])
+    scale = torch.tensor([1, 1, 0.25, 0.25, 0.25, 0.25])[:, None, None]
+    layer.scale_input_(scale, torch.arange(6.0)[:, None, None] * shifts)
     with torch.no_grad(), observing(layer.activation_quantizers):
         layer(x)
     other = make_layer()
@@ -100,5 +125,8 @@ def test_a_loaded_layer_scales_and_a_plain_one_does_not():
     other.fix_()
     with torch.no_grad():
         assert torch.equal(other(x), layer(x))
-        quantized = layer.input_quantizer(x / layer.input_scale) * layer.input_scale
-        torch.testing.assert_close(layer.to_float()(quantized), layer(x), atol=1e-3, rtol=1e-4)
+        padded = (F.pad(x, (1, 1, 1, 1)) - layer.input_shift) / layer.input_scale
+        quantized = layer.input_quantizer(padded) * layer.input_scale + layer.input_shift
+        plain = layer.to_float()
+        plain.padding = (0, 0)
+        torch.testing.assert_close(plain(quantized), layer(x), atol=1e-3, rtol=1e-4)

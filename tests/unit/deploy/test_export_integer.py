@@ -49,11 +49,13 @@ def test_integers_compute_what_the_layer_computed(tmp_path, weight, activation):
 
 
 @pytest.mark.parametrize("options", [{}, {"quantize_output": True, "activation": nn.ReLU()}])
-def test_integers_compute_what_a_layer_with_scaled_input_computed(tmp_path, options):
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_integers_compute_what_a_layer_with_scaled_input_computed(tmp_path, options, shift):
     torch.manual_seed(0)
     spec = QuantSpec(8, "symmetric", "per_channel")
-    layer = QuantizedConv2d(nn.Conv2d(6, 4, 3), spec, QuantSpec(8), **options)
-    layer.set_input_scale_(torch.tensor([1, 0.5, 0.25, 0.125, 1, 0.5])[:, None, None])
+    layer = QuantizedConv2d(nn.Conv2d(6, 4, 3, padding=(1, 0)), spec, QuantSpec(8), **options)
+    scale = torch.tensor([1, 0.5, 0.25, 0.125, 1, 0.5])[:, None, None]
+    layer.scale_input_(scale, shift * torch.randn(6, 1, 1))
     x = torch.randn(1, 6, 12, 15) * layer.input_scale
     assert_exported_computes_the_same(layer.requires_grad_(False), x, tmp_path / "conv.onnx")
 

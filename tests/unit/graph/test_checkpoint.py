@@ -77,7 +77,7 @@ def without_absorbed(path, made, into):
         tensors = {
             name: file.get_tensor(name)
             for name in file.keys()  # noqa: SIM118
-            if not name.endswith((".absorbed", ".input_scale"))
+            if not name.endswith((".absorbed", ".input_scale", ".input_shift"))
         }
     header = {**read_header(path), "made": made}
     save_file(tensors, into, metadata={"ptq4vm": json.dumps(header)})
@@ -112,14 +112,17 @@ def test_scaled_inputs_are_kept(quantized, tmp_path):
     plain = create_model("rvm_mobilenetv3")
     network = quantize_network(plain, qconfig)
     layer = quantized_layers(network)["aspp.aspp1.0"]
-    layer.set_input_scale_(torch.where(torch.rand(layer.input_scale.shape) < 0.5, 0.25, 1.0))
+    shape = layer.input_scale.shape
+    layer.scale_input_(torch.where(torch.rand(shape) < 0.5, 0.25, 1.0), torch.rand(shape))
     with torch.no_grad(), observing(activation_quantizers(network)):
         network.unroll(src)
     for one in quantized_layers(network).values():
         one.fix_()
     save_quantized(network, qconfig, tmp_path / "scaled.safetensors", {})
     loaded, _ = load_quantized(tmp_path / "scaled.safetensors")
-    assert quantized_layers(loaded)["aspp.aspp1.0"].scales_input
+    layer = quantized_layers(loaded)["aspp.aspp1.0"]
+    assert layer.scales_input
+    assert layer.shifts_input
     with torch.no_grad():
         assert torch.equal(loaded.unroll(src).pha, network.unroll(src).pha)
 
