@@ -110,8 +110,8 @@ def main() -> None:
 def with_baselines(recipe: str) -> dict[str, Any]:
     """Return a recipe's configuration with held-out clips and baseline rows.
 
-    The rows of our global calibration come last, first without flow. They start from the same block
-    reconstruction as per-layer GAC.
+    The rows of our global calibration come last, first without flow, even if the recipe goes
+    without. They start from the same block reconstruction as per-layer GAC.
 
     Args:
         recipe: file name in lightning_configs/quantize without suffix; those in `ALONE` get only
@@ -139,7 +139,8 @@ def with_baselines(recipe: str) -> dict[str, Any]:
                     "options": options,
                 }
     rows["gac"] = {"title": "BIQ + GAC", "start": "biq", "options": {"flow_weight": 0.0}}
-    config["rows"] = rows | {name: row for name, row in config["rows"].items() if name not in rows}
+    rows["ofa"] = config["rows"].get("ofa", {"title": "BIQ + GAC + OFA", "start": "biq"})
+    config["rows"] = rows
     return config
 
 

@@ -92,12 +92,17 @@ def end_global_calibration(network: MattingModel) -> None:
 
 
 def draw_window(time: int, window: int | None, seed: int) -> slice:
-    """Draw ``window`` successive frames out of ``time``; all of them if None or not fewer."""
+    """Draw ``window`` successive frames out of ``time``; all of them if None or not fewer.
+
+    About half of the draws begin with the sequence: every clip does, and what a network takes for a
+    person in its first frames stays in its state.
+    """
     if window is None or window >= time:
         return slice(0, time)
     # A generator of its own: a resumed fit draws the same frames.
     generator = torch.Generator().manual_seed(seed)
-    start = int(torch.randint(time - window + 1, (), generator=generator))
+    last = time - window
+    start = max(0, int(torch.randint(-last, last + 1, (), generator=generator)))
     return slice(start, start + window)
 
 

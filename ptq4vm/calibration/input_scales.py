@@ -21,6 +21,8 @@ _VALUES, _LEAST_INPUTS, _MOST_INPUTS = 2**20, 8, 128
 """Inputs of a layer that are kept to compare scales: about so many values."""
 _LEAST_REACH = 1e-3
 _LEAST_SCALE = 2.0**-10
+_ZEROS = 0.01
+"""Share of exact zeros from which on a channel is not shifted."""
 _GAIN = 0.9
 """Largest error, relative to the layer's without it, that is worth a scale, or a shift too."""
 
@@ -44,7 +46,8 @@ def choose_input_scales(
     (migration of difficulty as in SmoothQuant, arXiv 2211.10438, at every layer, since the division
     fuses with the quantization that follows). Channels less a shift, the middle of their range or
     their mean, are centred on 0 too (arXiv 2304.09145): what is constant needs no codes, and its
-    product with the weights, in the bias, is exact. Squeeze-excitation reads little else.
+    product with the weights, in the bias, is exact. Squeeze-excitation reads little else. Channels
+    that are often exactly 0, as the recurrent state before the first frame, keep 0 on the grid.
 
     Exponent and shift with the least squared error of the layer's output are chosen, weights
     rounded to nearest. Scales are powers of two, so that the float layer stays exactly the same.
@@ -73,17 +76,20 @@ class _Inputs:
     def __init__(self) -> None:
         self.low: Tensor | None = None
         self.high: Tensor | None = None
+        self.zeros: Tensor | float = 0.0
+        """Share of exact zeros, (C, 1, 1), summed over the calls."""
         self.kept: list[Tensor] = []
-        self._calls, self._every = 0, 1
+        self.calls, self._every = 0, 1
 
     def add(self, x: Tensor) -> None:
         """Add an input, (B, C, h, w)."""
         low, high = x.amin((0, 2, 3)).view(-1, 1, 1), x.amax((0, 2, 3)).view(-1, 1, 1)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
-        if self._calls % self._every == 0:
+        self.zeros = self.zeros + (x == 0).float().mean((0, 2, 3)).view_as(low)
+        if self.calls % self._every == 0:
             self.kept.append(x[:1].clone())
-        self._calls += 1
+        self.calls += 1
         most = min(max(_VALUES // x[0].numel(), _LEAST_INPUTS), _MOST_INPUTS)
         if len(self.kept) > most:
             self.kept, self._every = self.kept[::2], 2 * self._every
@@ -114,9 +120,9 @@ def _choose(layer: QuantizedLayer, seen: _Inputs) -> InputScale | None:
         low, high = low.clamp(max=0), high.clamp(min=0)  # the padding is shifted with the input
     none = InputScale(torch.ones_like(low), torch.zeros_like(low))
     best, least = None, _error(layer, x, *none)
-    for shift in (none.shift, (low + high) / 2, x.mean((0, 2, 3)).view_as(low)):
-        # A shift has to be worth more than the scale alone.
-        least, limit = least, _GAIN * least
+    movable = seen.zeros / seen.calls < _ZEROS
+    for middle in (none.shift, (low + high) / 2, x.mean((0, 2, 3)).view_as(low)):
+        shift, limit = middle * movable, _GAIN * least  # it has to be worth more than a scale alone
         reach = torch.maximum(high - shift, shift - low)
         reach = reach.clamp(min=float(reach.max()) * _LEAST_REACH)
         for exponent in EXPONENTS:
