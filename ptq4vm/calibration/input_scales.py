@@ -23,7 +23,7 @@ _LEAST_REACH = 1e-3
 _LEAST_SCALE = 2.0**-10
 _ZEROS = 0.01
 """Share of exact zeros from which on a channel is not shifted."""
-_GAIN = 0.9
+_GAIN = 0.95
 """Largest error, relative to the layer's without it, that is worth a scale, or a shift too."""
 
 
