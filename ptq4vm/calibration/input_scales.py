@@ -17,8 +17,8 @@ from ptq4vm.quantizers import (
 from ptq4vm.quantizers.functional import dequantize, quantize
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_VALUES, _LEAST_INPUTS, _MOST_INPUTS = 2**20, 8, 128
-"""Inputs of a layer that are kept to compare scales: about so many values."""
+_VALUES, _LEAST_FRAMES, _MOST_FRAMES = 2**20, 8, 128
+"""Inputs of a layer that are kept to compare scales: of about so many values."""
 _LEAST_REACH = 1e-3
 _LEAST_SCALE = 2.0**-10
 _ZEROS = 0.01
@@ -61,9 +61,7 @@ def choose_input_scales(
     return [_choose(layer, seen[layer]) if layer in seen else None for layer in layers]
 
 
-def set_input_scales(
-    layers: Sequence[QuantizedLayer], scales: Sequence[InputScale | None]
-) -> None:
+def set_input_scales(layers: Sequence[QuantizedLayer], scales: Sequence[InputScale | None]) -> None:
     """Scale and shift the inputs of layers, in place, where that is worth it."""
     for layer, one in zip(layers, scales, strict=True):
         if one is not None:
@@ -71,28 +69,31 @@ def set_input_scales(
 
 
 class _Inputs:
-    """Ranges of the channels of a layer's inputs, and some inputs, evenly spread over all calls."""
+    """What is kept of a layer's inputs; ranges and shares are (C, 1, 1)."""
 
     def __init__(self) -> None:
-        self.low: Tensor | None = None
-        self.high: Tensor | None = None
-        self.zeros: Tensor | float = 0.0
-        """Share of exact zeros, (C, 1, 1), summed over the calls."""
-        self.kept: list[Tensor] = []
-        self.calls, self._every = 0, 1
+        self.low, self.high = torch.tensor(torch.inf), torch.tensor(-torch.inf)
+        self.frames: list[Tensor] = []
+        """Some inputs, evenly spread over all calls, (1, C, h, w)."""
+        self._zeros, self._calls, self._every = torch.zeros(()), 0, 1
+
+    @property
+    def zeros(self) -> Tensor:
+        """Share of exact zeros."""
+        return self._zeros / self._calls
 
     def add(self, x: Tensor) -> None:
         """Add an input, (B, C, h, w)."""
-        low, high = x.amin((0, 2, 3)).view(-1, 1, 1), x.amax((0, 2, 3)).view(-1, 1, 1)
-        self.low = low if self.low is None else torch.minimum(self.low, low)
-        self.high = high if self.high is None else torch.maximum(self.high, high)
-        self.zeros = self.zeros + (x == 0).float().mean((0, 2, 3)).view_as(low)
-        if self.calls % self._every == 0:
-            self.kept.append(x[:1].clone())
-        self.calls += 1
-        most = min(max(_VALUES // x[0].numel(), _LEAST_INPUTS), _MOST_INPUTS)
-        if len(self.kept) > most:
-            self.kept, self._every = self.kept[::2], 2 * self._every
+        channels = x.transpose(0, 1).reshape(x.shape[1], 1, 1, -1)
+        low, high = channels.aminmax(dim=-1)
+        self.low = torch.minimum(self.low.to(low), low)
+        self.high = torch.maximum(self.high.to(high), high)
+        self._zeros = self._zeros.to(low) + (channels == 0).float().mean(-1)
+        if self._calls % self._every == 0:
+            self.frames.append(x[:1].clone())
+        self._calls += 1
+        if len(self.frames) > min(max(_VALUES // x[0].numel(), _LEAST_FRAMES), _MOST_FRAMES):
+            self.frames, self._every = self.frames[::2], 2 * self._every
 
 
 @contextmanager
@@ -114,15 +115,14 @@ def _inputs(layers: Sequence[QuantizedLayer]) -> Iterator[dict[nn.Module, _Input
 
 
 def _choose(layer: QuantizedLayer, seen: _Inputs) -> InputScale | None:
-    assert seen.low is not None and seen.high is not None
-    x, low, high = torch.cat(seen.kept), seen.low, seen.high
+    x, low, high = torch.cat(seen.frames), seen.low, seen.high
     if isinstance(layer, QuantizedConv2d) and any(layer.geometry.padding):
-        low, high = low.clamp(max=0), high.clamp(min=0)  # the padding is shifted with the input
+        low, high = low.clamp(max=0), high.clamp(min=0)  # what is padded is shifted too
     none = InputScale(torch.ones_like(low), torch.zeros_like(low))
     best, least = None, _error(layer, x, *none)
-    movable = seen.zeros / seen.calls < _ZEROS
     for middle in (none.shift, (low + high) / 2, x.mean((0, 2, 3)).view_as(low)):
-        shift, limit = middle * movable, _GAIN * least  # it has to be worth more than a scale alone
+        # A scale has to be worth its cost, and a shift more than a scale alone.
+        shift, limit = torch.where(seen.zeros < _ZEROS, middle, 0.0), _GAIN * least
         reach = torch.maximum(high - shift, shift - low)
         reach = reach.clamp(min=float(reach.max()) * _LEAST_REACH)
         for exponent in EXPONENTS:

@@ -66,7 +66,9 @@ class IntegerLayer(nn.Module):
         if not layer.weight_quantizer.fixed or layer.affine is not None:
             raise RuntimeError("a layer is exported with its weight fixed and its affine absorbed")
         weight = layer.weight_quantizer
-        self.geometry = layer.inner_geometry if isinstance(layer, QuantizedConv2d) else None
+        self.geometry, self.input_padding = None, (0, 0, 0, 0)
+        if isinstance(layer, QuantizedConv2d):
+            self.geometry, self.input_padding = layer.inner_geometry, layer.input_padding
         self.activation = layer.activation
         if weight.spec.bits == 8 and weight.spec.grid != "symmetric":
             raise RuntimeError(
@@ -89,11 +91,12 @@ class IntegerLayer(nn.Module):
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", torch.zeros(len(scale), dtype=torch.int8))
         self.register_buffer("bias", bias)
-        padding = (0, 0) if self.geometry is None else layer.geometry.padding  # type: ignore[union-attr]
-        self.input_padding = [side for one in reversed(padding) for side in (one, one)]
         self.register_buffer("input_shift", layer.input_shift if layer.shifts_input else None)
         # Runtimes multiply faster than they divide; with powers of two the result is the same.
-        self.register_buffer("input_gain", 1 / layer.input_scale if layer.scales_input else None)  # type: ignore[operator]
+        gain = (
+            None if layer.input_scale is None or not layer.scales_input else 1 / layer.input_scale
+        )
+        self.register_buffer("input_gain", gain)
         self.input_grid = (
             None if layer.input_quantizer is None else IntegerGrid(layer.input_quantizer)
         )

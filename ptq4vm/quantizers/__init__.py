@@ -9,7 +9,8 @@ from ptq4vm.quantizers.adaround import (
     rectified_sigmoid,
     rounding_regularizer,
 )
-from ptq4vm.quantizers.contexts import disable_quantization, temporary_rounding
+from ptq4vm.quantizers.affine import AffineCalibration
+from ptq4vm.quantizers.contexts import cached_weights, disable_quantization, temporary_rounding
 from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import (
     LearnedScaleFakeQuantize,
@@ -26,13 +27,7 @@ from ptq4vm.quantizers.functional import (
     random_mask,
     round_ste,
 )
-from ptq4vm.quantizers.layers import (
-    AffineCalibration,
-    QuantizedConv2d,
-    QuantizedLayer,
-    QuantizedLinear,
-    cached_weights,
-)
+from ptq4vm.quantizers.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ptq4vm.quantizers.observers import Observer, find_range, merge_observers
 from ptq4vm.quantizers.qconfig import Placement, QConfig, QuantSpec, canonical_bits, parse_bits
 from ptq4vm.quantizers.rounding import (

@@ -48,3 +48,21 @@ def disable_quantization(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
         finally:
             for one, enabled in activations:
                 one.enabled = enabled
+
+
+@contextmanager
+def cached_weights(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+    """Quantize each layer's weight once, at the start, rather than for each frame of a rollout.
+
+    The gradient is the same: it passes through that one quantization. Enter it for a single forward
+    pass: the cache does not follow optimizer steps or a replaced rounding.
+    """
+    layers = list(layers)
+    for layer in layers:
+        layer._prepared = layer.weight_quantizer(layer.weight)
+        layer._prepared_codes = layer._weight_codes() if layer._adds_codes() else None
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._prepared = layer._prepared_codes = None

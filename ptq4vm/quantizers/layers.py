@@ -1,8 +1,6 @@
 """Layers that compute on quantized tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,33 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
+from ptq4vm.quantizers.affine import AffineCalibration
 from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize
 from ptq4vm.quantizers.qconfig import Grid, QuantSpec
 from ptq4vm.quantizers.weight_quantizer import WeightQuantizer
-
-
-class AffineCalibration(nn.Module):
-    """Scale and shift (γ, β) of a quantized layer's output, y = γ (W_q ∗ x_q) + b + β.
-
-    γ is an exponential, and so positive: a negative one could not be absorbed into a weight scale.
-
-    Args:
-        channels: the number of γ and of β.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(channels))
-        self.shift = nn.Parameter(torch.zeros(channels))
-
-    def scale_like(self, weight: Tensor) -> Tensor:
-        """Return γ, shaped to multiply a weight (out channels, ...)."""
-        return self.log_scale.exp().reshape(-1, *(1,) * (weight.dim() - 1))
-
-    def forward(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weight and bias of the affine layer; cheaper than scaling its output."""
-        return weight * self.scale_like(weight), bias + self.shift
 
 
 class QuantizedLayer(nn.Module, ABC):
@@ -102,6 +78,8 @@ class QuantizedLayer(nn.Module, ABC):
         shape = self._input_scale_shape(layer)
         self.register_buffer("input_shift", None if shape is None else torch.zeros(shape))
         self.register_buffer("input_scale", None if shape is None else torch.ones(shape))
+        self.input_padding = (0, 0, 0, 0)
+        """Left, right, above and below, of an input that is shifted."""
         self.scales_input = self.shifts_input = False
         """True if ``input_scale`` isn't 1, ``input_shift`` isn't 0 throughout."""
         self.register_load_state_dict_post_hook(_find_scaling)
@@ -157,9 +135,10 @@ class QuantizedLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.shifts_input:
-            x = self.pad_input(x) - self.input_shift
+            # Padded before, since a shifted input isn't 0 outside.
+            x = F.pad(x, self.input_padding) - self.input_shift  # type: ignore[operator]
         if self.scales_input:
-            x = x / self.input_scale
+            x = x / self.input_scale  # type: ignore[operator]
         x = self._add_codes(x) if self._adds_codes() else self._add_values(x)
         if self.activation is not None:
             x = self.activation(x)
@@ -172,10 +151,6 @@ class QuantizedLayer(nn.Module, ABC):
         if self.affine is None:
             return self._multiply(x, weight, self.bias)
         return self._multiply_affine(x, weight, self.affine)
-
-    def pad_input(self, x: Tensor) -> Tensor:
-        """Pad the input as the layer would, since a shifted input isn't 0 there."""
-        return x
 
     @abstractmethod
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -292,15 +267,13 @@ class QuantizedConv2d(QuantizedLayer):
             )
         super().__init__(conv, *args, **kwargs)
         self.geometry = ConvGeometry(conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+        vertical, horizontal = self.geometry.padding
+        self.input_padding = (horizontal, horizontal, vertical, vertical)
 
     @property
     def inner_geometry(self) -> ConvGeometry:
-        """Geometry of the convolution of the quantized input, which is padded where it is shifted."""
+        """Geometry of the convolution of the quantized input, padded before if it is shifted."""
         return self.geometry._replace(padding=(0, 0)) if self.shifts_input else self.geometry
-
-    def pad_input(self, x: Tensor) -> Tensor:
-        vertical, horizontal = self.geometry.padding
-        return F.pad(x, (horizontal, horizontal, vertical, vertical))
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return conv2d(x, weight, bias, self.inner_geometry)
@@ -331,21 +304,3 @@ class QuantizedLinear(QuantizedLayer):
 
     def _plain(self) -> nn.Linear:
         return nn.Linear(self.weight.shape[1], self.weight.shape[0])
-
-
-@contextmanager
-def cached_weights(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
-    """Quantize each layer's weight once, at the start, rather than for each frame of a rollout.
-
-    The gradient is the same: it passes through that one quantization. Enter it for a single forward
-    pass: the cache does not follow optimizer steps or a replaced rounding.
-    """
-    layers = list(layers)
-    for layer in layers:
-        layer._prepared = layer.weight_quantizer(layer.weight)
-        layer._prepared_codes = layer._weight_codes() if layer._adds_codes() else None
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._prepared = layer._prepared_codes = None

@@ -69,6 +69,7 @@ def test_a_window_depends_on_the_seed_alone():
     assert draw_window(5, None, 3) == draw_window(5, 5, 3) == draw_window(5, 9, 3) == slice(0, 5)
     drawn = [draw_window(5, 2, seed) for seed in range(30)]
     assert {one.start for one in drawn} == {0, 1, 2, 3}
+    assert 9 <= sum(one.start == 0 for one in drawn) <= 21  # every clip begins with its beginning
     assert all(one.stop == one.start + 2 for one in drawn)
     torch.rand(3)
     assert drawn == [draw_window(5, 2, seed) for seed in range(30)]
