@@ -6,7 +6,10 @@ pixels. Reported are, as means over the clips:
 * MAD ×10³ and dtSSD ×10² to the float network's alpha,
 * fog: the mean alpha ×10³ where the float network's is below 1/255,
 * holes: the mean of 1 - alpha ×10³ where the float network's is above 254/255,
-* the shares of pixels that are exactly 0 and 255 in 8 bits, in percent.
+* the shares of pixels that are exactly 0 and 255 in 8 bits, in percent,
+* MAD of two frames after a cold start, without a recurrent state, and of two frames that begin with
+  the float network's own state, at every 15th frame; geometric means over clips and starts, since
+  a few cold starts are larger by orders of magnitude.
 
 The float network's own fog, holes and shares are in the first row. Clips of people on whom a
 network was calibrated say little; give a folder of others.
@@ -15,6 +18,9 @@ network was calibrated say little; give a folder of others.
 """
 
 import argparse
+import statistics
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +37,13 @@ from ptq4vm.graph import load_model
 from ptq4vm.metrics import dtssd, mad
 from ptq4vm.models.base import MattingModel
 from ptq4vm.reporting.tables import format_number, markdown_cells
+from ptq4vm.types import RecurrentState
 
 CONSOLE = Console(highlight=False)
+EVERY = 15
+"""Frames from one start to the next: enough for the recurrent state to settle."""
+LEAST = 1e-3
+"""Smallest MAD ×10³ in a geometric mean."""
 
 
 class Distance(NamedTuple):
@@ -44,6 +55,20 @@ class Distance(NamedTuple):
     holes: float
     zeros: float
     ones: float
+
+
+class Starts(NamedTuple):
+    """MAD after each start of one clip, or of all."""
+
+    cold: list[float]
+    settled: list[float]
+
+    def means(self) -> dict[str, float | None]:
+        """Return the geometric means; None of no starts."""
+        return {
+            name: statistics.geometric_mean(max(one, LEAST) for one in found) if found else None
+            for name, found in self._asdict().items()
+        }
 
 
 def main() -> None:
@@ -69,29 +94,64 @@ def main() -> None:
     found = [
         compare(source, index, networks) for index in track(range(len(source)), console=CONSOLE)
     ]
-    means = {
-        name: Distance(*torch.tensor([clip[name] for clip in found]).mean(0).tolist())
-        for name in networks
-    }
     clips = {
-        name: {key: one._asdict() for key, one in clip.items()}
+        name: {key: {**whole._asdict(), **starts.means()} for key, (whole, starts) in clip.items()}
         for name, clip in zip(source.names, found, strict=True)
     }
-    means_plain = {key: one._asdict() for key, one in means.items()}
-    write_json(args.output / "people.json", {"mean": means_plain, "clips": clips})
+    means = {name: mean([clip[name] for clip in found]) for name in networks}
+    write_json(args.output / "people.json", {"mean": means, "clips": clips})
     CONSOLE.print(table(means), soft_wrap=True)
 
 
 @torch.inference_mode()
 def compare(
     source: VideoSource, index: int, networks: dict[str, MattingModel]
-) -> dict[str, Distance]:
+) -> dict[str, tuple[Distance, Starts]]:
     """Matte a clip by every network; the first one is the float network."""
     src = source.read(index, 0, source.num_frames(index)).src
     src = cover_crop_clip(src, working_size(*src.shape[-2:]))
-    mattes = {name: network.unroll(src[None]).pha[0] for name, network in networks.items()}
-    reference = next(iter(mattes.values()))
-    return {name: distance(pha, reference) for name, pha in mattes.items()}
+    reference, *_ = networks.values()
+    alpha, states = reference.unroll(src[None]).pha[0], states_before(reference, src)
+    cold = dict.fromkeys(range(0, len(src) - 1, EVERY))
+    return {
+        name: (
+            distance(network.unroll(src[None]).pha[0], alpha),
+            Starts(*(errors(network, reference, src, starts) for starts in (cold, states))),
+        )
+        for name, network in networks.items()
+    }
+
+
+def states_before(network: MattingModel, src: Tensor) -> dict[int, RecurrentState]:
+    """Return the states of a network before every start but the first."""
+    states: dict[int, RecurrentState] = {}
+    state = network.initial_state(src[:1])
+    for start in range(EVERY, len(src) - 1, EVERY):
+        states[start] = state = network.unroll(src[None, start - EVERY : start], state).state
+    return states
+
+
+def errors(
+    network: MattingModel,
+    reference: MattingModel,
+    src: Tensor,
+    starts: Mapping[int, RecurrentState | None],
+) -> list[float]:
+    """Return the MAD of two frames from every start with these states."""
+    found = []
+    for start, state in starts.items():
+        frames = src[None, start : start + 2]
+        pha, target = (one.unroll(frames, state).pha[0] for one in (network, reference))
+        found.append(float(mad(pha, target).mean()))
+    return found
+
+
+def mean(found: list[tuple[Distance, Starts]]) -> dict[str, float | None]:
+    """Return the means over clips, and over the starts of all clips."""
+    wholes, starts = zip(*found, strict=True)
+    whole = Distance(*map(statistics.fmean, zip(*wholes, strict=True)))
+    together = Starts(*(list(chain(*one)) for one in zip(*starts, strict=True)))
+    return {**whole._asdict(), **together.means()}
 
 
 def distance(pha: Tensor, reference: Tensor) -> Distance:
@@ -108,11 +168,11 @@ def distance(pha: Tensor, reference: Tensor) -> Distance:
     )
 
 
-def table(means: dict[str, Distance]) -> str:
+def table(means: dict[str, dict[str, float | None]]) -> str:
     """Return the means as a table in Markdown."""
     headings = ["network", "", "", "MAD to float", "dtSSD to float", "fog ×10³", "holes ×10³"]
-    headings += ["% at 0", "% at 255"]
-    body = [[name, "", "", *map(format_number, one)] for name, one in means.items()]
+    headings += ["% at 0", "% at 255", "cold", "settled"]
+    body = [[name, "", "", *map(format_number, one.values())] for name, one in means.items()]
     return markdown_cells((headings, body))
 
 

@@ -55,4 +55,24 @@ def test_the_float_network_is_at_no_distance_from_itself(people, tmp_path, monke
     found = json.loads((tmp_path / "people.json").read_text())["mean"]
     assert found["same"] == found["float"]
     assert (found["same"]["mad"], found["same"]["dtssd"]) == (0, 0)
+    assert found["same"]["cold"] == pytest.approx(people.LEAST)
+    assert found["same"]["settled"] is None
     assert "| same |" in capsys.readouterr().out
+
+
+def test_starts_are_cold_or_with_the_float_networks_state(people, monkeypatch):
+    torch.manual_seed(0)
+    reference, other = (create_model("rvm_mobilenetv3").eval() for _ in range(2))
+    monkeypatch.setattr(people, "EVERY", 2)
+    src = torch.rand(5, 3, 32, 48)
+    with torch.inference_mode():
+        states = people.states_before(reference, src)
+        assert list(states) == [2]
+        (found,) = people.errors(other, reference, src, states)
+        _, alpha, _ = reference.unroll(src[None, :4])
+        pha = other.unroll(src[None, 2:4], reference.unroll(src[None, :2]).state).pha
+        assert found == pytest.approx(1e3 * float((pha - alpha[:, 2:]).abs().mean()), rel=1e-4)
+        first, _ = people.errors(other, reference, src, dict.fromkeys((0, 2)))
+        pha, alpha = (one.unroll(src[None, :2]).pha for one in (other, reference))
+        assert first == pytest.approx(1e3 * float((pha - alpha).abs().mean()), rel=1e-4)
+    assert people.Starts([1.0, 100.0], []).means() == {"cold": pytest.approx(10), "settled": None}
