@@ -16,6 +16,7 @@ from ptq4vm.cli import quantize_job as quantize_command
 from ptq4vm.data import Auto, Composites, CutOuts, VideoMattingDataModule, Videos
 from ptq4vm.phases import PTQPhase
 from ptq4vm.pipeline import Method
+from ptq4vm.recipes import read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "lightning_configs"
 
@@ -75,7 +76,7 @@ def test_rows_and_several_sources_come_from_a_file(options_of, tmp_path):
 
 def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monkeypatch):
     """Format the arguments like `wandb agent` and run them through the sweep's shell command."""
-    sweep = yaml.safe_load((CONFIGS / "sweep" / "bits.yaml").read_text())
+    sweep = yaml.safe_load((CONFIGS / "sweep" / "recipes.yaml").read_text())
     shell, option, line, *rest = sweep["command"]
     assert (shell, option, rest) == ("sh", "-c", ["sh", "${args}"])
     names = sweep["parameters"]
@@ -91,9 +92,9 @@ def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monke
         monkeypatch.chdir(CONFIGS.parent)
         seen = options_of(*args)
         assert seen["output"] == Path("runs/sweep/abc")
-        assert [f"[{bits}]" for bits in seen["bits"]] == [
-            dict(zip(names, values, strict=True))["bits"]
-        ]
+        recipe, seed = values
+        assert list(seen["bits"]) == read_recipe(Path(recipe))["bits"]
+        assert seen["data"].seed == seed
         assert not seen["trainer"]["logger"]._offline
 
 
