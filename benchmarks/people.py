@@ -57,6 +57,18 @@ class Distance(NamedTuple):
     ones: float
 
 
+class Start(NamedTuple):
+    """Frames, (1, 2, 3, H, W), the state before them, and the float network's alpha of them."""
+
+    frames: Tensor
+    state: RecurrentState | None
+    alpha: Tensor
+
+    def error(self, network: MattingModel) -> float:
+        """Return a network's MAD."""
+        return float(mad(network.unroll(self.frames, self.state).pha[0], self.alpha).mean())
+
+
 class Starts(NamedTuple):
     """MAD after each start of one clip, or of all."""
 
@@ -110,13 +122,14 @@ def compare(
     """Matte a clip by every network; the first one is the float network."""
     src = source.read(index, 0, source.num_frames(index)).src
     src = cover_crop_clip(src, working_size(*src.shape[-2:]))
-    reference, *_ = networks.values()
-    alpha, states = reference.unroll(src[None]).pha[0], states_before(reference, src)
-    cold = dict.fromkeys(range(0, len(src) - 1, EVERY))
+    mattes = {name: network.unroll(src[None]).pha[0] for name, network in networks.items()}
+    alpha, reference = next(iter(mattes.values())), next(iter(networks.values()))
+    states, cold = states_before(reference, src), dict.fromkeys(range(0, len(src) - 1, EVERY))
+    begun = [begin(reference, src, one) for one in (cold, states)]
     return {
         name: (
-            distance(network.unroll(src[None]).pha[0], alpha),
-            Starts(*(errors(network, reference, src, starts) for starts in (cold, states))),
+            distance(mattes[name], alpha),
+            Starts(*([start.error(network) for start in starts] for starts in begun)),
         )
         for name, network in networks.items()
     }
@@ -131,19 +144,12 @@ def states_before(network: MattingModel, src: Tensor) -> dict[int, RecurrentStat
     return states
 
 
-def errors(
-    network: MattingModel,
-    reference: MattingModel,
-    src: Tensor,
-    starts: Mapping[int, RecurrentState | None],
-) -> list[float]:
-    """Return the MAD of two frames from every start with these states."""
-    found = []
-    for start, state in starts.items():
-        frames = src[None, start : start + 2]
-        pha, target = (one.unroll(frames, state).pha[0] for one in (network, reference))
-        found.append(float(mad(pha, target).mean()))
-    return found
+def begin(
+    reference: MattingModel, src: Tensor, states: Mapping[int, RecurrentState | None]
+) -> list[Start]:
+    """Return two frames from every start, with these states and the float network's alpha."""
+    starts = [(src[None, start : start + 2], state) for start, state in states.items()]
+    return [Start(*start, reference.unroll(*start).pha[0]) for start in starts]
 
 
 def mean(found: list[tuple[Distance, Starts]]) -> dict[str, float | None]:

@@ -68,11 +68,12 @@ def test_starts_are_cold_or_with_the_float_networks_state(people, monkeypatch):
     with torch.inference_mode():
         states = people.states_before(reference, src)
         assert list(states) == [2]
-        (found,) = people.errors(other, reference, src, states)
+        (start,) = people.begin(reference, src, states)
+        found = start.error(other)
         _, alpha, _ = reference.unroll(src[None, :4])
         pha = other.unroll(src[None, 2:4], reference.unroll(src[None, :2]).state).pha
         assert found == pytest.approx(1e3 * float((pha - alpha[:, 2:]).abs().mean()), rel=1e-4)
-        first, _ = people.errors(other, reference, src, dict.fromkeys((0, 2)))
+        first = people.begin(reference, src, dict.fromkeys((0, 2)))[0].error(other)
         pha, alpha = (one.unroll(src[None, :2]).pha for one in (other, reference))
         assert first == pytest.approx(1e3 * float((pha - alpha).abs().mean()), rel=1e-4)
     assert people.Starts([1.0, 100.0], []).means() == {"cold": pytest.approx(10), "settled": None}
