@@ -70,7 +70,7 @@ def set_input_scales(layers: Sequence[QuantizedLayer], scales: Sequence[InputSca
 
 
 class _Inputs:
-    """What is kept of a layer's inputs; ranges and shares are (C, 1, 1)."""
+    """Some inputs of a layer, and ranges and shares of zeros of their channels, (C, 1, 1)."""
 
     def __init__(self) -> None:
         self.low, self.high = torch.tensor(torch.inf), torch.tensor(-torch.inf)

@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptq4vm.quantizers import LearnedScaleFakeQuantize, QuantizedConv2d, QuantizedLayer, QuantSpec
-from ptq4vm.quantizers.convolution import ConvGeometry, conv2d
+from ptq4vm.quantizers.convolution import ConvGeometry, conv2d, pad_and_shift
 
 
 class IntegerGrid(nn.Module):
@@ -106,7 +105,7 @@ class IntegerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.input_shift is not None:
-            x = F.pad(x, self.input_padding) - self.input_shift
+            x = pad_and_shift(x, self.input_shift, self.input_padding)
         if self.input_gain is not None:
             x = x * self.input_gain
         if self.input_grid is not None:

@@ -1,5 +1,6 @@
 """Convolutions with faster backward passes for calibration on CPU."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,18 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometr
     if _is_dilated_depthwise(weight, geometry) and torch.is_grad_enabled():
         return _DepthwiseConv2d.apply(x, weight, bias, geometry)
     return F.conv2d(x, weight, bias, *geometry)
+
+
+def pad_and_shift(x: Tensor, shift: Tensor, padding: Sequence[int]) -> Tensor:
+    """Subtract a shift from a padded input, which then isn't 0 outside.
+
+    Args:
+        x: (B, C, h, w).
+        shift: (C, 1, 1).
+        padding: Zeros left, right, above and below.
+    """
+    # F.pad copies even where there is nothing to pad, and is exported.
+    return (F.pad(x, padding) if any(padding) else x) - shift
 
 
 def affine_conv2d(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.quantizers.affine import AffineCalibration
-from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d
+from ptq4vm.quantizers.convolution import ConvGeometry, affine_conv2d, conv2d, pad_and_shift
 from ptq4vm.quantizers.fake_quantize import LearnedScaleFakeQuantize
 from ptq4vm.quantizers.qconfig import Grid, QuantSpec
 from ptq4vm.quantizers.weight_quantizer import WeightQuantizer
@@ -135,8 +135,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.shifts_input:
-            # Padded before, since a shifted input isn't 0 outside.
-            x = F.pad(x, self.input_padding) - self.input_shift  # type: ignore[operator]
+            x = pad_and_shift(x, self.input_shift, self.input_padding)  # type: ignore[arg-type]
         if self.scales_input:
             x = x / self.input_scale  # type: ignore[operator]
         x = self._add_codes(x) if self._adds_codes() else self._add_values(x)
