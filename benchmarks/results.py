@@ -41,7 +41,6 @@ PUBLISHED_GRID = {
     "activation_grid": "symmetric",
     "range_method": "minmax",
     "depthwise_granularity": "per_tensor",
-    "equalize": False,
 }
 BASELINES: dict[str, dict[str, Any]] = {
     "rtn_minmax": {

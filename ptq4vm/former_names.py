@@ -32,8 +32,19 @@ _STAGES = ("fit", "validate", "test", "predict")
 
 
 def with_present_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return quantization settings of an earlier version by their present names."""
-    return {_QUANTIZATION.get(name, name): value for name, value in settings.items()}
+    """Return quantization settings of an earlier version by their present names.
+
+    Raises:
+        PTQ4VMError: the network was equalized: the float network's weights are no longer its own.
+    """
+    if settings.get("equalize"):
+        raise PTQ4VMError(
+            "Expected a network without cross-layer equalization, which ptq4vm no longer has, got "
+            "qconfig.equalize true. Quantize the float network again."
+        )
+    present = {_QUANTIZATION.get(name, name): value for name, value in settings.items()}
+    present.pop("equalize", None)
+    return present
 
 
 def refuse_former_names(args: list[str]) -> None:

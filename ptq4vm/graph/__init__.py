@@ -11,7 +11,6 @@ from ptq4vm.graph.checkpoint import (
 from ptq4vm.graph.convert import (
     Cost,
     bits_label,
-    float_twin_,
     network_cost,
     network_facts,
     quantize_network,
@@ -30,7 +29,6 @@ __all__ = [
     "bits_label",
     "block_layers",
     "find_checkpoint",
-    "float_twin_",
     "fold_batch_norm_",
     "is_quantized_checkpoint",
     "load_model",

@@ -192,7 +192,7 @@ def _build(header: dict[str, Any], path: Path) -> tuple[MattingModel, QConfig]:
     """Return the network that a header describes, before its weights are loaded."""
     qconfig = QConfig(**header["qconfig"]).used()  # versions before 0.2 kept an unused grid
     # The file replaces weights and scales, so the cheapest range method suffices.
-    quick = dataclasses.replace(qconfig, range_method="minmax", equalize=False)
+    quick = dataclasses.replace(qconfig, range_method="minmax")
     return quantize_network(
         create_described(header["network"], header["arguments"], path), quick
     ), qconfig

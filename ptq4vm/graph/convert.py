@@ -8,7 +8,6 @@ from typing import TypeVar, cast
 from torch import nn
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph.equalize import equalize_, require_statistics
 from ptq4vm.graph.fold_bn import fold_batch_norm_
 from ptq4vm.graph.trace import TracedLayer, example_frame, trace
 from ptq4vm.models.base import MattingModel
@@ -34,9 +33,8 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
 
     Raises:
         PTQ4VMError: ``layer_bits`` or ``ignored_modules`` name unknown modules; an attention module
-            is to be quantized; no layer is left to quantize; layers share an activation module that
-            placement would fuse; or ``equalize`` is set and the BatchNorms are the identity, as in
-            weights from an ONNX file.
+            is to be quantized; no layer is left to quantize; or layers share an activation module
+            that placement would fuse.
 
     Example:
         >>> from ptq4vm import QConfig
@@ -49,9 +47,7 @@ def quantize_network(network: Network, qconfig: QConfig) -> Network:
         (4, 8)
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    if qconfig.equalize:
-        require_statistics(network)
-    float_twin_(network, qconfig)
+    fold_batch_norm_(network)
     _require_convertible(network, qconfig)
     layers = _quantizable_layers(network, qconfig)
     taken = _fused_activations(network, layers, qconfig)
@@ -157,17 +153,6 @@ def _takes(network: MattingModel, layer: TracedLayer, qconfig: QConfig) -> bool:
     return layer.activation is not None and isinstance(
         network.get_submodule(layer.activation), nn.ReLU
     )
-
-
-def float_twin_(network: Network, qconfig: QConfig) -> Network:
-    """Equalize (if configured) and fold a float network in place; its output does not change.
-
-    The result is the float reference whose weights are then rounded.
-    """
-    if qconfig.equalize:
-        equalize_(network)
-    fold_batch_norm_(network)
-    return network
 
 
 def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:

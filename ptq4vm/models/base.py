@@ -144,13 +144,6 @@ class MattingModel(nn.Module, ABC):
         The tuple is empty for a per-frame network.
         """
 
-    def relu_links(self) -> tuple[tuple[str, str], ...]:
-        """Return pairs of convolutions linked by BatchNorm and ReLU only.
-
-        The output of the first convolution of a pair reaches the second and no other layer.
-        """
-        return ()
-
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Map the tensors of a published checkpoint to the names of this network's state dict.
 

@@ -17,7 +17,6 @@ from ptq4vm.models.registry import register_model
 from ptq4vm.models.rvm_encoders import (
     MobileNetFeatures,
     mobilenet_blocks,
-    relu_links,
     resnet_blocks,
     resnet_features,
 )
@@ -136,13 +135,6 @@ class RobustVideoMatting(MattingModel):
             ),
             compose,
         )
-
-    def relu_links(self) -> tuple[tuple[str, str], ...]:
-        """Return pairs of convolutions within a bottleneck that BatchNorm and ReLU connect.
-
-        See :func:`ptq4vm.models.rvm_encoders.relu_links`.
-        """
-        return relu_links(self.backbone)
 
     def initial_state(self, src: Tensor) -> RecurrentState:
         """Return zero states r1 to r4, (B, c, h, w) each, for frames like ``src`` (B, 3, H, W)."""

@@ -5,14 +5,11 @@ Parameter names are those of the authors' checkpoints.
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import mobilenet_v3_large, resnet50
-from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.resnet import Bottleneck
-from torchvision.ops import SqueezeExcitation
 
 from ptq4vm.models.base import Block, chained_blocks, never_in_place
 
@@ -102,26 +99,3 @@ def _bottleneck(backbone: nn.Module, name: str, x: Tensor) -> tuple[Tensor]:
     y = layer.bn3(layer.conv3(y))  # type: ignore[operator]
     shortcut = x if layer.downsample is None else layer.downsample(x)  # type: ignore[operator]
     return (layer.relu(y + shortcut),)  # type: ignore[operator]
-
-
-def relu_links(backbone: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Return pairs of convolutions within a bottleneck that BatchNorm and ReLU connect.
-
-    In MobileNetV3 these are the bottlenecks with ReLU, up to the squeeze-and-excitation gate, which
-    also reads the features.
-    """
-    links: list[tuple[str, str]] = []
-    for name, block in backbone.named_modules(prefix="backbone"):
-        if isinstance(block, Bottleneck):
-            links += pairwise(f"{name}.conv{i}" for i in (1, 2, 3))
-        elif isinstance(block, InvertedResidual) and any(
-            isinstance(child, nn.ReLU) for child in block.block[0]
-        ):
-            # The parts are expansion (if any), depthwise convolution, gate (if any) and projection;
-            # the first child of each is its convolution.
-            gates = [isinstance(part, SqueezeExcitation) for part in block.block]
-            links += pairwise(
-                f"{name}.block.{i}.0"
-                for i in range(gates.index(True) if any(gates) else len(gates))
-            )
-    return tuple(links)

@@ -19,7 +19,7 @@ from ptq4vm.calibration import make_teacher, teacher_key
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
-from ptq4vm.graph import float_twin_, require_calibrated, save_quantized
+from ptq4vm.graph import fold_batch_norm_, require_calibrated, save_quantized
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.checkpoints import CONTRACT, WholeCheckpoints, reached, require_contract
 from ptq4vm.phases.scoring import MattingModule, Scoring
@@ -50,7 +50,7 @@ class PTQPhase(MattingModule):
     ) -> None:
         super().__init__(network, scoring)
         # In a list, to hide the teacher from Lightning's checkpoints and optimizers.
-        self._teacher = [float_twin_(copy.deepcopy(teacher), qconfig)]
+        self._teacher = [fold_batch_norm_(copy.deepcopy(teacher))]
         self.qconfig = qconfig
         self._teacher_key = teacher_key(teacher)
         self.output = output

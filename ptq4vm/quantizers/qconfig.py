@@ -71,9 +71,6 @@ class QConfig:
             each channel. Each channel is multiplied by its own weights only, so its scale folds
             into theirs. OpenVINO supports this; ONNX Runtime's integer kernels need one grid for
             all channels.
-        equalize: Equalize the channels between convolutions linked by ReLU before quantization; the
-            float output does not change. Channel ranges are taken from BatchNorm, so weights from
-            an ONNX file, where it is folded, are rejected.
         range_method: Calibration method of ranges: minmax, percentile or mse.
         ignored_modules: Dotted names of submodules that stay float. The refiner computes variances
             of the full-size frame, for which 8 bits are too few, and runs only at downsample_ratio
@@ -98,7 +95,6 @@ class QConfig:
     weight_granularity: Granularity = "per_channel"
     activation_grid: Grid = "affine"
     depthwise_granularity: Granularity = "per_tensor"
-    equalize: bool = False
     range_method: RangeMethod = "mse"
     ignored_modules: tuple[str, ...] = ("refiner",)
     layer_bits: dict[str, str] = field(default_factory=dict)

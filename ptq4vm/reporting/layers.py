@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptq4vm.graph import block_layers, float_twin_, partition, quantized_layers, trace
+from ptq4vm.graph import block_layers, fold_batch_norm_, partition, quantized_layers, trace
 from ptq4vm.graph.trace import example_frame
 from ptq4vm.models.base import MattingModel
-from ptq4vm.quantizers import QConfig, QuantizedLayer
+from ptq4vm.quantizers import QuantizedLayer
 
 
 class Layer(NamedTuple):
@@ -92,8 +92,7 @@ def measure_signal(teacher: MattingModel, network: MattingModel, src: Tensor) ->
     Returns:
         Signal-to-quantization-noise ratios by layer name.
     """
-    qconfig: QConfig = network.qconfig
-    twin = float_twin_(copy.deepcopy(teacher), qconfig)
+    twin = fold_batch_norm_(copy.deepcopy(teacher))
     layers = quantized_layers(network)
     states = [one.initial_state(src[:1]) for one in (twin, network)]
     powers = {name: [0.0, 0.0] for name in layers}

@@ -9,7 +9,7 @@ from shared_job import QUIET
 
 from ptq4vm.calibration.reconstruction import ReconstructionSettings, reconstruct_block
 from ptq4vm.data import VideoMattingDataModule
-from ptq4vm.graph import float_twin_, quantize_network, quantized_layers, run_block
+from ptq4vm.graph import fold_batch_norm_, quantize_network, quantized_layers, run_block
 from ptq4vm.models import create_model
 from ptq4vm.phases import BlockReconstructionModule
 from ptq4vm.quantizers import QConfig
@@ -40,7 +40,7 @@ def test_the_plain_loop_ends_at_the_bits_of_the_fit(tmp_path, given):
 
     teacher = create_model("tiny", weights=weights)
     network = quantize_network(teacher, qconfig)
-    float_twin_(teacher.requires_grad_(False), qconfig)
+    fold_batch_norm_(teacher.requires_grad_(False))
     src = data.calibration_set[0].src[None]
     floats, values = {"src": src}, {"src": src}
     for block, original in zip(network.blocks(), teacher.blocks(), strict=True):

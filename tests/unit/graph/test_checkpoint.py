@@ -185,12 +185,23 @@ def test_a_checkpoint_with_the_former_names_of_settings_loads(tmp_path, saved):
         qconfig = header["__metadata__"]["ptq4vm"]["qconfig"]
         qconfig["edge_bits"] = qconfig.pop("first_last_bits")
         qconfig["float_modules"] = qconfig.pop("ignored_modules")
+        qconfig["equalize"] = False
 
     path = tmp_path / "former.safetensors"
     path.write_bytes(rewritten(saved.read_bytes(), former))
     network, qconfig = load_quantized(path)
     assert qconfig == network.qconfig
     assert (qconfig.first_last_bits, qconfig.ignored_modules) == (8, ("refiner",))
+
+
+def test_an_equalized_checkpoint_is_refused(tmp_path, saved):
+    def equalized(header):
+        header["__metadata__"]["ptq4vm"]["qconfig"]["equalize"] = True
+
+    path = tmp_path / "equalized.safetensors"
+    path.write_bytes(rewritten(saved.read_bytes(), equalized))
+    with pytest.raises(PTQ4VMError, match="Quantize the float network again"):
+        load_quantized(path)
 
 
 def ours(**changes):

@@ -6,7 +6,6 @@ import torch
 from ptq4vm.deploy import TARGETS
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import (
-    float_twin_,
     fold_batch_norm_,
     partition,
     quantize_network,
@@ -45,46 +44,6 @@ def test_folding_batch_norm_changes_nothing(name, ratio):
         a, b = network.unroll(src), folded.unroll(src)
     for x, y in zip((a.pha, a.fgr, *a.state), (b.pha, b.fgr, *b.state), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(("name", "links"), [("rvm_mobilenetv3", 8), ("rvm_resnet50", 32)])
-def test_equalising_levels_channels_and_changes_nothing(name, links):
-    network = randomized(name).double()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data.uniform_(0.05, 2.0)
-            module.bias.data.uniform_(-0.1, 1.0)
-    plain, level = (
-        float_twin_(copy.deepcopy(network), QConfig(equalize=on)) for on in (False, True)
-    )
-    src = torch.rand(1, 2, 3, 96, 64, dtype=torch.float64)
-    ranges = []
-    for twin in (plain, level):
-        seen = {}
-        for _, reader in network.relu_links():
-            twin.get_submodule(reader).register_forward_pre_hook(
-                lambda _, x, reader=reader, seen=seen: seen.update({reader: x[0].amax((0, 2, 3))})
-            )
-        with torch.no_grad():
-            ranges.append((twin.unroll(src), seen))
-    (a, before), (b, after) = ranges
-    for x, y in zip((a.pha, a.fgr, *a.state), (b.pha, b.fgr, *b.state), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
-    assert len(before) == links
-    spread = [
-        {name: float(x.max() / x.quantile(0.25)) for name, x in seen.items()}
-        for seen in (before, after)
-    ]
-    assert sum(spread[1][name] < spread[0][name] for name in before) >= 0.75 * links
-
-
-def test_layers_without_batch_norm_cannot_be_equalised(monkeypatch):
-    with pytest.raises(PTQ4VMError, match="Set equalize off"):
-        float_twin_(fold_batch_norm_(randomized()), QConfig(equalize=True))
-    network = randomized()
-    monkeypatch.setattr(network, "relu_links", lambda: ())
-    with pytest.raises(PTQ4VMError, match="it names none"):
-        float_twin_(network, QConfig(equalize=True))
 
 
 def test_depthwise_layers_may_have_a_grid_for_each_channel():
@@ -222,12 +181,12 @@ def test_full_placement_without_quantizers_computes_the_float_network():
 
 
 def test_a_target_sets_what_it_executes():
-    qconfig = QConfig("W4A8", equalize=True)
+    qconfig = QConfig("W4A8")
     fitted = {name: target.fit(qconfig) for name, target in TARGETS.items()}
-    by_channel = QConfig("W4A8", depthwise_granularity="per_channel", equalize=True)
+    by_channel = QConfig("W4A8", depthwise_granularity="per_channel")
     assert fitted["openvino"] == TARGETS["openvino"].fit(by_channel) == by_channel
-    assert fitted["onnxruntime"] == QConfig("W4A8", placement="full", equalize=True)
-    assert fitted["tensorrt"] == QConfig("W4A8", activation_grid="symmetric", equalize=True)
+    assert fitted["onnxruntime"] == QConfig("W4A8", placement="full")
+    assert fitted["tensorrt"] == QConfig("W4A8", activation_grid="symmetric")
     for name in ("onnxruntime", "tensorrt"):
         with pytest.raises(PTQ4VMError, match="depthwise_granularity per_tensor, which"):
             TARGETS[name].fit(by_channel)

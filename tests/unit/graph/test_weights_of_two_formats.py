@@ -9,15 +9,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from ptq4vm.deploy import TARGETS
-from ptq4vm.errors import PTQ4VMError
-from ptq4vm.graph import (
-    float_twin_,
-    fold_batch_norm_,
-    load_quantized,
-    quantize_network,
-    quantized_layers,
-    save_quantized,
-)
+from ptq4vm.graph import fold_batch_norm_, quantize_network, quantized_layers
 from ptq4vm.models import create_model
 from ptq4vm.quantizers import QConfig, activation_quantizers, observing
 from ptq4vm.recipes import read_recipe, recipes_folder
@@ -98,26 +90,3 @@ def test_both_give_the_same_quantized_network(files, qconfig, range_method):
         # The ONNX weights are folded again, into an identity BatchNorm of variance 1 - eps. In
         # float32 its factor is within half an ulp of 1: codes are equal, scales within 1e-7.
         torch.testing.assert_close(*grids, rtol=1e-6, atol=0)
-
-
-def test_only_weights_with_statistics_are_equalised(files, tmp_path):
-    qconfig = QConfig(equalize=True, range_method="minmax")
-    with_statistics, folded = (create_model(NAME, weights=file) for file in files)
-    with pytest.raises(
-        PTQ4VMError, match=r"got the identity: .* read from an ONNX file.*Set equalize off"
-    ):
-        quantize_network(folded, qconfig)
-    with pytest.raises(PTQ4VMError, match="never trained"):
-        quantize_network(create_model(NAME), qconfig)
-    network = quantize_network(with_statistics, qconfig)
-    level = float_twin_(copy.deepcopy(with_statistics), qconfig)
-    for name, layer in quantized_layers(network).items():
-        assert torch.equal(layer.weight, level.get_submodule(name).weight)
-    with torch.no_grad(), observing(activation_quantizers(network)):
-        network.unroll(torch.rand(1, 1, 3, 32, 48))
-    for layer in quantized_layers(network).values():
-        layer.fix_()
-    save_quantized(network, qconfig, tmp_path / "q.safetensors", {})
-    loaded, again = load_quantized(tmp_path / "q.safetensors")
-    assert again == qconfig, "a checkpoint loads, whatever weights it was built from"
-    assert torch.equal(loaded.project_mat.conv.weight, network.project_mat.conv.weight)
