@@ -2,9 +2,11 @@
 
 Computes the MAD to the float network's alpha for every frame, with the recurrent state fed back,
 and averages it over the videos. Videos shorter than `--frames` are played forward and backward in
-turn. A model does not drift if the mean over the last third of its curve is within 10 % of the
-second third; the first third covers the warm-up of the recurrent state. Writes drift.png and
-drift.json.
+turn. The summary compares two parts of the curve, their means over the same videos: the second and
+the last third, since the first one covers the warm-up of the recurrent state. With `--cut`, each
+video gives way to the next one after half of the frames, and the state is carried across the cut;
+the second and the last quarter are then the same frames, before and behind a cut. A model does not
+drift if the later mean is within 10 % of the earlier one. Writes drift.png and drift.json.
 
     python benchmarks/drift.py --videos ROOT/user_clips --names book walk \\
         --models runs/w8a8 runs/w4a4 --frames 300
@@ -43,6 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--network", default="rvm_mobilenetv3", help="registered float network")
     parser.add_argument("--frames", type=int, default=300, help="frames per video")
+    parser.add_argument("--cut", action="store_true", help="change to the next video halfway")
     parser.add_argument("--height", type=int, default=288, help="frame height in pixels")
     parser.add_argument("--width", type=int, default=512, help="frame width in pixels")
     parser.add_argument(
@@ -58,23 +61,25 @@ def main() -> None:
         **{str(model): load_model(model) for model in args.models},
     }
     curves = torch.stack(
-        [measure(source, index, networks, args.frames) for index in range(len(source))]
+        [measure(source, index, networks, args.frames, args.cut) for index in range(len(source))]
     ).mean(0)
-    report(dict(zip(list(networks)[1:], curves.tolist(), strict=True)), source.names, args.output)
+    named = dict(zip(list(networks)[1:], curves.tolist(), strict=True))
+    report(named, 4 if args.cut else 3, source.names, args.output)
 
 
 @torch.inference_mode()
 def measure(
-    source: VideoSource, index: int, networks: dict[str, MattingModel], frames: int
+    source: VideoSource, index: int, networks: dict[str, MattingModel], frames: int, cut: bool
 ) -> Tensor:
     """Compute the MAD (x10^3) to the first network's alpha, shape (networks - 1, frames)."""
-    clip = source.read(index, 0, source.num_frames(index)).src
-    states = [network.initial_state(clip[:1]) for network in networks.values()]
+    indices = [index, (index + 1) % len(source)] if cut else [index]
+    clips = [source.read(one, 0, source.num_frames(one)).src for one in indices]
+    order = [clip[ping_pong(t, len(clip))] for clip in clips for t in range(frames // len(clips))]
+    states = [network.initial_state(order[0][None]) for network in networks.values()]
     errors = []
-    for t in track(range(frames), source.names[index]):
-        frame = clip[ping_pong(t, len(clip))][None]
+    for frame in track(order, source.names[index]):
         outputs = [
-            network.forward_frame(frame, state)
+            network.forward_frame(frame[None], state)
             for network, state in zip(networks.values(), states, strict=True)
         ]
         states = [output.state for output in outputs]
@@ -83,19 +88,19 @@ def measure(
     return torch.stack(errors, 1)
 
 
-def report(curves: dict[str, list[float]], videos: list[str], folder: Path) -> None:
-    """Print a summary of the curves and write drift.json and drift.png."""
-    thirds = {
-        name: [float(part.mean()) for part in torch.tensor(curve).chunk(3)]
+def report(curves: dict[str, list[float]], count: int, videos: list[str], folder: Path) -> None:
+    """Print a summary of the curves' parts, so many, and write drift.json and drift.png."""
+    parts = {
+        name: [float(part.mean()) for part in torch.tensor(curve).tensor_split(count)]
         for name, curve in curves.items()
     }
-    for name, (_, second, last) in thirds.items():
+    for name, (_, second, *_, last) in parts.items():
         CONSOLE.print(
             f"{name}: MAD to float {second:.3f}, then {last:.3f}: {last / second - 1:+.1%}"
         )
     with written_whole(folder / "drift.json") as part:
         part.write_text(
-            json.dumps({"videos": videos, "thirds": thirds, "mad_to_float": curves}, indent=1)
+            json.dumps({"videos": videos, "parts": parts, "mad_to_float": curves}, indent=1)
         )
     figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
     axes = figure.subplots()

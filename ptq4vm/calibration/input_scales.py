@@ -147,5 +147,5 @@ def _error(layer: QuantizedLayer, x: Tensor, scale: Tensor, shift: Tensor) -> fl
     grid = observer.calculate_qparams()
     codes = quantize(x, *grid, spec.quant_min, spec.quant_max)
     rounded = WeightQuantizer(weight, layer.weight_quantizer.spec)(weight)
-    output = layer._multiply(dequantize(codes, *grid), rounded, None)
-    return float((output - layer._multiply(x, weight, None)).square().mean())
+    output = layer.multiply(dequantize(codes, *grid), rounded, None)
+    return float((output - layer.multiply(x, weight, None)).square().mean())

@@ -148,16 +148,16 @@ class QuantizedLayer(nn.Module, ABC):
             x = self.input_quantizer(x)
         weight = self.weight_quantizer(self.weight) if self._prepared is None else self._prepared
         if self.affine is None:
-            return self._multiply(x, weight, self.bias)
+            return self.multiply(x, weight, self.bias)
         return self._multiply_affine(x, weight, self.affine)
 
     @abstractmethod
-    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output for this weight and bias."""
 
     def _multiply_affine(self, x: Tensor, weight: Tensor, affine: AffineCalibration) -> Tensor:
         """Return the output for this weight, the layer's bias, and γ and β."""
-        return self._multiply(x, *affine(weight, self.bias))
+        return self.multiply(x, *affine(weight, self.bias))
 
     @abstractmethod
     def _for_each_output(self, values: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class QuantizedLayer(nn.Module, ABC):
         # The input lies on the grid of source, scale (code - zero point): rounding removes the
         # error of the division.
         x = (x / self.input_grid.scale).round_() if own is None else own.codes(x)  # type: ignore[union-attr]
-        x = self._multiply(x, codes, None)
+        x = self.multiply(x, codes, None)
         step, bias = (
             self._for_each_output(self.accumulator_scale()),
             self._for_each_output(self.bias),
@@ -274,7 +274,7 @@ class QuantizedConv2d(QuantizedLayer):
         """Geometry of the convolution of the quantized input, padded before if it is shifted."""
         return self.geometry._replace(padding=(0, 0)) if self.shifts_input else self.geometry
 
-    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return conv2d(x, weight, bias, self.inner_geometry)
 
     def _multiply_affine(self, x: Tensor, weight: Tensor, affine: AffineCalibration) -> Tensor:
@@ -295,7 +295,7 @@ class QuantizedConv2d(QuantizedLayer):
 class QuantizedLinear(QuantizedLayer):
     """A quantized linear layer over the last dimension; arguments as in :class:`QuantizedLayer`."""
 
-    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
         return F.linear(x, weight, bias)
 
     def _for_each_output(self, values: Tensor) -> Tensor:
