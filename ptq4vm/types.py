@@ -66,7 +66,6 @@ class CalibrationClip(NamedTuple):
     fgr: Tensor | None
     teacher_pha: Tensor
     """Alpha of the float network."""
-    teacher_fgr: Tensor
     teacher_state: RecurrentState
     """Recurrent state of the float network after each frame, (T, C, h, w) each."""
     flow: Tensor

@@ -10,7 +10,7 @@ from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantized_layers, run_blocks
 from ptq4vm.models.base import MattingModel
 from ptq4vm.quantizers import clamp_ste
-from ptq4vm.types import CalibrationClip, RecurrentState
+from ptq4vm.types import CalibrationClip
 
 
 @dataclass(frozen=True)
@@ -91,38 +91,22 @@ def end_global_calibration(network: MattingModel) -> None:
         layer.absorb_affine_()
 
 
-def draw_window(time: int, window: int | None, seed: int) -> slice:
-    """Draw ``window`` successive frames out of ``time``; all of them if None or not fewer.
-
-    About half of the draws begin with the sequence: every clip does, and what a network takes for a
-    person in its first frames stays in its state.
-    """
-    if window is None or window >= time:
-        return slice(0, time)
-    # A generator of its own: a resumed fit draws the same frames.
-    generator = torch.Generator().manual_seed(seed)
-    last = time - window
-    start = max(0, int(torch.randint(-last, last + 1, (), generator=generator)))
-    return slice(start, start + window)
-
-
 def global_loss(
     network: MattingModel,
     teacher: MattingModel,
     batch: CalibrationClip,
     settings: GlobalLossSettings,
-    frames: slice,
 ) -> Tensor:
-    """Unroll the quantized network over frames of a batch of clips; return the weighted loss.
+    """Unroll the quantized network over a batch of clips; return the weighted loss.
 
-    The network's own state is fed back; before the first of ``frames`` it is the teacher's.
+    The network's own state is fed back. Before the first frame both networks have that of the
+    clips, so that only the networks differ.
 
     Args:
         network: the quantized network.
-        teacher: the float network, run with a ``feature_weight`` alone: ``batch`` has its outputs.
+        teacher: the float network.
         batch: clips, (B, T, C, H, W).
         settings: the weights of the terms.
-        frames: start and stop within T.
 
     Returns:
         The weighted sum of the terms, ().
@@ -137,86 +121,61 @@ def global_loss(
         >>> src = torch.rand(1, 3, 3, 32, 32)
         >>> fgr, pha, states = make_teacher(network).forward(src)
         >>> still, seen = torch.zeros(1, 2, 2, 32, 32), torch.ones(1, 2, 1, 32, 32)
-        >>> targets = (pha, fgr, pha, fgr, states, still, seen, network.initial_state(src[:, 0]))
+        >>> targets = (pha, fgr, pha, states, still, seen, network.initial_state(src[:, 0]))
         >>> batch = CalibrationClip(torch.zeros(1), src, *targets)
-        >>> settings = GlobalLossSettings(flow_weight=0.0)
-        >>> loss = global_loss(network, network, batch, settings, slice(0, 3))
+        >>> loss = global_loss(network, network, batch, GlobalLossSettings(flow_weight=0.0))
         >>> bool(loss < 1e-3)  # the float network against itself
         True
     """
-    # The one that the teacher had there.
-    state = batch.first_state
-    if frames.start > 0:
-        state = tuple(steps[:, frames.start - 1] for steps in batch.teacher_state)
-    src = batch.src[:, frames]
-    values, states = run_blocks(network.blocks(), {"src": src}, state)
+    given = {"src": batch.src}, batch.first_state
+    with torch.no_grad():
+        targets, target_states = run_blocks(teacher.blocks(), *given)
+    values, states = run_blocks(network.blocks(), *given)
     # A loss against a target in [0, 1] then has no gradient where the clamp already gives the
     # target, and a helpful one where it doesn't.
     raw = values.get("pha_unclamped")
     pha = values["pha"] if raw is None else clamp_ste(raw, 0.0, 1.0)
     losses = [
-        weight * alpha_loss(pha, target[:, frames], settings.l1_weight, settings.mse_weight)
-        for weight, target in _alpha_targets(batch, settings)
+        weight * alpha_loss(pha, target, settings.l1_weight, settings.mse_weight)
+        for weight, target in (
+            (settings.truth_weight, batch.pha),
+            (settings.teacher_weight, targets["pha"]),
+        )
+        if weight > 0
     ]
-    losses += _teacher_losses(values["fgr"], states, batch, settings, frames)
+    if settings.fgr_weight > 0:
+        losses.append(settings.fgr_weight * (values["fgr"] - targets["fgr"]).abs().mean())
+    if settings.state_weight > 0:
+        pairs = zip(states, target_states, strict=True)
+        losses += [settings.state_weight * (s - y).abs().mean() for s, y in pairs]
     if settings.feature_weight > 0:
-        with torch.no_grad():
-            # On the quantized network's first state, so that only the network differs.
-            features, _ = run_blocks(teacher.blocks(), {"src": src}, state)
-        losses.append(settings.feature_weight * feature_loss(values, features))
-    losses += _temporal_losses(pha, batch, settings, frames.start)
+        losses.append(settings.feature_weight * feature_loss(values, targets))
+    losses += _temporal_losses(pha, targets["pha"], batch, settings)
     return torch.stack(losses).sum()
 
 
-def _alpha_targets(
-    batch: CalibrationClip, settings: GlobalLossSettings
-) -> list[tuple[float, Tensor]]:
-    """Return the weights above 0 with their alphas, (B, T, 1, H, W)."""
-    pairs = [(settings.truth_weight, batch.pha), (settings.teacher_weight, batch.teacher_pha)]
-    return [(weight, alpha) for weight, alpha in pairs if weight > 0]
-
-
-def _teacher_losses(
-    fgr: Tensor,
-    states: RecurrentState,
-    batch: CalibrationClip,
-    settings: GlobalLossSettings,
-    frames: slice,
-) -> list[Tensor]:
-    """Compare foreground and states, (B, t, ...), with the teacher's."""
-    losses = []
-    if settings.fgr_weight > 0:
-        error = fgr - batch.teacher_fgr[:, frames]
-        losses.append(settings.fgr_weight * error.abs().mean())
-    if settings.state_weight > 0:
-        pairs = zip(states, batch.teacher_state, strict=True)
-        losses += [settings.state_weight * (s - y[:, frames]).abs().mean() for s, y in pairs]
-    return losses
-
-
 def _temporal_losses(
-    pha: Tensor, batch: CalibrationClip, settings: GlobalLossSettings, start: int
+    pha: Tensor, target: Tensor, batch: CalibrationClip, settings: GlobalLossSettings
 ) -> list[Tensor]:
     """Compare alpha's changes from frame to frame; a mean over frames, of which the first has none.
 
     Args:
-        pha: alpha of the unrolled frames, (B, t, 1, H, W).
+        pha: alpha, (B, T, 1, H, W).
+        target: the float network's.
         batch: the clips with their flow.
         settings: ``flow_weight`` and ``coherence_weight``.
-        start: index of the first unrolled frame in the clips.
     """
     losses: list[Tensor] = []
     time = pha.shape[1]
     if time == 1:
         return losses
     # A mean over all frames, as the other terms, though the first has no predecessor.
-    share, pairs = (time - 1) / time, slice(start, start + time - 1)
+    share = (time - 1) / time
     if settings.flow_weight > 0:
-        along = (pha[:, 1:], pha[:, :-1], batch.flow[:, pairs], batch.visible[:, pairs])
+        along = (pha[:, 1:], pha[:, :-1], batch.flow, batch.visible)
         error = temporal_loss(*(x.flatten(0, 1) for x in along))
         losses.append(share * settings.flow_weight * error)
     if settings.coherence_weight > 0:
-        change = batch.teacher_pha[:, start : start + time].diff(dim=1)
-        error = (pha.diff(dim=1) - change).square().mean()
+        error = (pha.diff(dim=1) - target.diff(dim=1)).square().mean()
         losses.append(share * settings.coherence_weight * error)
     return losses

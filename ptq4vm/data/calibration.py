@@ -18,7 +18,7 @@ from ptq4vm.types import CalibrationClip, FlowEstimator, MattingClip, Teacher
 
 _FRAMES = ("src", "pha", "fgr")
 """Tensors of a file in uint8 codes; pha and fgr only if known."""
-_NEEDED = ("src", "teacher_pha", "teacher_fgr", "flow", "visible")
+_NEEDED = ("src", "teacher_pha", "flow", "visible")
 
 
 def exact_visibility(pha: Tensor, flow: Tensor) -> Tensor:
@@ -221,7 +221,6 @@ class CalibrationSet(Dataset[CalibrationClip]):
             pha=clip.get("pha", clip["teacher_pha"]),
             fgr=clip.get("fgr"),
             teacher_pha=clip["teacher_pha"],
-            teacher_fgr=clip["teacher_fgr"],
             teacher_state=states,
             flow=clip["flow"],
             visible=clip["visible"],
@@ -253,7 +252,7 @@ def _with_targets(
         state = tuple(one.float()[None] for one in states.values())  # as it will be read
     output = teacher.forward(src[None], state)
     states |= {f"state{i}": state[0].half() for i, state in enumerate(output.state)}
-    targets = {"teacher_pha": output.pha[0].float(), "teacher_fgr": output.fgr[0].half(), **states}
+    targets = {"teacher_pha": output.pha[0].float(), **states}
     if "flow" in stored:
         return stored | targets
     if len(src) > 1:

@@ -164,7 +164,6 @@ def collate_calibration(clips: list[CalibrationClip]) -> CalibrationClip:
         pha=torch.stack([clip.pha for clip in clips]),
         fgr=known([clip.fgr for clip in clips]),
         teacher_pha=torch.stack([clip.teacher_pha for clip in clips]),
-        teacher_fgr=torch.stack([clip.teacher_fgr for clip in clips]),
         teacher_state=stacked([clip.teacher_state for clip in clips]),
         flow=torch.stack([clip.flow for clip in clips]),
         visible=torch.stack([clip.visible for clip in clips]),

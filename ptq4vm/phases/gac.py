@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ptq4vm.calibration.global_calibration import (
     begin_global_calibration,
-    draw_window,
     end_global_calibration,
     global_loss,
 )
 from ptq4vm.calibration.losses import cosine
+from ptq4vm.calibration.windows import draw_window
 from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import load_quantized, quantized_layers
@@ -152,9 +152,9 @@ class GACModule(PTQPhase):
         # Fixed weights need no quantization, and so no cache.
         learning = quantized_layers(self.network).values() if self.settings.weight_lr > 0 else ()
         # Seeded by step: a resumed fit draws the same frames.
-        frames = draw_window(batch.src.shape[1], self.settings.window, self.global_step)
+        window = draw_window(batch, self.settings.window, self.global_step)
         with cached_weights(learning):
-            loss = global_loss(self.network, self.teacher, batch, self.settings, frames)
+            loss = global_loss(self.network, self.teacher, window, self.settings)
         self.log("gac/loss", loss, prog_bar=True)
         return loss
 

@@ -55,11 +55,10 @@ def make_batch(network, batch=2, time=3, size=(6, 7)):
         return drawn.to(network.head.weight.dtype)
 
     src = rand(3)
-    state, fgr, pha, states = network.initial_state(src[:, 0]), [], [], []
+    state, pha, states = network.initial_state(src[:, 0]), [], []
     for frame in src.unbind(1):
         output = network.forward_frame(frame, state)
         state = output.state
-        fgr.append(output.fgr)
         pha.append(output.pha)
         states.append(state[0])
     return CalibrationClip(
@@ -68,7 +67,6 @@ def make_batch(network, batch=2, time=3, size=(6, 7)):
         rand(1),
         None,
         torch.stack(pha, 1),
-        torch.stack(fgr, 1),
         (torch.stack(states, 1),),
         src.new_zeros(batch, time - 1, 2, *size),
         (rand(1, time - 1) > 0.3).to(src.dtype),
