@@ -117,6 +117,8 @@ class NetworkFacts(NamedTuple):
     """File size in 10^6 bytes; for torch, size of the weights at their bit widths."""
     bit_operations: float
     """Σ MACs x weight bits x activation bits of one frame, in 10^9."""
+    effective_flops: float | None
+    """Σ MACs x 2 W A / (W + A) / 32 of one frame, in 10^9; None in a file without it."""
 
 
 class FrameModel(Protocol):

@@ -100,6 +100,7 @@ def _row(
 ) -> ResultRow:
     facts = network_facts(network, height, width)
     placement = facts.placement if facts.runtime == "torch" else facts.runtime
-    cost = Cost(facts.size_mb, facts.bit_operations * 1e9)
+    effective = facts.effective_flops and facts.effective_flops * 1e9
+    cost = Cost(facts.size_mb, facts.bit_operations * 1e9, effective)
     truth, fidelity = truth_metrics(metrics), fidelity_of(metrics)
     return ResultRow(name, facts.bits, placement, truth, cost, fidelity)

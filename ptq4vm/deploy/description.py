@@ -21,6 +21,7 @@ REMEDY = "Export it again."
 class _OptionalDescription(TypedDict, total=False):
     state_scale: float | None
     exact_sums: bool
+    effective_flops: float
 
 
 class Description(_OptionalDescription):
@@ -74,15 +75,13 @@ def read_description(path: Path) -> Description:
         content, Description, "the description of an exported graph", path, REMEDY
     )
     size, scale = description["size"], description.get("state_scale")
+    operations = "a number of operations"
     for key, fits, wanted in (
         ("downsample_ratio", 0 < description["downsample_ratio"] <= 1, "a number in (0, 1]"),
         ("size", size is None or min(size) > 0, "positive sizes"),
         ("state_scale", scale is None or 0 < scale < float("inf"), "a positive number or null"),
-        (
-            "bit_operations",
-            0 <= description["bit_operations"] < float("inf"),
-            "a number of operations",
-        ),
+        ("bit_operations", 0 <= description["bit_operations"] < float("inf"), operations),
+        ("effective_flops", 0 <= description.get("effective_flops", 0) < float("inf"), operations),
     ):
         if not fits:
             raise PTQ4VMError(

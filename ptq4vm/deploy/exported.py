@@ -87,6 +87,7 @@ class ExportedNetwork:
             ", ".join(f"{count} {kind}" for kind, count in self.layers.items() if count),
             self.path.stat().st_size / 1e6,
             self.description["bit_operations"],
+            self.description.get("effective_flops"),
         )
 
     def to(self, device: torch.device) -> None:

@@ -157,6 +157,7 @@ def _describe(
         "bits": facts.bits,
         "placement": facts.placement,
         "bit_operations": facts.bit_operations,
+        "effective_flops": facts.effective_flops,
     }
 
 

@@ -173,6 +173,11 @@ class Cost:
     """
     bit_operations: float
     """Σ MACs x weight bits x activation bits of one frame, in 10^9."""
+    effective_flops: float
+    """Σ MACs x 2 W A / (W + A) / 32 of one frame, W and A the bits, in 10^9.
+
+    As in arXiv 2506.10840; of a float network it is the MACs.
+    """
     macs: float
     """Multiply-accumulates of one frame, in 10^9."""
     weight_bits: float
@@ -204,7 +209,7 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     layers = {
         layer.name: layer.macs for layer in trace(network, example_frame(network, height, width))
     }
-    bits, operations = 0, 0
+    bits, operations, effective = 0, 0, 0.0
     quantized = times_weight_bits = times_activation_bits = 0
     for name, macs in layers.items():
         module = network.get_submodule(name)
@@ -216,11 +221,13 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
             bits += weight_bits * module.weight.numel() + 32 * scales
             activation_bits = module.activation_spec.bits
             operations += macs * weight_bits * activation_bits
+            effective += macs * 2 * weight_bits * activation_bits / (weight_bits + activation_bits)
             quantized += macs
             times_weight_bits += macs * weight_bits
             times_activation_bits += macs * activation_bits
         else:
             operations += macs * 32 * 32
+            effective += macs * 32
             bits += 32 * module.weight.numel()  # type: ignore[union-attr, operator]
         bias = module.bias
         if bias is not None:
@@ -228,8 +235,9 @@ def network_cost(network: MattingModel, height: int, width: int) -> Cost:
     weight_mean = times_weight_bits / quantized if quantized else 32.0
     activation_mean = times_activation_bits / quantized if quantized else 32.0
     return Cost(
-        bits / 8e6, operations / 1e9, sum(layers.values()) / 1e9, weight_mean, activation_mean
-    )
+        bits / 8e6, operations / 1e9, effective / 32e9, sum(layers.values()) / 1e9,
+        weight_mean, activation_mean,
+    )  # fmt: skip
 
 
 def network_facts(network: FrameModel, height: int, width: int) -> NetworkFacts:
@@ -242,4 +250,6 @@ def network_facts(network: FrameModel, height: int, width: int) -> NetworkFacts:
     bits, placement = (
         ("W32A32", "") if qconfig is None else (bits_label(qconfig, cost), qconfig.placement)
     )
-    return NetworkFacts(bits, placement, "torch", "", cost.size_mb, cost.bit_operations)
+    return NetworkFacts(
+        bits, placement, "torch", "", cost.size_mb, cost.bit_operations, cost.effective_flops
+    )

@@ -243,7 +243,7 @@ class Run:
             label,
             placement,
             scores.metrics,
-            Cost(cost.size_mb, cost.bit_operations * 1e9, **used),
+            Cost(cost.size_mb, cost.bit_operations * 1e9, cost.effective_flops * 1e9, **used),
             scores.fidelity,
             scores.held_out,
             method=path.stem,

@@ -29,6 +29,8 @@ class Cost(NamedTuple):
     """Size of the weights in 10⁶ bytes."""
     bit_operations: float | None = None
     """Σ MACs × weight bits × activation bits for one frame."""
+    effective_flops: float | None = None
+    """Σ MACs × 2 W A / (W + A) / 32 for one frame, as arXiv 2506.10840 counts."""
     peak_gb: float | None = None
     """Peak memory of the fit in 10⁹ bytes."""
     minutes: float | None = None
@@ -108,7 +110,11 @@ class FidelityValues(TypedDict):
     dtssd: float | None
 
 
-class _Cost(TypedDict):
+class _OptionalCost(TypedDict, total=False):
+    effective_flops: float | None
+
+
+class _Cost(_OptionalCost):
     size_mb: float | None
     bit_operations: float | None
     peak_gb: float | None

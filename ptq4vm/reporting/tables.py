@@ -43,7 +43,7 @@ def render_table(
         PTQ4VMError: there are no rows, or two of them are of the float network.
     """
     console = console or plain_console()
-    weights = [Cost(row.cost.size_mb, row.cost.bit_operations) for row in rows]
+    weights = [Cost(row.cost.size_mb, effective_flops=row.cost.effective_flops) for row in rows]
     against_truth = [
         row._replace(cost=cost, fidelity=None, held_out=None)
         for row, cost in zip(rows, weights, strict=True)
@@ -51,7 +51,7 @@ def render_table(
     render_cells(table_cells(against_truth), console, title)
     # Further columns go to a second table: one table would be wider than a terminal.
     further = [
-        row._replace(metrics={}, cost=row.cost._replace(size_mb=None, bit_operations=None))
+        row._replace(metrics={}, cost=row.cost._replace(size_mb=None, effective_flops=None))
         for row in rows
     ]
     if any(row.fidelity or row.held_out or any(row.cost) for row in further):
@@ -133,6 +133,7 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
 
 _NUMBERS: tuple[tuple[str, Callable[[ResultRow], float | None]], ...] = (
     ("MB", lambda row: row.cost.size_mb),
+    ("eff. GFLOPs", lambda row: row.cost.effective_flops and row.cost.effective_flops / 1e9),
     ("bit ops ×10⁹", lambda row: row.cost.bit_operations and row.cost.bit_operations / 1e9),
     ("MAD to float", lambda row: row.fidelity and row.fidelity.mad),
     ("dtSSD to float", lambda row: row.fidelity and row.fidelity.dtssd),

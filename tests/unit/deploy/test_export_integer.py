@@ -286,6 +286,7 @@ def test_a_network_that_was_never_saved_is_described_by_its_qconfig(tmp_path):
     assert facts.bits.startswith("W4A8 mixed")
     assert (facts.bits, facts.placement) == (expected.bits, "deploy")
     assert facts.bit_operations == expected.bit_operations
+    assert facts.effective_flops == expected.effective_flops
     assert (expected.runtime, facts.runtime) == ("torch", "openvino")
 
 

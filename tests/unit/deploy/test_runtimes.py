@@ -142,6 +142,7 @@ def forged(graph, path, change=lambda description: None, rewire=lambda graph: No
     ("bits", [None, 8]),
     ("placement", [None]),
     ("bit_operations", ["many", -1]),
+    ("effective_flops", ["many", -1]),
     ("state_scale", ["0.1", 0, -1, 0.1]),
     ("exact_sums", ["yes"]),
     ("format_version", [True, 2, "1"]),

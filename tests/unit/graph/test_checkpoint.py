@@ -139,6 +139,7 @@ def test_cost_of_the_float_network_matches_the_paper():
     cost = network_cost(create_model("rvm_mobilenetv3"), 288, 512)
     assert cost.macs == pytest.approx(4.5, abs=0.1)
     assert cost.bit_operations == pytest.approx(cost.macs * 1024)
+    assert cost.effective_flops == pytest.approx(cost.macs)
     assert cost.size_mb == pytest.approx(14.9, abs=0.2)
 
 

@@ -70,6 +70,8 @@ def test_linear_layers_are_quantized_and_counted():
     assert cost.bit_operations == pytest.approx(
         1e-9 * (8 * 8 * (96 * 8 * 193) + 4 * 8 * 2 * 96 * 8 * 16)
     )
+    # A quarter of the MACs at W8A8, a sixth at W4A8.
+    assert cost.effective_flops == pytest.approx(1e-9 * (96 * 8 * 193 / 4 + 2 * 96 * 8 * 16 / 6))
     assert len(partition(quantized)) == 2
 
 

@@ -19,7 +19,7 @@ LOW = ResultRow(
     "W4A4",
     "runtime",
     {"mad": 20.81, "mse": 11.17, "dtssd": 3.77},
-    Cost(1.81, 2.4e9),
+    Cost(1.81, 2.4e9, 0.57e9),
     Fidelity(0.0123, 0.5),
 )
 
@@ -32,12 +32,12 @@ def render(rows, width):
 
 def test_markdown_table():
     assert markdown_table([FLOAT, LOW]).splitlines() == [
-        "| name | bits | placement | MAD ×10³ | MSE ×10³ | dtSSD ×10² | MB | bit ops ×10⁹ "
-        "| MAD to float | dtSSD to float |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| float | W32A32 | – | 6.08 | 1.47 | 1.36 | 14.50 | – | – | – |",
+        "| name | bits | placement | MAD ×10³ | MSE ×10³ | dtSSD ×10² | MB | eff. GFLOPs "
+        "| bit ops ×10⁹ | MAD to float | dtSSD to float |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| float | W32A32 | – | 6.08 | 1.47 | 1.36 | 14.50 | – | – | – | – |",
         r"| biq [draft]\|x | W4A4 | runtime | 20.81 (×3.42) | 11.17 | 3.77 (×2.77) | 1.81 "
-        r"| 2.40 | 0.012 | 0.50 |",
+        r"| 0.57 | 2.40 | 0.012 | 0.50 |",
     ]
 
 
