@@ -157,7 +157,7 @@ def test_a_description_of_other_kinds_is_refused_by_its_key(graph, tmp_path, key
         )
         with pytest.raises(PTQ4VMError, match=named):
             open_network(str(path))
-    if key not in ("format_version", "state_scale", "exact_sums"):
+    if key not in ("format_version", "state_scale", "exact_sums", "effective_flops"):
         path = forged(graph, tmp_path / "forged.onnx", lambda description: description.pop(key))
         with pytest.raises(PTQ4VMError, match=f"nothing for {key}"):
             open_network(str(path))
