@@ -148,7 +148,7 @@ def read_rows(path: Path) -> tuple[ResultRow, ...]:
     return tuple(
         ResultRow(
             **{name: row[name] for name in ("name", "bits", "placement", "metrics")},
-            cost=Cost(**row["cost"]),
+            cost=Cost(**{name: row["cost"].get(name) for name in Cost._fields}),  # type: ignore[arg-type]
             fidelity=_read_fidelity(row["fidelity"]),
             held_out=_read_fidelity(row["held_out"]),
             method=row["method"],
