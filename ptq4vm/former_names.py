@@ -42,9 +42,11 @@ def with_present_names(settings: dict[str, Any]) -> dict[str, Any]:
             "Expected a network without cross-layer equalization, which ptq4vm no longer has, got "
             "qconfig.equalize true. Quantize the float network again."
         )
-    present = {_QUANTIZATION.get(name, name): value for name, value in settings.items()}
-    present.pop("equalize", None)
-    return present
+    return {
+        _QUANTIZATION.get(name, name): value
+        for name, value in settings.items()
+        if name != "equalize"
+    }
 
 
 def refuse_former_names(args: list[str]) -> None:
