@@ -1,12 +1,12 @@
 # `make demo` runs the main job on built-in data; `make test` runs the tests. Both make .venv first.
 # `make results DATA=folder [VIDEOS=subfolder]` measures the tables of docs/results.md, which takes hours; `make bench`
-# those of speed.
+# those of speed; `make paper DATA=folder [SCALE=1/200]` the paper's comparison, at a share of the published lengths.
 # `make docs` builds the documentation into site/, and fails on any warning.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs results bench clean
+.PHONY: demo test lint docs results bench paper clean
 
 demo: $(VENV)/installed
 	$(BIN)/ptq4vm weights rvm_mobilenetv3
@@ -33,6 +33,11 @@ results: $(VENV)/installed
 bench: $(VENV)/installed-test
 	$(BIN)/ptq4vm weights rvm_mobilenetv3
 	$(BIN)/python benchmarks/speed.py
+
+paper: $(VENV)/installed
+	@test -n "$(DATA)" || { echo "Expected the data's folder: make paper DATA=folder [SCALE=1/200]"; exit 2; }
+	$(BIN)/ptq4vm weights rvm_mobilenetv3
+	$(BIN)/python benchmarks/paper.py --root "$(DATA)" --scale "$(or $(SCALE),1)"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -143,14 +143,14 @@ def with_baselines(recipe: str) -> dict[str, Any]:
     return config
 
 
-def put_table(name: str, table: str) -> None:
-    """Replace the table between its two marker comments in the document, or append it."""
+def put_table(name: str, table: str, document: Path = DOCUMENT) -> None:
+    """Replace the table between its two marker comments in a document, or append it."""
     begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    text = DOCUMENT.read_text()
+    text = document.read_text()
     if begin not in text:
         text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    with written_whole(DOCUMENT) as part:
+    with written_whole(document) as part:
         part.write_text(pattern.sub(lambda _: f"{begin}\n\n{table.strip()}\n\n{end}", text))
 
 

@@ -6,7 +6,7 @@ The methods are settings: AdaRound (arXiv 2004.10568), BRECQ (arXiv 2102.05426),
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class ReconstructionSettings:
             grids, with cosine decay within each block.
         scale_lr: Adam's learning rate for log scales and zero points, with cosine decay within each
             block.
+        absolute_scales: ``scale_lr`` is that of the scales themselves instead of their logarithms,
+            as published methods state it.
         rounding_weight: weight of AdaRound's regularizer.
         warmup: share of a block's steps without the regularizer.
 
@@ -61,6 +63,7 @@ class ReconstructionSettings:
     drop_prob: float = 0.5
     rounding_lr: float = 1e-2
     scale_lr: float = 1e-3
+    absolute_scales: bool = False
     rounding_weight: float = 0.01
     warmup: float = 0.2
 
@@ -124,17 +127,43 @@ def make_optimizer(
     """Return Adam over all that is learned in these layers: groups ``rounding`` and ``scales``."""
     layers = list(layers)
     roundings = _learned_roundings(layers) if settings.learn_rounding else []
-    scales = [
-        parameter
-        for quantizer in _activation_quantizers(layers)
-        for parameter in quantizer.parameters()
-        if parameter.requires_grad and settings.learn_scales
-    ]
-    groups = [
-        {"params": roundings, "lr": settings.rounding_lr, "name": "rounding"},
-        {"params": scales, "lr": settings.scale_lr, "name": "scales"},
-    ]
+    groups = [{"params": roundings, "lr": settings.rounding_lr, "name": "rounding"}]
+    if settings.learn_scales:
+        quantizers = _activation_quantizers(layers)
+        groups += scale_groups(quantizers, settings.scale_lr, absolute=settings.absolute_scales)
     return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def scale_groups(
+    quantizers: Sequence[LearnedScaleFakeQuantize], lr: float, *, absolute: bool
+) -> list[dict[str, Any]]:
+    """Return Adam's groups for what activation quantizers learn, named ``scales``.
+
+    Args:
+        quantizers: ranges of those with ``absolute`` scales are set, or :func:`set_learning_rates`
+            is called before every step.
+        lr: learning rate of log scales and zero points.
+        absolute: ``lr`` is that of the scales themselves: a step of Adam by ``lr`` in a scale s is
+            one by ``lr`` / s in its logarithm. Each scale then has a group of its own.
+    """
+    learned = [
+        parameter
+        for quantizer in quantizers
+        for parameter in quantizer.parameters()
+        if parameter.requires_grad
+    ]
+    if not absolute:
+        return [{"params": learned, "lr": lr, "name": "scales"}]
+    logs = [one.log_scale for one in quantizers if one.log_scale.requires_grad]
+    known = set(map(id, logs))
+    others = [parameter for parameter in learned if id(parameter) not in known]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": lr, "name": "scales"}]
+    return groups + [{"params": [one], "lr": lr * _steepness(one), "name": "scale"} for one in logs]
+
+
+def _steepness(log_scale: Tensor) -> float:
+    """Return the change of a scale's logarithm by that of the scale, the mean over channels."""
+    return float(log_scale.detach().neg().exp().mean())
 
 
 def set_learning_rates(
@@ -145,8 +174,10 @@ def set_learning_rates(
     AdaRound's stays: its regularizer needs full steps at the end.
     """
     for group in optimizer.param_groups:
-        if group.get("name") == "scales":
+        if (name := group.get("name")) in ("scales", "scale"):
             group["lr"] = settings.scale_lr * cosine(progress)
+            if name == "scale":
+                group["lr"] *= _steepness(*group["params"])
         elif settings.rounding == "codes":
             group["lr"] = settings.rounding_lr * cosine(progress)
 

@@ -59,7 +59,12 @@ class GlobalLossSettings:
 
 
 def begin_global_calibration(
-    network: MattingModel, teacher: MattingModel, *, per_channel: bool, learn_codes: bool
+    network: MattingModel,
+    teacher: MattingModel,
+    *,
+    per_channel: bool,
+    learn_codes: bool,
+    scale_bias: bool = False,
 ) -> None:
     """Add γ and β to every quantized layer, in place; all learned parameters require gradients.
 
@@ -68,12 +73,13 @@ def begin_global_calibration(
         teacher: the float network, BatchNorm folded.
         per_channel: one γ and β for each output channel, or for each layer.
         learn_codes: learn the weights' codes too.
+        scale_bias: γ scales the bias too.
 
     Raises:
         PTQ4VMError: codes are to be learned, and the γ in the weight scales are not known.
     """
     for name, layer in quantized_layers(network).items():
-        layer.start_affine(per_channel=per_channel)
+        layer.start_affine(per_channel=per_channel, scale_bias=scale_bias)
         # A loaded checkpoint is frozen throughout.
         for quantizer in layer.activation_quantizers:
             quantizer.log_scale.requires_grad_(True)

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
+from ptq4vm.calibration.block_steps import scale_groups
 from ptq4vm.calibration.global_calibration import (
     begin_global_calibration,
     end_global_calibration,
@@ -109,6 +110,7 @@ class GACModule(PTQPhase):
             self.teacher,
             per_channel=own.affine == "per_channel",
             learn_codes=own.weight_lr > 0,
+            scale_bias=own.scale_bias,
         )
 
     def contract(self, *args: Any) -> dict[str, Any]:  # noqa: D102
@@ -123,12 +125,12 @@ class GACModule(PTQPhase):
         layers = quantized_layers(self.network).values()
         roundings = [layer.weight_quantizer.rounding for layer in layers]
         latents = [one.latent for one in roundings if isinstance(one, LatentRounding)]
-        known = set(map(id, latents))
+        quantizers = [one for layer in layers for one in layer.activation_quantizers]
+        lr, absolute = self.settings.lr, self.settings.absolute_scales
+        groups = scale_groups(quantizers, lr, absolute=absolute)
+        known = {id(p) for p in latents} | {id(p) for group in groups for p in group["params"]}
         others = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
-        groups = [
-            {"params": others, "lr": self.settings.lr},
-            {"params": latents, "lr": self.settings.weight_lr},
-        ]
+        groups += [{"params": others, "lr": lr}, {"params": latents, "lr": self.settings.weight_lr}]
         # Fused: on CPU three times as fast.
         optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
         total = max(1, int(self.trainer.estimated_stepping_batches))

@@ -74,11 +74,16 @@ class GACSettings(GlobalLossSettings, FlowSettings):
 
     Args:
         affine: ``per_channel`` γ and β, or the paper's ``per_layer`` scalars.
-        lr: Adam's learning rate for γ, β, log scales and zero points; cosine decay over the fit.
+        scale_bias: γ scales the bias too, γ (W x + b) + β, as in the paper's published code; by
+            default it scales the product alone, as in the paper's formula.
+        lr: Adam's learning rate for log γ, β, log scales and zero points; cosine decay over the
+            fit.
+        absolute_scales: ``lr`` is that of the activation scales themselves instead of their
+            logarithms, as published: at a scale of 0.05, 1e-4 is one of 2e-3 in its logarithm.
         weight_lr: Adam's learning rate for the weights' codes, in steps of their grids, straight
             through the rounding; each moves by at most one step. 0 keeps the roundings of block
             reconstruction, as the paper does.
-        max_grad_norm: gradients are scaled down to this norm.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them as they are.
         window: frames to unroll over, from anywhere in a sequence, beginning with the float
             network's state there; by default the whole sequence from its beginning.
         average: decay of an exponential moving average, over the steps, of all that is learned; the
@@ -87,7 +92,9 @@ class GACSettings(GlobalLossSettings, FlowSettings):
     """
 
     affine: Literal["per_channel", "per_layer"] = "per_channel"
+    scale_bias: bool = False
     lr: float = 1e-3
+    absolute_scales: bool = False
     weight_lr: float = 0.0
     max_grad_norm: float = 1.0
     window: int | None = None

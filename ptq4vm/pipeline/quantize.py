@@ -121,11 +121,13 @@ def _origin(teacher: MattingModel, weights: str | None) -> dict[str, Any]:
 
 def _work(settings: QuantizeSettings, sequences: int) -> dict[str, float]:
     """Return the cost of each row per frame of the calibration set, in forward passes."""
-    steps = settings.block_steps * settings.block_batch_size / sequences
+    batch, steps = map(settings.scaled, (settings.block_batch_size, settings.block_steps))
+    steps_share = steps * batch / sequences
     found = {}
     for key, method in settings.methods.items():
         own = settings.options(method)
-        passes = settings.gac_epochs if isinstance(own, GACSettings) else 1 + steps * own.learns
+        epochs = settings.scaled(settings.gac_epochs)
+        passes = epochs if isinstance(own, GACSettings) else 1 + steps_share * own.learns
         found[key] = 0.0 if method.checkpoint else 3.0 * passes
     return found
 
@@ -140,13 +142,14 @@ def _quantize_rows(
         output = folder / f"{key}.safetensors"
         if isinstance(own, GACSettings):
             start = folder / f"{method.start}.safetensors"
-            length = FitLength(settings.gac_batch_size, None, settings.gac_epochs)
+            batch, epochs = map(settings.scaled, (settings.gac_batch_size, settings.gac_epochs))
+            length = FitLength(batch, None, epochs)
             make: Callable[[], PTQPhase] = partial(
                 GACModule, start, teacher, output=output, **vars(own)
             )
         else:
-            steps = settings.block_steps if own.learns else 1
-            length = FitLength(settings.block_batch_size, steps)
+            batch, steps = map(settings.scaled, (settings.block_batch_size, settings.block_steps))
+            length = FitLength(batch, steps if own.learns else 1)
             make = partial(
                 BlockReconstructionModule, teacher, qconfig=plan_of_row, output=output, **vars(own)
             )

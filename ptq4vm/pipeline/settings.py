@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
 from typing import Any, TypeVar
 
 from ptq4vm.calibration.bit_allocation import require_budget
@@ -47,6 +48,8 @@ class QuantizeSettings:
         block_batch_size: sequences per step of block reconstruction.
         gac_epochs: passes over the calibration set in global calibration.
         gac_batch_size: sequences per step of global calibration.
+        scale: share of the last four counts that is run, each at least 1, such as ``1/100``, to try
+            the published lengths where they take too long.
         scoring: ``float``, or ``png8`` to truncate mattes to 8 bits.
 
     Raises:
@@ -70,6 +73,7 @@ class QuantizeSettings:
     block_batch_size: int = 1
     gac_epochs: int = 10
     gac_batch_size: int = 1
+    scale: float | str = 1.0
     scoring: Scoring = "float"
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class QuantizeSettings:
         for name in ("block_steps", "block_batch_size", "gac_epochs", "gac_batch_size"):
             if (count := getattr(self, name)) < 1:
                 raise PTQ4VMError(f"Expected {name} of at least 1, got {count}. Raise it.")
+        self.scaled(1)
         if not bits or len(set(bits)) < len(bits):
             raise PTQ4VMError(
                 f"Expected at least one of bits, each once, got {', '.join(bits) or 'none'}. Leave "
@@ -119,6 +124,23 @@ class QuantizeSettings:
                 own.require_placement(plan)
             if "weight_grid" in method.qconfig:
                 replace(plan, weight_grid=method.qconfig["weight_grid"]).require_used()
+
+    def scaled(self, count: int) -> int:
+        """Return ``scale`` times a count, rounded, at least 1.
+
+        Raises:
+            PTQ4VMError: ``scale`` is not a share.
+        """
+        try:
+            scale = Fraction(self.scale)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            scale = Fraction(0)
+        if not 0 < scale <= 1:
+            raise PTQ4VMError(
+                f"Expected a scale above 0 and up to 1, such as 1/100, got {self.scale!r}. Correct "
+                "it."
+            )
+        return max(1, round(count * scale))
 
     @property
     def methods(self) -> dict[str, Method]:

@@ -11,10 +11,13 @@ class AffineCalibration(nn.Module):
 
     Args:
         channels: the number of γ and of β.
+        scale_bias: scale the bias too, y = γ (W_q ∗ x_q + b) + β, as in the published code of arXiv
+            2506.10840; its formula is the one above.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, scale_bias: bool = False) -> None:
         super().__init__()
+        self.scale_bias = scale_bias
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.zeros(channels))
 
@@ -24,4 +27,5 @@ class AffineCalibration(nn.Module):
 
     def forward(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weight and bias of the affine layer; cheaper than scaling its output."""
-        return weight * self.scale_like(weight), bias + self.shift
+        scaled = bias * self.log_scale.exp() if self.scale_bias else bias
+        return weight * self.scale_like(weight), scaled + self.shift

@@ -52,6 +52,8 @@ def affine_conv2d(
     log_scale: Tensor,
     shift: Tensor,
     geometry: ConvGeometry,
+    *,
+    scale_bias: bool = False,
 ) -> Tensor:
     """Compute γ (W ∗ x) + b + β with γ = exp(log_scale) and β = shift, for frozen W and b.
 
@@ -65,8 +67,9 @@ def affine_conv2d(
         log_scale: (C_out,), or (1,) for all channels.
         shift: Same shape as ``log_scale``.
         geometry: Stride, padding, dilation and groups.
+        scale_bias: Compute γ (W ∗ x + b) + β instead.
     """
-    return _AffineConv2d.apply(x, weight, bias, log_scale, shift, geometry)
+    return _AffineConv2d.apply(x, weight, bias, log_scale, shift, geometry, scale_bias)
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
@@ -102,24 +105,28 @@ class _AffineConv2d(torch.autograd.Function):
         log_scale: Tensor,
         shift: Tensor,
         geometry: ConvGeometry,
+        scale_bias: bool,
     ) -> Tensor:
         # exp keeps γ positive, so that a weight's scale can absorb it.
-        weight, bias = weight * log_scale.exp().reshape(-1, 1, 1, 1), bias + shift
-        y = F.conv2d(x, weight, bias, *geometry)
-        ctx.save_for_backward(x, weight, bias, y)
+        scale = log_scale.exp()
+        weight = weight * scale.reshape(-1, 1, 1, 1)
+        # The part of the output that γ doesn't scale.
+        fixed = shift.expand_as(bias) if scale_bias else bias + shift
+        y = F.conv2d(x, weight, fixed + bias * scale if scale_bias else fixed, *geometry)
+        ctx.save_for_backward(x, weight, fixed, y)
         ctx.geometry, ctx.count = geometry, log_scale.numel()
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, bias, y = ctx.saved_tensors
+        x, weight, fixed, y = ctx.saved_tensors
         grad_x = _input_gradient(grad, x, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
         grad_shift = grad.sum((0, 2, 3))
-        # d y / d log γ = γ (W ∗ x) = y - (b + β), and bias is b + β here.
-        grad_scale = (grad * y).sum((0, 2, 3)) - bias * grad_shift
+        # d y / d log γ is what γ scales: y less the fixed part.
+        grad_scale = (grad * y).sum((0, 2, 3)) - fixed * grad_shift
         if ctx.count == 1:
             grad_scale, grad_shift = grad_scale.sum()[None], grad_shift.sum()[None]
-        return grad_x, None, None, grad_scale, grad_shift, None
+        return grad_x, None, None, grad_scale, grad_shift, None, None
 
 
 def _is_dilated_depthwise(weight: Tensor, geometry: ConvGeometry) -> bool:

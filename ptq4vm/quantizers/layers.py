@@ -199,11 +199,16 @@ class QuantizedLayer(nn.Module, ABC):
             raise RuntimeError("the grid of the input is not known")
         return self.weight_quantizer.scale.flatten() * self.input_grid.scale.flatten()
 
-    def start_affine(self, *, per_channel: bool) -> None:
-        """Add γ = 1 and β = 0, one for each output channel or for the layer."""
-        self.affine = AffineCalibration(self.weight.shape[0] if per_channel else 1).to(
-            self.weight.device
-        )
+    def start_affine(self, *, per_channel: bool, scale_bias: bool = False) -> None:
+        """Add γ = 1 and β = 0, one for each output channel or for the layer.
+
+        Args:
+            per_channel: one for each output channel.
+            scale_bias: γ scales the bias too.
+        """
+        channels = self.weight.shape[0] if per_channel else 1
+        affine = AffineCalibration(channels, scale_bias=scale_bias)
+        self.affine = affine.to(self.weight.device)
 
     @torch.no_grad()
     def fix_(self) -> None:
@@ -281,8 +286,9 @@ class QuantizedConv2d(QuantizedLayer):
         if weight.requires_grad:
             return super()._multiply_affine(x, weight, affine)
         return affine_conv2d(
-            x, weight, self.bias, affine.log_scale, affine.shift, self.inner_geometry
-        )
+            x, weight, self.bias, affine.log_scale, affine.shift, self.inner_geometry,
+            scale_bias=affine.scale_bias,
+        )  # fmt: skip
 
     def _for_each_output(self, values: Tensor) -> Tensor:
         return values.reshape(-1, 1, 1)

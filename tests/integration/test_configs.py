@@ -45,7 +45,9 @@ def options_of(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((CONFIGS / "quantize").glob("*.yaml")), ids=lambda path: path.stem
+    "path",
+    [path for room in ("quantize", "paper") for path in sorted((CONFIGS / room).glob("*.yaml"))],
+    ids=lambda path: f"{path.parent.stem}-{path.stem}",
 )
 def test_quantize_recipe_reaches_the_pipeline(path, options_of, tmp_path):
     seen = options_of(
@@ -96,6 +98,18 @@ def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monke
         assert list(seen["bits"]) == read_recipe(Path(recipe))["bits"]
         assert seen["data"].seed == seed
         assert not seen["trainer"]["logger"]._offline
+
+
+def test_paper_configurations_have_the_published_setting(options_of, tmp_path):
+    path = CONFIGS / "paper" / "qdrop_gac_ofa.yaml"
+    seen = options_of("--config", str(path), "--scale", "1/100", "--output", str(tmp_path / "run"))
+    assert (seen["block_steps"], seen["gac_epochs"], seen["scale"]) == (20000, 55, "1/100")
+    data, gac, qconfig = seen["data"], seen["gac"], seen["qconfig"]
+    assert data.num_sequences * data.seq_length == 256
+    assert seen["block_batch_size"] * data.seq_length == 32
+    assert (gac.affine, gac.lr, gac.truth_weight, gac.teacher_weight) == ("per_layer", 1e-4, 1, 0)
+    assert (qconfig.placement, qconfig.activation_grid) == ("paper", "symmetric")
+    assert seen["rows"]["ofa"].options == {"flow_weight": 0.05}
 
 
 @pytest.mark.parametrize(

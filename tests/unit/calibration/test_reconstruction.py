@@ -89,6 +89,20 @@ def test_only_codes_decay_their_learning_rate():
         assert rates == {"rounding": pytest.approx(expected), "scales": pytest.approx(0.05)}
 
 
+def test_the_rate_of_a_scale_moves_it_by_as_much_whatever_its_size():
+    for size in (0.02, 4.0):
+        network, *_ = setting("encoder")
+        layer, lr = network.encoder, 1e-4
+        layer.input_quantizer.set_qparams(torch.tensor([size]), torch.zeros(1))
+        settings = ReconstructionSettings(scale_lr=lr, absolute_scales=True)
+        prepare_layers([layer], settings)
+        optimizer = make_optimizer([layer], settings)
+        set_learning_rates(optimizer, settings, 0.0)
+        layer.input_quantizer.scale.sum().backward()
+        optimizer.step()  # Adam's first step is the learning rate
+        assert layer.input_quantizer.scale.item() == pytest.approx(size - lr, abs=0.01 * lr)
+
+
 def test_nothing_is_learned_by_rounding_to_nearest():
     network, block, inputs, targets = setting("update")
     settings = ReconstructionSettings(learn_rounding=False, learn_scales=False)

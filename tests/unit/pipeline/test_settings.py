@@ -42,6 +42,10 @@ def test_a_weight_grid_applies_below_8_bits_only():
     [
         ({"bits": []}, "at least one of bits"),
         ({"block_steps": 0}, "block_steps of at least 1, got 0"),
+        ({"scale": "1/0"}, "a scale above 0 and up to 1, such as 1/100, got '1/0'"),
+        ({"scale": "tenth"}, "a scale above 0 and up to 1"),
+        ({"scale": 1.5}, "a scale above 0 and up to 1, such as 1/100, got 1.5"),
+        ({"scale": float("nan")}, "a scale above 0 and up to 1"),
         ({"budget": 0.1}, "a budget only with bits auto"),
         ({"target": "openvino", "qconfig": QConfig(placement="paper")}, "placement deploy, which"),
         (
@@ -157,3 +161,10 @@ def test_a_quantized_network_is_no_float_network():
     network = quantize_network(create_model("rvm_mobilenetv3"), QConfig())
     with pytest.raises(PTQ4VMError, match="Expected a float network, got rvm_mobilenetv3 quant"):
         float_network(network)
+
+
+def test_a_scale_divides_counts_down_to_one():
+    settings = QuantizeSettings(scale="1/100")
+    assert [settings.scaled(count) for count in (20000, 55, 8)] == [200, 1, 1]
+    assert QuantizeSettings().scaled(20000) == 20000
+    assert QuantizeSettings(scale=0.1).scaled(20) == 2

@@ -165,14 +165,17 @@ def test_conv2d_has_torchs_gradients(name):
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_affine_conv2d_has_the_gradients_of_scaling_the_weight(name, per_channel):
+@pytest.mark.parametrize("scale_bias", [True, False])
+def test_affine_conv2d_has_the_gradients_of_scaling_the_weight(name, per_channel, scale_bias):
     shape, geometry = GEOMETRIES[name]
     count = shape[0] if per_channel else 1
     x, weight, bias, log_scale, shift = draw((2, 4, 13, 12), shape, shape[:1], (count,), (count,))
     weight, bias = weight.detach(), bias.detach()
     inputs = (x, log_scale, shift)
-    ours = affine_conv2d(x, weight, bias, log_scale, shift, geometry)
-    naive = F.conv2d(x, weight * log_scale.exp().reshape(-1, 1, 1, 1), bias + shift, *geometry)
+    ours = affine_conv2d(x, weight, bias, log_scale, shift, geometry, scale_bias=scale_bias)
+    gamma = log_scale.exp()
+    scaled = gamma * bias if scale_bias else bias
+    naive = F.conv2d(x, weight * gamma.reshape(-1, 1, 1, 1), scaled + shift, *geometry)
     torch.testing.assert_close(ours, naive)
     torch.testing.assert_close(gradients(ours, inputs), gradients(naive, inputs))
 

@@ -122,7 +122,8 @@ def test_soft_rounding_starts_at_the_float_weight_and_hard_is_within_one_step(bi
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_absorbed_affine_computes_the_same(per_channel):
+@pytest.mark.parametrize("scale_bias", [True, False])
+def test_absorbed_affine_computes_the_same(per_channel, scale_bias):
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(4, 6, 3, padding=1)
     layer = QuantizedConv2d(conv, QuantSpec(8, "symmetric", "per_channel"), QuantSpec(8))
@@ -131,13 +132,13 @@ def test_absorbed_affine_computes_the_same(per_channel):
         layer(x)
     layer.fix_()
     plain = layer(x)
-    layer.start_affine(per_channel=per_channel)
+    layer.start_affine(per_channel=per_channel, scale_bias=scale_bias)
     torch.testing.assert_close(layer(x), plain)
     layer.affine.log_scale.data.uniform_(-0.5, 0.5)
     layer.affine.shift.data.uniform_(-0.5, 0.5)
     before = layer(x)
     gamma = layer.affine.log_scale.exp().reshape(1, -1, 1, 1)
-    bias = conv.bias.reshape(1, -1, 1, 1)
+    bias = 0.0 if scale_bias else conv.bias.reshape(1, -1, 1, 1)
     expected = gamma * (plain - bias) + bias + layer.affine.shift.reshape(1, -1, 1, 1)
     torch.testing.assert_close(before, expected, rtol=1e-4, atol=1e-5)
     layer.absorb_affine_()
