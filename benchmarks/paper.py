@@ -10,7 +10,7 @@ table of this scale in the document is replaced; its text and the tables of othe
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument(
         "--root", type=Path, required=True, help="data root with foregrounds, backgrounds, ..."
     )
-    parser.add_argument("--scale", default="1", help="share of the published lengths, e.g. 1/100")
+    parser.add_argument(
+        "--scale", type=Fraction, default=Fraction(1), help="share of the published lengths, 1/100"
+    )
     parser.add_argument(
         "--size",
         type=size,
@@ -74,10 +76,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of sequences and order")
     parser.add_argument("--output", type=Path, default=Path("runs/paper"), help="folder of runs")
     args = parser.parse_args()
-    data: dict[str, Any] = dict(SMALL) if Fraction(args.scale) < COARSEST else {}
+    data: dict[str, Any] = dict(SMALL) if args.scale < COARSEST else {}
     data |= {} if args.size is None else dict(zip(("height", "width"), args.size, strict=True))
     data |= {} if args.eval_frames is None else {"eval_frames": args.eval_frames}
-    folder = args.output / f"{args.scale.replace('/', '-')}-{args.seed}"
+    scale = str(args.scale)
+    folder = args.output / f"{scale.replace('/', '-')}-{args.seed}"
     table: list[ResultRow] = []
     for bits in args.bits:
         config = configuration(bits)
@@ -86,18 +89,15 @@ def main() -> None:
         file = folder / f"{bits.lower()}.yaml"
         with written_whole(file) as part:
             part.write_text(yaml.safe_dump(config, sort_keys=False))
-        done = cli.main(
-            ["quantize", "--config", str(file), "--scale", args.scale, "--output", str(run)]
-        )
+        done = cli.main(["quantize", "--config", str(file), "--scale", scale, "--output", str(run)])
         if done:
             raise SystemExit(done)
         rows = read_rows(run / "metrics.json")
         table += rows[1:] if table else rows
     size_text = "{height} x {width}".format(**config["data"])
     frames = config["data"].get("eval_frames", "all")
-    name = f"paper {args.scale}"
-    conditions = f"Scale {args.scale}, calibration frames of {size_text}, {frames} frames scored."
-    put_table(name, f"{conditions}\n\n{paper_table(table)}", DOCUMENT)
+    conditions = f"Scale {scale}, calibration frames of {size_text}, {frames} frames scored."
+    put_table(f"paper {scale}", f"{conditions}\n\n{paper_table(table)}", DOCUMENT)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -125,15 +125,12 @@ def configuration(bits: str) -> dict[str, Any]:
         rows[f"{method}_grids"] = {**row, **own, "title": f"{row['title']}, our grids"}
     for key, row in recipe["rows"].items():
         begins = row.get("start")
-        phase = GACSettings(**recipe["gac"]) if begins else _block_settings(recipe)
+        kind, group = BlockReconstructionSettings, "block_reconstruction"
+        phase = GACSettings(**recipe["gac"]) if begins else kind(**recipe[group])
         own = {"start": f"ours_{begins}"} if begins else {"qconfig": grids}
         title = row["title"].replace("BIQ", "our BIQ")
         rows[f"ours_{key}"] = {**row, **own, "title": title, "options": vars(phase)}
     return {**config, "bits": [bits], "rows": rows}
-
-
-def _block_settings(recipe: Mapping[str, Any]) -> BlockReconstructionSettings:
-    return BlockReconstructionSettings(**recipe["block_reconstruction"])
 
 
 def paper_table(rows: Sequence[ResultRow]) -> str:

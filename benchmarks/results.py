@@ -143,8 +143,15 @@ def with_baselines(recipe: str) -> dict[str, Any]:
     return config
 
 
-def put_table(name: str, table: str, document: Path = DOCUMENT) -> None:
-    """Replace the table between its two marker comments in a document, or append it."""
+def put_table(name: str, table: str, document: Path | None = None) -> None:
+    """Replace the table between its two marker comments in a document, or append it.
+
+    Args:
+        name: in the markers.
+        table: in Markdown.
+        document: docs/results.md if not given.
+    """
+    document = document or DOCUMENT
     begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
     text = document.read_text()
     if begin not in text:

@@ -17,6 +17,7 @@ from ptq4vm.data import Auto, Composites, CutOuts, VideoMattingDataModule, Video
 from ptq4vm.phases import PTQPhase
 from ptq4vm.pipeline import Method
 from ptq4vm.recipes import read_recipe
+from ptq4vm.reporting.results import read_rows
 
 CONFIGS = Path(__file__).parents[2] / "lightning_configs"
 
@@ -98,6 +99,24 @@ def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monke
         assert list(seen["bits"]) == read_recipe(Path(recipe))["bits"]
         assert seen["data"].seed == seed
         assert not seen["trainer"]["logger"]._offline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    [one for one in sorted((CONFIGS / "paper").glob("*.yaml")) if one.stem != "base"],
+    ids=lambda path: path.stem,
+)
+def test_a_paper_configuration_runs_at_its_smallest_scale(path, tmp_path, official_weights):
+    size = ["--data.height=64", "--data.width=96", "--data.num_sequences=1", "--data.seq_length=2"]
+    source = ["--data.source=Builtin", "--data.evaluation=null", f"--data.cache_dir={tmp_path}"]
+    args = [*size, *source, "--data.eval_clips=1", "--data.eval_frames=2", "--bits=[W4A4]"]
+    run = tmp_path / "run"
+    args += ["--scale=1/20000", f"--output={run}", "--trainer.accelerator=cpu"]
+    assert cli.main(["quantize", "--config", str(path), *args]) == 0
+    rows = read_rows(run / "metrics.json")
+    assert [row.method for row in rows[1:]] == list(read_recipe(path)["rows"])
+    assert all(row.placement == "paper" for row in rows[1:])
 
 
 def test_paper_configurations_have_the_published_setting(options_of, tmp_path):
