@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import yaml
@@ -31,7 +32,7 @@ PAPER = recipes_folder().parent / "paper"
 WIDTHS = ("W8A8", "W4A8", "W4A4")
 METHODS = ("brecq", "brecq_gac", "brecq_gac_ofa", "qdrop", "qdrop_gac", "qdrop_gac_ofa")
 """Configurations in lightning_configs/paper/, whose last row is the method."""
-COARSEST = Fraction(1, 50)
+SMALL_BELOW = Fraction(1, 50)
 """Below this scale, calibration frames are small and few frames are scored, by default."""
 SMALL = {"height": 72, "width": 128, "eval_frames": 3}
 PUBLISHED: dict[tuple[str, str], tuple[float, float, float]] = {
@@ -65,7 +66,7 @@ def main() -> None:
         "--size",
         type=size,
         help=f"HxW of calibration frames; by default 288x512, as published, and below a scale of "
-        f"{COARSEST} {SMALL['height']}x{SMALL['width']}",
+        f"{SMALL_BELOW} {SMALL['height']}x{SMALL['width']}",
     )
     parser.add_argument(
         "--eval_frames",
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of sequences and order")
     parser.add_argument("--output", type=Path, default=Path("runs/paper"), help="folder of runs")
     args = parser.parse_args()
-    data: dict[str, Any] = dict(SMALL) if args.scale < COARSEST else {}
+    data: dict[str, Any] = dict(SMALL) if args.scale < SMALL_BELOW else {}
     data |= {} if args.size is None else dict(zip(("height", "width"), args.size, strict=True))
     data |= {} if args.eval_frames is None else {"eval_frames": args.eval_frames}
     scale = str(args.scale)
@@ -96,7 +97,7 @@ def main() -> None:
         table += rows[1:] if table else rows
     size_text = "{height} x {width}".format(**config["data"])
     frames = config["data"].get("eval_frames", "all")
-    conditions = f"Scale {scale}, calibration frames of {size_text}, {frames} frames scored."
+    conditions = f"Scale {scale}, calibration frames of {size_text}, {frames} frames of each clip."
     put_table(f"paper {scale}", f"{conditions}\n\n{paper_table(table)}", DOCUMENT)
 
 
@@ -118,18 +119,18 @@ def configuration(bits: str) -> dict[str, Any]:
     grids |= {"depthwise_granularity": "per_channel", **recipe.get("qconfig", {})}
     rows: dict[str, Any] = {}
     for method in METHODS:
-        *starts, (key, row) = read_recipe(PAPER / f"{method}.yaml")["rows"].items()
-        start = starts[0][0] if starts else None
+        *_, row = read_recipe(PAPER / f"{method}.yaml")["rows"].values()
+        start = row.get("start")
+        own: dict[str, Any] = {"start": f"{start}_grids"} if start else {"qconfig": grids}
         rows[method] = {**row, "start": start}
-        own = {"start": f"{start}_grids"} if start else {"qconfig": grids}
         rows[f"{method}_grids"] = {**row, **own, "title": f"{row['title']}, our grids"}
+    blocks = vars(BlockReconstructionSettings(**recipe["block_reconstruction"]))
     for key, row in recipe["rows"].items():
-        begins = row.get("start")
-        kind, group = BlockReconstructionSettings, "block_reconstruction"
-        phase = GACSettings(**recipe["gac"]) if begins else kind(**recipe[group])
-        own = {"start": f"ours_{begins}"} if begins else {"qconfig": grids}
+        own = {"qconfig": grids, "options": blocks}
+        if start := row.get("start"):
+            own = {"start": f"ours_{start}", "options": vars(GACSettings(**recipe["gac"]))}
         title = row["title"].replace("BIQ", "our BIQ")
-        rows[f"ours_{key}"] = {**row, **own, "title": title, "options": vars(phase)}
+        rows[f"ours_{key}"] = {**row, **own, "title": title}
     return {**config, "bits": [bits], "rows": rows}
 
 
@@ -145,18 +146,14 @@ def paper_table(rows: Sequence[ResultRow]) -> str:
     body = []
     for row in rows:
         flops = (row.cost.effective_flops or math.nan) / 1e9
+        # The paper's share of the float network's size and operations.
+        share = harmonic_mean(parse_bits(row.bits)) / 32
         measured = [row.metrics.get(name) for name in METRICS]
         to_float = None if row.fidelity is None else row.fidelity.mad
         published = PUBLISHED.get((row.method, row.bits), (None,) * len(PUBLISHED_METRICS))
-        numbers = [flops, size * _share(row.bits), *measured, to_float, *published]
+        numbers = [flops, size * share, *measured, to_float, *published]
         body.append([row.name, row.bits, row.placement, *map(format_number, numbers)])
     return markdown_cells((headings, body))
-
-
-def _share(bits: str) -> float:
-    """Return a width's share of the float network's size and operations, as the paper counts."""
-    weights, activations = parse_bits(bits)
-    return 2 * weights * activations / (weights + activations) / 32
 
 
 if __name__ == "__main__":

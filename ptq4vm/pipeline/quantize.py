@@ -122,12 +122,11 @@ def _origin(teacher: MattingModel, weights: str | None) -> dict[str, Any]:
 def _work(settings: QuantizeSettings, sequences: int) -> dict[str, float]:
     """Return the cost of each row per frame of the calibration set, in forward passes."""
     batch, steps = map(settings.scaled, (settings.block_batch_size, settings.block_steps))
-    steps_share = steps * batch / sequences
+    epochs, learning = settings.scaled(settings.gac_epochs), steps * batch / sequences
     found = {}
     for key, method in settings.methods.items():
         own = settings.options(method)
-        epochs = settings.scaled(settings.gac_epochs)
-        passes = epochs if isinstance(own, GACSettings) else 1 + steps_share * own.learns
+        passes = epochs if isinstance(own, GACSettings) else 1 + learning * own.learns
         found[key] = 0.0 if method.checkpoint else 3.0 * passes
     return found
 
