@@ -18,7 +18,7 @@ def fold_batch_norm_(network: MattingModel) -> MattingModel:
         PTQ4VMError: A BatchNorm does not directly follow a convolution.
     """
     pairs = {}
-    for ratio in {network.downsample_ratio, 0.5}:
+    for ratio in {network.downsample_ratio, network.fixed_ratio or 0.5}:
         was, network.downsample_ratio = network.downsample_ratio, ratio
         try:
             pairs.update(

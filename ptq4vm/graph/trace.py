@@ -7,13 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.models.base import MattingModel
+from ptq4vm.models.frame_graph import ACTIVATIONS
 from ptq4vm.quantizers import QuantizedLayer
 
 _LAYERS = (nn.Conv2d, nn.Linear, QuantizedLayer)
-_ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.SiLU,
-    nn.GELU,
-)  # fmt: skip
 
 
 @dataclass
@@ -73,7 +70,7 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
 
         return hook
 
-    watched = (*_LAYERS, nn.BatchNorm2d, *_ACTIVATIONS)
+    watched = (*_LAYERS, nn.BatchNorm2d, *ACTIVATIONS)
     handles = [
         module.register_forward_hook(after(name, module))
         for name, module in network.named_modules()
@@ -90,7 +87,13 @@ def trace(network: MattingModel, src: Tensor) -> list[TracedLayer]:
     return list(layers.values())
 
 
-def example_frame(network: MattingModel, height: int = 64, width: int = 64) -> Tensor:
-    """Return a grey frame for tracing, (1, 3, height, width), on the network's device."""
+def example_frame(
+    network: MattingModel, height: int | None = None, width: int | None = None
+) -> Tensor:
+    """Return a grey frame, (1, 3, height, width), on the network's device.
+
+    Its size defaults to the network's ``example_size``.
+    """
     parameter = next(network.parameters())
-    return torch.full((1, 3, height, width), 0.5, dtype=parameter.dtype, device=parameter.device)
+    size = (height or network.example_size[0], width or network.example_size[1])
+    return torch.full((1, 3, *size), 0.5, dtype=parameter.dtype, device=parameter.device)

@@ -2,6 +2,7 @@
 
 from ptq4vm.models.base import Block, MattingModel
 from ptq4vm.models.download import WEIGHTS, fetch_weights
+from ptq4vm.models.from_module import from_module
 from ptq4vm.models.modnet import MODNet
 from ptq4vm.models.registry import create_model, float_network, list_models, register_model
 from ptq4vm.models.rvm import RobustVideoMatting
@@ -16,6 +17,7 @@ __all__ = [
     "create_model",
     "fetch_weights",
     "float_network",
+    "from_module",
     "list_models",
     "load_weights",
     "register_model",

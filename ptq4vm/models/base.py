@@ -94,6 +94,8 @@ class MattingModel(nn.Module, ABC):
     """None: the facts follow from the layers, see :func:`ptq4vm.graph.network_facts`."""
     fixed_ratio: float | None = None
     """None: any downsample ratio can be set."""
+    example_size: tuple[int, int] = (64, 64)
+    """Height and width of the frame with which layers are traced."""
     # A class attribute, so that a network without the argument works at the frame's own size.
     _downsample_ratio = 1.0
 
@@ -130,6 +132,11 @@ class MattingModel(nn.Module, ABC):
             raise PTQ4VMError(
                 f"Expected downsample_ratio in (0, 1], got {ratio!r}. Use 1 to work at the frame's "
                 "own size, or e.g. 0.25 for HD frames."
+            )
+        if self.fixed_ratio not in (None, ratio):
+            raise PTQ4VMError(
+                f"Expected downsample_ratio {self.fixed_ratio:g}, the only one of {self.name}, got "
+                f"{ratio:g}. Leave it out, or resize within the network."
             )
         self._downsample_ratio = float(ratio)
 

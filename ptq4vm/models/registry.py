@@ -1,5 +1,6 @@
 """Model registry."""
 
+import copy
 import difflib
 import inspect
 from collections.abc import Callable
@@ -33,6 +34,31 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
         return factory
 
     return register
+
+
+class _Copies:
+    """Factory that returns copies of a network."""
+
+    def __init__(self, network: MattingModel) -> None:
+        self.network = network
+
+    def __call__(self, downsample_ratio: float = 1.0) -> MattingModel:
+        network = copy.deepcopy(self.network)
+        network.downsample_ratio = downsample_ratio
+        return network
+
+
+def register_copies(network: MattingModel) -> None:
+    """Register a network in memory under its name; :func:`create_model` copies it.
+
+    Another one that was registered so under the same name is replaced.
+
+    Raises:
+        PTQ4VMError: The name is registered otherwise.
+    """
+    if isinstance(_FACTORIES.get(network.name), _Copies):
+        del _FACTORIES[network.name]
+    register_model(network.name)(_Copies(network))
 
 
 def list_models() -> tuple[str, ...]:
@@ -72,7 +98,7 @@ def create_model(
         hint = (
             f"Did you mean {close[0]}?"
             if close
-            else "Choose one of those, or register it with register_model."
+            else "Choose one of those, or register it with register_model or from_module first."
         )
         raise PTQ4VMError(
             f"Expected a network's name ({', '.join(list_models())}), got {name!r}. {hint}"
