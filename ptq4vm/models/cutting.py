@@ -6,7 +6,6 @@ from itertools import pairwise
 
 from torch import Tensor, fx, nn, ops
 
-from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models.frame_graph import ACTIVATIONS, LAYERS, FrameGraph, is_tensor
 
 _JOINS = {ops.aten.add.Tensor, ops.aten.mul.Tensor}
@@ -34,10 +33,10 @@ def cut(traced: FrameGraph, max_layers: int) -> tuple[Piece, ...]:
 
     Never apart are: what lies between a recurrent state's input and its output; a layer and the
     BatchNorm and activation behind it; the calls of one module; branches that are multiplied or
-    added, such as residual units, if they have at most ``max_layers`` layers together; and what
-    is computed from a pooled value, up to its use (squeeze and excitation). Between pieces are
-    float maps (B, C, h, w), or tokens (B, N, C), of which there is more than one. What follows the
-    last layer is a piece of its own, if it can be.
+    added, such as residual units, if they have at most ``max_layers`` layers together and not two
+    states; and what is computed from a pooled value, up to its use (squeeze and excitation).
+    Between pieces are float maps (B, C, h, w), or tokens (B, N, C), of which there is more than
+    one. What follows the last layer is a piece of its own, if it can be.
 
     Args:
         traced: Graph.
@@ -130,7 +129,8 @@ class _Cutter:
             if node.target not in _JOINS or len(self.reads[node]) < 2:
                 continue
             first = self._first_between(above[node], node)
-            if self._count(first, place) <= self.max_layers:
+            states = sum(begin <= place and first <= end for begin, end in self.closures)
+            if self._count(first, place) <= self.max_layers and states <= 1:
                 yield first, place
 
     def _dominators(self) -> dict[fx.Node, fx.Node | None]:

@@ -85,6 +85,9 @@ def trace_frame(
             f"{type(error).__name__}: {reason}. Rewrite the line it names with tensor operations, "
             "or write the blocks yourself (docs/your-network.md, A class of your own)."
         ) from error
+    guards = getattr(program.module(), "_guards_fn", None)
+    if any(_writes_to_part(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # which takes longer, and renames operations
     module = program.module()
     for node in module.graph.nodes:
         node.meta["traced"] = node.name
@@ -102,7 +105,7 @@ def trace_frame(
     _own_constants(graph, module, root)
     _traceable_sizes(graph)
     _order_outputs(graph, with_fgr)
-    traced = FrameGraph(graph, root, getattr(module, "_guards_fn", None), program)
+    traced = FrameGraph(graph, root, guards, program)
     if isinstance(traced.frame_shape[0], int):
         raise PTQ4VMError(
             f"Expected a frame function for any number of frames, got one for {len(src)} only. "
@@ -133,27 +136,37 @@ def _without_in_place(graph: fx.Graph) -> None:
     """Replace ``x.add_(y)`` by ``z = x.add(y)``, and x by z from there on."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        operation = node.target
-        if not (isinstance(operation, torch._ops.OpOverload) and operation._schema.is_mutable):
-            continue
-        pure = getattr(torch.ops.aten, _name(node).removesuffix("_"), None)
-        changed = node.args[0]
-        later = [one for one in changed.users if order[one] > order[node]]
-        # A view shares the memory that is written to, which a new tensor wouldn't.
-        views = [
-            one
-            for one in changed.users
-            if _is_view(one) and any(order[user] > order[node] for user in one.users)
-        ]
-        if pure is None or _is_view(changed) or views or operation._overloadname not in dir(pure):
-            line = (node.meta.get("stack_trace") or "").strip().splitlines()[-1:] or [node.name]
-            raise PTQ4VMError(
-                f"Expected no assignment to a part of a tensor, got `{line[0].strip()}`. Compute a "
-                "new tensor, e.g. with torch.cat or torch.where."
-            )
-        node.target = getattr(pure, operation._overloadname)
-        for user in later:
-            user.replace_input_with(changed, node)
+        if _is_in_place(node):
+            changed = node.args[0]
+            node.target = _pure(node)
+            for user in list(changed.users):
+                if order[user] > order[node]:
+                    user.replace_input_with(changed, node)
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _pure(node: fx.Node) -> Any:
+    """Return the operation that computes a new tensor instead; None if there is none."""
+    packet = getattr(torch.ops.aten, _name(node).removesuffix("_"), None)
+    return getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
+
+
+def _writes_to_part(node: fx.Node) -> bool:
+    """Return whether an operation writes to memory that another value shares."""
+    if not _is_in_place(node):
+        return False
+    changed = node.args[0]
+    # Of a view, the base would change too; of a base, its views that are read later.
+    following: set[fx.Node] = set()
+    one = node.next
+    while one.op != "root":
+        following.add(one)
+        one = one.next
+    views = [user for user in changed.users if _is_view(user) and following & user.users.keys()]  # type: ignore[union-attr]
+    return _is_view(changed) or bool(views) or _pure(node) is None  # type: ignore[arg-type]
 
 
 def _is_view(node: fx.Node) -> bool:

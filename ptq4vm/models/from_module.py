@@ -63,6 +63,8 @@ def from_module(
         >>> [block.name for block in network.blocks()]
         ['net.0-net.2', 'compose']
     """
+    if not isinstance(max_layers, int) or max_layers < 1:
+        raise PTQ4VMError(f"Expected max_layers of at least 1, got {max_layers!r}. Raise it.")
     src = _example(net, inputs)
     initial = _initial_state(states, src)
     frame = _Frame(copy.deepcopy(net).eval().requires_grad_(False), outputs)
