@@ -1,4 +1,4 @@
-"""Tests of the code in docs/your-network.md, and of its network and MODNet in the pipeline."""
+"""Tests of the code in docs/your-network.md, and of its networks and MODNet in the pipeline."""
 
 import re
 from pathlib import Path
@@ -22,13 +22,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "your-network.md"
 
 @pytest.fixture(scope="module")
 def page():
-    """Execute the page's first code block, which defines the network, and return the others."""
-    pieces = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    """Execute the page's last code block, a network's class, and return the others."""
+    *pieces, network = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
-        names: dict = {}
-        exec(pieces[0], names)
-        yield pieces[1:], names
+        exec(network, {})
+        yield pieces
 
 
 @pytest.fixture
@@ -54,10 +53,10 @@ def make_run(name, folder, **options):
     )
 
 
-@pytest.mark.usefixtures("exact_integer_sums")
 def test_the_page_runs(page, folder):
-    pieces, names = page
-    for piece in pieces:
+    names: dict = {}
+    torch.manual_seed(0)
+    for piece in page:
         exec(piece, names)
     assert [row.name for row in names["result"].rows] == [
         "float", "round to nearest", "BIQ", "BIQ + GAC", "BIQ + GAC + OFA"
@@ -65,10 +64,21 @@ def test_the_page_runs(page, folder):
     _, problem = report_run(folder / "run", folder / "again.html")
     assert problem == "the float network was given in memory"
     layers = quantized_layers(names["network"])
-    assert "layers.0.attention.q" in (folder / "run" / "report.html").read_text()
-    assert sum(isinstance(layer, QuantizedLinear) for layer in layers.values()) == 2 * 6
+    assert "net.backbone.4.block.2.fc1" in (folder / "run" / "report.html").read_text()
     assert f"executes {len(layers)} of {len(layers)} layers as int8" in names["exported"].storage
     assert [len(list(open_frames(Path(path)))) for path in ("alpha.mp4", "over.mp4")] == [3, 3]
+
+
+@pytest.mark.usefixtures("exact_integer_sums")
+def test_linear_layers_run_as_integers(page, folder):
+    rows = {"biq": Method("BIQ")}
+    network = load_model(
+        make_run("patch_matting", folder, bits=["W8A8"], target="openvino", rows=rows).folder
+    )
+    layers = quantized_layers(network)
+    assert sum(isinstance(layer, QuantizedLinear) for layer in layers.values()) == 2 * 6
+    exported = export(network, 64, 96, folder / "q.onnx", ExportOptions(target="openvino"))
+    assert f"executes {len(layers)} of {len(layers)} layers as int8" in exported.storage
 
 
 def test_every_layer_runs_as_integers_in_onnx_runtime_too(page, folder):
