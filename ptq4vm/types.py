@@ -37,7 +37,10 @@ class MattingClip(NamedTuple):
     src: Tensor
     """Input frames, 3 channels, RGB."""
     pha: Tensor | None = None
-    """Ground-truth alpha, 1 channel; None if unknown."""
+    """Ground-truth alpha, 1 channel; None if unknown.
+
+    Of an evaluation clip in which only some frames are annotated, NaN in the others.
+    """
     fgr: Tensor | None = None
     """Ground-truth foreground colour, RGB; None if unknown."""
     flow: Tensor | None = None

@@ -46,6 +46,21 @@ def check_same_frames(clip: str, first: list[Path], second: list[Path]) -> None:
             )
 
 
+def check_annotated(clip: str, frames: list[Path], annotated: list[Path]) -> None:
+    """Check that annotated frames are frames of the clip.
+
+    Raises:
+        PTQ4VMError: One is not.
+    """
+    known = {path.stem for path in frames}
+    for path in annotated:
+        if path.stem not in known:
+            raise PTQ4VMError(
+                f"Expected alpha of frames of clip {clip}, got {path.name} in {path.parent} and "
+                f"no such frame in {frames[0].parent}. Rename or remove it."
+            )
+
+
 class VideoMatteSource(LayeredSource):
     """VideoMatte240K's layout: foregrounds with alpha, composed with every background on the fly.
 
@@ -159,9 +174,11 @@ class EvaluationSource(ClipSource):
     """Composites with alpha, `<set>/<clip>/{com,pha,fgr}/<frame>`, also one folder deeper.
 
     Args:
-        root: Folder of the sets, or a folder with exactly one subfolder of sets.
+        root: Folder of the sets, a folder with exactly one subfolder of sets, or one set.
         size: Height and width to resize and crop to; None keeps the frames unchanged.
         labels: Read alpha (required) and foreground (optional); False reads composites only.
+        sparse: Accept a folder `annotated` in place of `pha`, with the alpha of some frames; that
+            of the others is NaN.
 
     Raises:
         PTQ4VMError: No folder or more than one has this layout, or the layers of a clip don't
@@ -169,23 +186,31 @@ class EvaluationSource(ClipSource):
     """
 
     def __init__(
-        self, root: Path, size: tuple[int, int] | None = None, labels: bool = True
+        self,
+        root: Path,
+        size: tuple[int, int] | None = None,
+        labels: bool = True,
+        sparse: bool = False,
     ) -> None:
-        self.root, self.size = self.find_root(root), size
+        found = self.find_root(root)
+        is_set = any(found.glob("*/com"))
+        self.root, self.size, self._sparse = found.parent if is_set else found, size, sparse
         self._layers: list[dict[str, list[Path]]] = []
         self.names = []
-        for folder in sorted(p.parent for p in self.root.glob("*/*/com")):
+        for folder in sorted(p.parent for p in found.glob("*/com" if is_set else "*/*/com")):
             self.names.append(folder.relative_to(self.root).as_posix())
             self._layers.append(self._list_layers(folder, labels))
 
     @staticmethod
     def find_root(root: Path) -> Path:
-        """Return the folder that holds the sets: `root`, or its only subfolder that does.
+        """Return the folder that holds the sets: `root`, also if it is one, or its only subfolder.
 
         Raises:
             PTQ4VMError: There is no such folder, or more than one.
         """
         require_folder(root, "evaluation sets", EVALUATION_LAYOUT)
+        if any(root.glob("*/com")):
+            return root
         found = [folder for folder in (root, *list_folders(root)) if any(folder.glob("*/*/com"))]
         if len(found) > 1:
             names = ", ".join(str(folder) for folder in found)
@@ -194,12 +219,9 @@ class EvaluationSource(ClipSource):
                 "them."
             )
         if not found:
-            hint = (
-                f" Give {root.parent} instead." if any(root.glob("*/com")) else " Correct the path."
-            )
             raise PTQ4VMError(
-                f"Expected evaluation clips laid out as {EVALUATION_LAYOUT}, got none in "
-                f"{root}.{hint}"
+                f"Expected evaluation clips laid out as {EVALUATION_LAYOUT}, got none in {root}. "
+                "Correct the path."
             )
         return found[0]
 
@@ -214,7 +236,10 @@ class EvaluationSource(ClipSource):
             if frames := list_frames(folder / part):
                 layers[part] = frames
                 check_same_frames(name, layers["com"], frames)
-        if labels and "pha" not in layers:
+        if self._sparse and "pha" not in layers:
+            layers["pha"] = list_frames(folder / "annotated")
+            check_annotated(name, layers["com"], layers["pha"])
+        if labels and not layers.get("pha"):
             raise PTQ4VMError(
                 f"Expected the true alpha of clip {name} in {folder / 'pha'}, got none. Add it, or "
                 "calibrate with "
@@ -233,23 +258,33 @@ class EvaluationSource(ClipSource):
     def read(self, index: int, start: int, stop: int) -> MattingClip:
         """Return frames [start, stop) of a clip with alpha and foreground as far as known."""
         self.check_range(index, start, stop)
-        layers = self._layers[index]
-        read = {
-            part: read_frames(paths[start:stop], gray=part == "pha")
-            for part, paths in layers.items()
-        }
+        layers = self._between(index, start, stop)
+        read = {part: read_frames(paths, gray=part == "pha") for part, paths in layers.items()}
         for part, frames in read.items():
             check_same_size(
-                self.names[index], read["com"], frames, layers["com"][start], layers[part][start]
+                self.names[index], read["com"], frames, layers["com"][0], layers[part][0]
             )
+        stems = tuple(path.stem for path in layers["com"])
+        if "pha" in self._layers[index]:
+            alpha = dict(
+                zip((p.stem for p in layers.get("pha", ())), read.get("pha", ()), strict=True)
+            )
+            unknown = torch.full_like(read["com"][0, :1], torch.nan)
+            read["pha"] = torch.stack([alpha.get(stem, unknown) for stem in stems])
         if self.size is not None:
             read = {part: cover_crop_clip(frames, self.size) for part, frames in read.items()}
-        stems = tuple(path.stem for path in layers["com"][start:stop])
         return MattingClip(
             read["com"], read.get("pha"), read.get("fgr"), None, self.names[index], start, stems
         )
 
     def files(self, index: int, start: int, stop: int) -> list[tuple[str, Path]]:
         """Return the files of all layers that are read."""
-        layers = self._layers[index].values()
-        return named_below(self.root, [path for frames in layers for path in frames[start:stop]])
+        layers = self._between(index, start, stop).values()
+        return named_below(self.root, [path for frames in layers for path in frames])
+
+    def _between(self, index: int, start: int, stop: int) -> dict[str, list[Path]]:
+        """Return the files of frames [start, stop) by layer; no layer is empty."""
+        layers = self._layers[index]
+        stems = {path.stem for path in layers["com"][start:stop]}
+        found = {part: [p for p in paths if p.stem in stems] for part, paths in layers.items()}
+        return {part: paths for part, paths in found.items() if paths}

@@ -32,7 +32,7 @@ def open_evaluation(settings: DataSettings) -> ClipSource:
         videos.size = working_size(*videos.read(0, 0, 1).src.shape[-2:])
         return videos
     if settings.evaluation is not None:
-        return EvaluationSource(settings.root / settings.evaluation)
+        return EvaluationSource(settings.root / settings.evaluation, sparse=True)
     # Independent of the seed, so that results of runs with different seeds are comparable.
     return BuiltinSource("test", settings.size, BUILTIN_TEST_CLIPS, BUILTIN_TEST_FRAMES)
 

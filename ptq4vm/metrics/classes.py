@@ -20,6 +20,13 @@ Scoring = Literal["float", "png8"]
 ``float`` scores predictions unchanged; ``png8`` first truncates them to 8 bits, like published
 results.
 """
+Protocol = Literal["lr", "hr"]
+"""Low-resolution evaluation, or the high-resolution one: no Conn, and Grad without normalization.
+
+Both are those of "Robust High-Resolution Video Matting with Temporal Guidance" (Lin et al.).
+"""
+_HR_ABOVE = 1024
+"""Longer side of a frame in pixels above which the protocol is ``hr``, unless another is given."""
 
 
 class _FrameMean(Metric):
@@ -210,25 +217,34 @@ class DTSSD(_FrameMean):
         return functional.dtssd(preds, target, previous)
 
 
+def choose_protocol(height: int, width: int) -> Protocol:
+    """Return ``hr`` for frames with a longer side above 1024 pixels, else ``lr``.
+
+    Example:
+        >>> from ptq4vm.metrics import choose_protocol
+        >>> choose_protocol(288, 512), choose_protocol(1080, 1920)
+        ('lr', 'hr')
+    """
+    return "hr" if max(height, width) > _HR_ABOVE else "lr"
+
+
 def matting_metrics(
-    scoring: Scoring = "float", prefix: str = "", conn: bool = True, normalize_grad: bool = True
+    scoring: Scoring = "float", prefix: str = "", protocol: Protocol = "lr"
 ) -> MetricCollection:
-    """Return all five metrics as one collection.
+    """Return the metrics of a protocol as one collection.
 
     Args:
         scoring: ``float``, or ``png8`` to truncate predictions to 8 bits like published results.
         prefix: Prefix of every key, e.g. ``val/``.
-        conn: If False, omit Conn, which runs on the CPU and is not part of the high-resolution
-            evaluation.
-        normalize_grad: See :func:`ptq4vm.metrics.functional.grad`; False for the high-resolution
-            evaluation.
+        protocol: ``lr``, or ``hr`` without Conn and with ``normalize=False`` in
+            :func:`ptq4vm.metrics.functional.grad`.
 
     Returns:
-        A collection with the keys mad, mse, grad, conn and dtssd, sorted by name by torchmetrics,
-        updated with ``update(preds, target, previous=None)``.
+        A collection with the keys mad, mse, grad, conn (``lr`` only) and dtssd, sorted by name by
+        torchmetrics, updated with ``update(preds, target, previous=None)``.
 
     Raises:
-        PTQ4VMError: ``scoring`` is unknown.
+        PTQ4VMError: ``scoring`` or ``protocol`` is unknown.
 
     Example:
         >>> import torch
@@ -239,14 +255,13 @@ def matting_metrics(
         >>> sorted(metrics.compute())
         ['val/conn', 'val/dtssd', 'val/grad', 'val/mad', 'val/mse']
     """
-    metrics: list[_FrameMean] = [
-        MAD(scoring),
-        MSE(scoring),
-        Grad(scoring, normalize=normalize_grad),
-        DTSSD(scoring),
-    ]
-    if conn:
-        metrics.insert(3, Conn(scoring))
+    if protocol not in get_args(Protocol):
+        raise PTQ4VMError(
+            f"Expected protocol to be one of {', '.join(get_args(Protocol))}, got {protocol!r}."
+        )
+    low = protocol == "lr"
+    metrics: list[_FrameMean] = [MAD(scoring), MSE(scoring), Grad(scoring, normalize=low)]
+    metrics += [Conn(scoring), DTSSD(scoring)] if low else [DTSSD(scoring)]
     # No two metrics share a state, so compute groups have no use.
     return MetricCollection(
         {m.metric_name: m for m in metrics}, prefix=prefix or None, compute_groups=False

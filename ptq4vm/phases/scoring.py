@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.graph import quantized_layers
-from ptq4vm.metrics import fidelity_metrics, matting_metrics
+from ptq4vm.metrics import Protocol, fidelity_metrics, matting_metrics
 from ptq4vm.quantizers import cached_weights
 from ptq4vm.types import FrameModel, MattingClip, MattingOutput, RecurrentState
 
@@ -20,20 +20,24 @@ class MattingModule(L.LightningModule):
 
     The recurrent state is carried between the chunks of a clip. Clips with true alpha give the five
     matting metrics, clips with the float network's alpha ``mad_to_float`` and ``dtssd_to_float``.
+    Frames that aren't annotated, see :class:`~ptq4vm.types.MattingClip`, are left out.
 
     Args:
         network: float, quantized or exported network.
         scoring: ``float``, or ``png8`` to truncate mattes to 8 bits, as the reference code does.
+        protocol: metrics of tests, see :func:`ptq4vm.metrics.matting_metrics`.
     """
 
-    def __init__(self, network: FrameModel, scoring: Scoring = "float") -> None:
+    def __init__(
+        self, network: FrameModel, scoring: Scoring = "float", protocol: Protocol = "lr"
+    ) -> None:
         super().__init__()
         self.network = network
         self.val_metrics = matting_metrics(scoring, prefix="val/")
-        self.test_metrics = matting_metrics(scoring, prefix="test/")
+        self.test_metrics = matting_metrics(scoring, "test/", protocol)
         self.test_fidelity = fidelity_metrics(scoring, prefix="test/")
         self._state: RecurrentState | None = None
-        self._previous: tuple[Any, ...] | None = None
+        self._previous: tuple[tuple[Tensor, Tensor] | None, ...] = (None, None)
         self.per_frame: dict[str, dict[str, list[float]]] = {}
         """Per-frame MAD and dtSSD of the last test, to truth and to float, by clip and metric."""
 
@@ -57,7 +61,7 @@ class MattingModule(L.LightningModule):
     ) -> None:
         """Score the alpha (T, 1, H, W) of a chunk."""
         if int(clip.start) == 0:
-            self._previous = None
+            self._previous = (None, None)
         if truth is not None:
             if clip.pha is None and (clip.float_pha is None or fidelity is None):
                 raise PTQ4VMError(
@@ -65,29 +69,12 @@ class MattingModule(L.LightningModule):
                     "Give an evaluation tree."
                 )
             against = ((truth, clip.pha), (fidelity, clip.float_pha))
-            self._compare(pha, against)
-            if truth is self.test_metrics:
-                self._keep_frames(clip.name, against)
-
-    def _compare(self, preds: Tensor, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
-        """Update metrics with alpha (T, 1, H, W) and each known target (1, T, 1, H, W)."""
-        last_preds, *last_targets = self._previous or (None, *(None for _ in against))
-        for (metrics, target), last in zip(against, last_targets, strict=True):
-            if metrics is not None and target is not None:
-                metrics.update(
-                    preds, target[0], previous=None if last is None else (last_preds, last)
-                )
-        self._previous = (
-            preds[-1],
-            *(None if target is None else target[0, -1] for _, target in against),
-        )
-
-    def _keep_frames(self, clip: str, against: tuple[tuple[Any, Tensor | None], ...]) -> None:
-        kept = self.per_frame.setdefault(clip, {})
-        for metrics, target in against:
-            for name, metric in metrics.items(keep_base=True):
-                if target is not None and name.startswith(_CURVES):
-                    kept.setdefault(name, []).extend(metric.latest.tolist())
+            kept = self.per_frame.setdefault(clip.name, {}) if truth is self.test_metrics else {}
+            self._previous = tuple(
+                last if metrics is None or target is None
+                else _compare(metrics, pha, target[0], last, kept)
+                for (metrics, target), last in zip(against, self._previous, strict=True)
+            )  # fmt: skip
 
     def validation_step(self, batch: MattingClip, batch_idx: int) -> MattingOutput | None:  # type: ignore[override]  # noqa: D102
         return self._step(batch, self.val_metrics, None)
@@ -128,3 +115,33 @@ class FloatMattes(MattingModule):
                 "Call add_references."
             )
         self._score_alpha(batch, batch.float_pha[0], self.test_metrics, self.test_fidelity)
+
+
+def _compare(
+    metrics: Any,
+    preds: Tensor,
+    target: Tensor,
+    last: tuple[Tensor, Tensor] | None,
+    kept: dict[str, list[float]],
+) -> tuple[Tensor, Tensor] | None:
+    """Update metrics with the frames (T, 1, H, W) whose target is known.
+
+    Args:
+        metrics: Collection of metrics.
+        preds: Alpha.
+        target: Target; NaN where it is unknown.
+        last: Last known frame before, (1, H, W) each.
+        kept: Values of each frame by metric, to be extended.
+
+    Returns:
+        The last known frame.
+    """
+    known = target[:, 0, 0, 0].isfinite()
+    if not known.any():
+        return last
+    preds, target = preds[known], target[known]
+    metrics.update(preds, target, previous=last)
+    for name, metric in metrics.items(keep_base=True):
+        if name.startswith(_CURVES):
+            kept.setdefault(name, []).extend(metric.latest.tolist())
+    return preds[-1], target[-1]

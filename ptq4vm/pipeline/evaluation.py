@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import lightning.pytorch as L
 
 from ptq4vm.data import VideoMattingDataModule
+from ptq4vm.metrics import Protocol, choose_protocol
 from ptq4vm.phases import MattingModule
 from ptq4vm.phases.scoring import Scoring
 from ptq4vm.types import FrameModel
@@ -16,6 +17,7 @@ def evaluate(
     scoring: Scoring = "float",
     accelerator: str = "auto",
     callbacks: Sequence[L.Callback] = (),
+    protocol: Protocol | None = None,
 ) -> dict[str, float]:
     """Score a network on the evaluation clips of a datamodule.
 
@@ -26,6 +28,8 @@ def evaluate(
         scoring: ``float``, or ``png8`` for mattes truncated to 8 bits.
         accelerator: Lightning's accelerator.
         callbacks: Lightning callbacks, e.g. :class:`ptq4vm.phases.callbacks.AlphaWriter`.
+        protocol: ``lr``, or ``hr`` without ``conn``; by default
+            :func:`~ptq4vm.metrics.choose_protocol` for the size of the clips.
 
     Returns:
         Metrics by name: ``mad``, ``mse``, ``grad``, ``conn`` and ``dtssd``, scaled as in the RVM
@@ -45,6 +49,10 @@ def evaluate(
         >>> sorted(metrics)
         ['conn', 'dtssd', 'grad', 'mad', 'mse']
     """
+    if protocol is None:
+        data.setup("test")
+        protocol = choose_protocol(*data.evaluation_set[0].src.shape[-2:])
+    module = MattingModule(network, scoring, protocol)
     trainer = L.Trainer(accelerator=accelerator, devices=1, logger=False, callbacks=list(callbacks))
-    results = trainer.test(MattingModule(network, scoring), datamodule=data, verbose=False)[0]
+    results = trainer.test(module, datamodule=data, verbose=False)[0]
     return {key.removeprefix("test/"): value for key, value in results.items()}

@@ -177,6 +177,8 @@ def collect_shots(
         first, last = min(_WARMUP, len(clip.src)) - 1, len(clip.src) - 1
         for frame in sorted({first, (first + last) // 2, last}):
             truth = None if clip.pha is None else clip.pha[frame]
+            if truth is not None and not truth.isfinite().all():  # not annotated
+                truth = None
             quantized = {bits: pha[frame] for bits, pha in mattes.items()}
             shots.append(
                 Shot(clip.name, frame, clip.src[frame], truth, float_pha[frame], quantized)

@@ -14,6 +14,7 @@ from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import bits_label, load_quantized, network_cost, trace
 from ptq4vm.graph.trace import example_frame
+from ptq4vm.metrics import choose_protocol
 from ptq4vm.models import weights_checksum
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases import MattingModule, PTQPhase
@@ -221,7 +222,8 @@ class Run:
             self._progress.advance(self._work.scoring)
         else:
             self.say(f"{path.parent.name.upper()}: scoring {title}")
-            module = (FloatMattes if plan is None else MattingModule)(network, self.scoring)
+            kind = FloatMattes if plan is None else MattingModule
+            module = kind(network, self.scoring, choose_protocol(*self._size))
             self._measure(path, module, checksum)
         scores = read_scores(path, checksum)
         for logger in self._trainers.loggers():

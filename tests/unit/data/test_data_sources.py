@@ -161,6 +161,33 @@ def test_evaluation_does_without_foreground_and_without_labels(tmp_path):
     assert unlabelled.fgr is None
 
 
+def test_evaluation_of_one_set(tmp_path):
+    root = write_evaluation(tmp_path / "evaluation")
+    source = EvaluationSource(root / "set_a")
+    assert source.names == ["set_a/one", "set_a/two"]
+    assert source.fingerprint() != EvaluationSource(root / "set_b").fingerprint()
+
+
+def test_evaluation_with_alpha_of_some_frames(tmp_path):
+    root = write_evaluation(tmp_path / "evaluation")
+    folder = root / "set_a" / "one"
+    (folder / "pha").rename(folder / "annotated")
+    for t in (0, 2, 3):
+        lose(folder / "annotated" / f"{t:04d}.png")
+    source = EvaluationSource(root, sparse=True)
+    known = EvaluationSource(root / "set_a", sparse=True).read(1, 0, 5).pha
+    assert known.isfinite().all()
+    pha = source.read(0, 0, 5).pha
+    assert pha.flatten(1).isnan().all(1).tolist() == [True, False, True, True, False]
+    torch.testing.assert_close(pha[4], to_unit(alpha(4)))
+    assert source.read(0, 2, 4).pha.isnan().all()
+    assert [name for name, _ in source.files(0, 0, 3)] == [
+        *(f"set_a/one/com/000{t}.png" for t in range(3)),
+        *(f"set_a/one/fgr/000{t}.png" for t in range(3)),
+        "set_a/one/annotated/0001.png",
+    ]
+
+
 def test_evaluation_scales_only_when_asked(tmp_path):
     root = write_evaluation(tmp_path)
     assert EvaluationSource(root).read(0, 0, 1).pha.shape == (1, 1, HEIGHT, WIDTH)
@@ -321,7 +348,21 @@ MISTAKES = {
         lambda f, b, e, v: EvaluationSource(f),
         "Expected evaluation clips laid out as .* got none",
     ),
-    "one set": (lambda f, b, e, v: EvaluationSource(e / "set_a"), "Give .*ev instead"),
+    "alpha of no frame": (
+        lambda f, b, e, v: (
+            (e / "set_b/one/pha").rename(e / "set_b/one/annotated"),
+            [lose(e / f"set_b/one/{part}/0001.png") for part in ("com", "fgr")],
+            EvaluationSource(e, sparse=True),
+        ),
+        r"Expected alpha of frames of clip set_b/one, got 0001.png .* Rename or remove it",
+    ),
+    "annotated frames to calibrate on": (
+        lambda f, b, e, v: (
+            (e / "set_b/one/pha").rename(e / "set_b/one/annotated"),
+            EvaluationSource(e),
+        ),
+        "Expected the true alpha of clip set_b/one .* labels: false",
+    ),
     "two evaluations": (
         lambda f, b, e, v: (
             write_evaluation(e / "x"),

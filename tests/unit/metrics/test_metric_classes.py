@@ -25,7 +25,7 @@ def test_keys_and_prefix():
     metrics = matting_metrics(prefix="val/")
     metrics.update(*clips()[0])
     assert set(metrics.compute()) == {"val/mad", "val/mse", "val/grad", "val/conn", "val/dtssd"}
-    assert "conn" not in matting_metrics(conn=False)
+    assert "conn" not in matting_metrics(protocol="hr")
     assert not any(m.higher_is_better for m in metrics.values())
 
 
@@ -94,7 +94,7 @@ def test_png8_quantizes_predictions_only():
 
 def test_high_resolution_options():
     preds, target = (x * 0.5 for x in clips((2,))[0])
-    metrics = matting_metrics(conn=False, normalize_grad=False)
+    metrics = matting_metrics(protocol="hr")
     metrics.update(preds, target)
     assert_close(
         metrics.compute()["grad"], functional.grad(preds, target, normalize=False).double().mean()

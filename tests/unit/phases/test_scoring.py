@@ -41,6 +41,25 @@ def test_float_mattes_that_clips_bring_are_scored_as_the_float_network_is():
         kept.test_step(clip._replace(float_pha=None), 0)
 
 
+def test_frames_without_an_annotation_are_left_out():
+    torch.manual_seed(0)
+    src, pha = torch.rand(7, 3, 8, 9), torch.rand(7, 1, 8, 9)
+    known = [1, 2, 6]
+    sparse = torch.full_like(pha, torch.nan)
+    sparse[known] = pha[known]
+    module = MattingModule(Grey())
+    for start, stop in ((0, 2), (2, 3), (3, 5), (5, 7)):
+        batch = {"src": src[None, start:stop], "pha": sparse[None, start:stop]}
+        module.test_step(MattingClip(**batch, name="a", start=start), 0)
+    preds = src.mean(1, keepdim=True)[known]
+    assert module.per_frame["a"]["mad"] == pytest.approx(mad(preds, pha[known]).tolist())
+    # From one annotated frame to the next.
+    assert module.per_frame["a"]["dtssd"] == pytest.approx(dtssd(preds, pha[known]).tolist())
+    assert module.test_metrics.compute()["test/mad"] == pytest.approx(
+        float(mad(preds, pha[known]).mean())
+    )
+
+
 def test_values_of_each_frame_are_kept_across_chunks():
     torch.manual_seed(0)
     module = MattingModule(Grey())
