@@ -3,15 +3,17 @@
 from jsonargparse import ArgumentParser
 
 from ptq4vm.cli.common import console
-from ptq4vm.models import fetch_weights, list_models
+from ptq4vm.models import WEIGHTS, fetch_weights
 
 
 def run_weights(args: list[str]) -> None:
-    """Download the official weights of a network and print their path."""
+    """Download published weights and print their path."""
     parser = ArgumentParser(
-        prog="ptq4vm weights", description="Download and verify the official weights of a network."
+        prog="ptq4vm weights",
+        description="Download and verify the official weights of a network, or those of torchvision"
+        "'s RAFT.",
     )
-    parser.add_argument("network", help=", ".join(list_models()))
+    parser.add_argument("network", help=", ".join(WEIGHTS))
     path = fetch_weights(
         parser.parse_args(args).network, report=lambda line: console.print(line, highlight=False)
     )

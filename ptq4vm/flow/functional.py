@@ -6,6 +6,7 @@ coordinates, so zero flow is the identity and integer flow moves pixels without 
 """
 
 import torch
+from kornia.filters import box_blur
 from kornia.geometry.transform import remap
 from torch import Tensor
 
@@ -85,6 +86,39 @@ def forward_backward_mask(
     length = forward.square().sum(dim=1, keepdim=True) + backward.square().sum(dim=1, keepdim=True)
     visible = (disagreement < relative * length + absolute) & _in_frame(backward)
     return visible.to(backward_flow.dtype)
+
+
+def photometric_mask(
+    previous: Tensor, frame: Tensor, backward_flow: Tensor, tolerance: float = 0.06, window: int = 5
+) -> Tensor:
+    """Compute the visibility mask of a backward flow by the colours that it connects.
+
+    A pixel is visible if the mean colour around its source differs from that around it by less than
+    the tolerance in every channel. Flow is smooth over a strip that a moving object has uncovered,
+    and consistent in both directions there, but connects the strip with the object.
+
+    Args:
+        previous: Frame t, (N, C, H, W) floats in [0, 1].
+        frame: Frame t+1, of the same shape.
+        backward_flow: (N, 2, H, W) in pixels, frame t+1 to t.
+        tolerance: Smallest difference of mean colours of a pixel that isn't visible.
+        window: Side of the square in pixels over which colours are averaged, odd.
+
+    Returns:
+        (N, 1, H, W) in the frames' dtype: 1 visible in frame t, 0 not.
+
+    Raises:
+        PTQ4VMError: Shapes do not match.
+    """
+    if frame.shape != previous.shape:
+        raise PTQ4VMError(
+            f"Expected two frames of one shape, got {tuple(previous.shape)} and "
+            f"{tuple(frame.shape)}."
+        )
+    difference = (warp(previous, backward_flow) - frame).float()
+    # The mean of differences is the difference of means.
+    near = box_blur(difference, window, border_type="replicate").abs() < tolerance
+    return near.all(dim=1, keepdim=True).to(frame.dtype)
 
 
 def _source_coordinates(flow: Tensor) -> Tensor:

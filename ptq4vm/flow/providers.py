@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.flow.functional import forward_backward_mask
+from ptq4vm.flow.functional import forward_backward_mask, photometric_mask
 from ptq4vm.flow.raft import RaftArch, load_raft
 from ptq4vm.types import FlowEstimator
 
 FlowName = Literal["dis", "raft"]
 
-_VERSION = 1  # part of every cache key; increment when flow or mask change
+_VERSION = 2  # part of every cache key; increment when flow or mask change
 _DIS_MIN_SIDE = 16  # DIS matches 8 x 8 patches at half resolution; OpenCV rejects smaller frames
 
 FlowPair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -61,7 +61,7 @@ def create_flow(
                 "'raft'."
             )
         return FlowEstimator(
-            _estimator(_dis_pair, _DIS_MIN_SIDE), f"dis-medium-opencv{cv2.__version__}-v{_VERSION}"
+            _estimator(dis_pair, _DIS_MIN_SIDE), f"dis-medium-opencv{cv2.__version__}-v{_VERSION}"
         )
     raft, identity = load_raft(weights, arch)
     return FlowEstimator(_estimator(raft, min_side=1), f"{identity}-v{_VERSION}")
@@ -79,15 +79,16 @@ def _estimator(flow_pair: FlowPair, min_side: int) -> Callable[[Tensor], tuple[T
         frames = src.detach().float()
         flow, visible = (frames.new_empty(steps, channels, height, width) for channels in (2, 1))
         for t in range(steps):
-            there, back = flow_pair(frames[t], frames[t + 1])
-            flow[t] = back
-            visible[t] = forward_backward_mask(there[None], back[None])[0]
+            there, back = (one[None] for one in flow_pair(frames[t], frames[t + 1]))
+            seen = photometric_mask(frames[t : t + 1], frames[t + 1 : t + 2], back)
+            flow[t], visible[t] = back[0], (seen * forward_backward_mask(there, back))[0]
         return flow, visible
 
     return forward
 
 
-def _dis_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def dis_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return forward and backward flow by DIS; see :func:`create_flow`."""
     # One instance per pair, since it keeps buffers of the last frame size.
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     a, b = _grey8(first), _grey8(second)

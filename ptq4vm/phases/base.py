@@ -20,11 +20,14 @@ from ptq4vm.data import VideoMattingDataModule
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.flow import create_flow
 from ptq4vm.graph import fold_batch_norm_, require_calibrated, save_quantized
+from ptq4vm.models import fetch_weights
 from ptq4vm.models.base import MattingModel
 from ptq4vm.phases.checkpoints import CONTRACT, WholeCheckpoints, reached, require_contract
 from ptq4vm.phases.scoring import MattingModule, Scoring
 from ptq4vm.phases.settings import FlowSettings
 from ptq4vm.quantizers import QConfig
+
+_PUBLISHED_FLOW = ("raft_small", "raft_large")
 
 
 class PTQPhase(MattingModule):
@@ -54,7 +57,10 @@ class PTQPhase(MattingModule):
         self.qconfig = qconfig
         self._teacher_key = teacher_key(teacher)
         self.output = output
-        self.flow = create_flow(settings.flow, settings.flow_weights)
+        weights = settings.flow_weights
+        if weights is not None and str(weights) in _PUBLISHED_FLOW:
+            weights = fetch_weights(str(weights))
+        self.flow = create_flow(settings.flow, weights)
         self.settings = settings
         self._fit = ExitStack()
         self.reached = (0, 0)

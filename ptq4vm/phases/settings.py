@@ -17,7 +17,8 @@ class FlowSettings:
 
     Args:
         flow: ``dis`` needs no weights, ``raft`` needs ``flow_weights``.
-        flow_weights: torchvision RAFT weights.
+        flow_weights: RAFT's weights: a file with torchvision's names, or ``raft_small`` or
+            ``raft_large`` for the published ones, which are downloaded.
 
     Raises:
         PTQ4VMError: a setting has another type or is out of range.

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
+import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+from torchvision.models.optical_flow import raft_small
 
 from ptq4vm import cli
 from ptq4vm.cli import quantize_job as quantize_command
@@ -101,13 +103,30 @@ def test_every_run_of_the_sweep_reaches_the_pipeline(options_of, tmp_path, monke
         assert not seen["trainer"]["logger"]._offline
 
 
+@pytest.fixture
+def fetched(monkeypatch, tmp_path):
+    """Replace the download of RAFT's weights by random ones; return the names asked for."""
+    names = []
+
+    def fetch(name):
+        names.append(name)
+        torch.manual_seed(0)
+        torch.save(raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+        return tmp_path / "raft.pth"
+
+    monkeypatch.setattr("ptq4vm.phases.base.fetch_weights", fetch)
+    return names
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [one for one in sorted((CONFIGS / "paper").glob("*.yaml")) if one.stem != "base"],
     ids=lambda path: path.stem,
 )
-def test_a_paper_configuration_runs_at_its_smallest_scale(path, tmp_path, official_weights):
+def test_a_paper_configuration_runs_at_its_smallest_scale(
+    path, tmp_path, official_weights, fetched
+):
     size = ["--data.height=64", "--data.width=96", "--data.num_sequences=1", "--data.seq_length=2"]
     source = ["--data.source=Builtin", "--data.evaluation=null", f"--data.cache_dir={tmp_path}"]
     args = [*size, *source, "--data.eval_clips=1", "--data.eval_frames=2", "--bits=[W4A4]"]
@@ -117,6 +136,7 @@ def test_a_paper_configuration_runs_at_its_smallest_scale(path, tmp_path, offici
     rows = read_rows(run / "metrics.json")
     assert [row.method for row in rows[1:]] == list(read_recipe(path)["rows"])
     assert all(row.placement == "paper" for row in rows[1:])
+    assert fetched == (["raft_large"] if path.stem.endswith("raft") else [])
 
 
 def test_paper_configurations_have_the_published_setting(options_of, tmp_path):

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import map_coordinates, uniform_filter
 from torch.testing import assert_close
 
 from ptq4vm.errors import PTQ4VMError
-from ptq4vm.flow import forward_backward_mask, warp
+from ptq4vm.flow import forward_backward_mask, photometric_mask, warp
 
 H, W = 45, 67
 
@@ -105,3 +105,35 @@ def test_refuses():
 
 def test_kept_shapes():
     assert_close(warp(torch.zeros(1, 5, 1, 1), torch.zeros(1, 2, 1, 1)), torch.zeros(1, 5, 1, 1))
+
+
+def test_photometric_mask_compares_mean_colours():
+    generator = torch.Generator().manual_seed(0)
+    previous, frame = torch.rand(2, 2, 3, 13, 17, generator=generator)
+    flow = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1).expand(2, 2, 13, 17)
+    difference = (warp(previous, flow) - frame).numpy()
+    # scipy's "nearest" repeats the edge, as this mask does.
+    means = np.abs(uniform_filter(difference, (0, 0, 5, 5), mode="nearest"))
+    expected = (means < 0.06).all(1, keepdims=True)
+    assert 0.05 < expected.mean() < 0.95
+    assert_close(photometric_mask(previous, frame, flow) > 0, torch.from_numpy(expected))
+
+
+def test_photometric_mask_rejects_what_has_been_uncovered_and_bears_noise():
+    torch.manual_seed(0)
+    background, square = torch.full((3, 40, 60), 0.3), torch.full((3, 20, 20), 0.6)
+    frames = background.expand(2, -1, -1, -1).clone()
+    for t, left in ((0, 10), (1, 18)):
+        frames[t, :, 10:30, left : left + 20] = square
+    frames += 0.03 * torch.randn_like(frames)
+    flow = torch.zeros(1, 2, 40, 60)
+    flow[:, 0, 10:30, 18:38] = -8
+    visible = photometric_mask(frames[:1], frames[1:], flow)[0, 0]
+    assert visible[10:30, 10:18].mean() < 0.2
+    visible[8:32, 8:20] = 1.0  # but for its surroundings
+    assert visible.mean() > 0.99
+
+
+def test_photometric_mask_of_frames_of_other_sizes():
+    with pytest.raises(PTQ4VMError, match="two frames of one shape"):
+        photometric_mask(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 9), torch.zeros(1, 2, 8, 9))

@@ -7,12 +7,14 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+from torchvision.models.optical_flow import Raft_Large_Weights, Raft_Small_Weights
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models import download, fetch_weights
 
 CONTENT = b"weights" * 1000
 NAME = "rvm_mobilenetv3"
+SOURCES = dict(download.WEIGHTS)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,27 @@ def sources(monkeypatch, tmp_path):
 
 def serve(monkeypatch, content):
     monkeypatch.setattr(download, "urlopen", lambda url, timeout: io.BytesIO(content))
+
+
+@pytest.mark.parametrize("name", ["raft_small", "raft_large"])
+def test_weights_of_raft_are_those_that_torchvision_names(name):
+    kind = {"raft_small": Raft_Small_Weights, "raft_large": Raft_Large_Weights}[name].DEFAULT
+    source = SOURCES[name]
+    assert source.url == kind.url
+    assert source.url.endswith(f"-{source.sha256}.pth")
+
+
+def test_a_checksum_of_which_the_beginning_is_known(sources, monkeypatch):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    for known, fits in ((digest[:8], True), ("0" * 8, False)):
+        source = download.WEIGHTS["raft_small"]._replace(sha256=known)
+        monkeypatch.setitem(download.WEIGHTS, "raft_small", source)
+        serve(sources, CONTENT)
+        if fits:
+            assert fetch_weights("raft_small").read_bytes() == CONTENT
+        else:
+            with pytest.raises(PTQ4VMError, match="with sha256 00000000, got"):
+                fetch_weights("raft_small")
 
 
 def left_behind(folder: Path) -> list[str]:
