@@ -1,25 +1,33 @@
 """Benchmark behind docs/paper.md: the table of arXiv 2506.10840 beside what is measured here.
 
-For each width, one run of `ptq4vm quantize` has the paper's rows, from lightning_configs/paper/;
-the same rows on the grids that our recipes have; and our method. All have the paper's calibration
-set, steps, epochs and batches, times `--scale`. A killed run continues with the same command. The
-table of this scale in the document is replaced; its text and the tables of other scales are kept.
+For each width, runs of `ptq4vm quantize` have the paper's rows, from lightning_configs/paper/; the
+same rows on the grids that our recipes have; and our method. All have the paper's calibration set,
+steps, epochs and batches, times `--scale`. Several run side by side, each with its log in the run's
+folder. A killed run continues with the same command. The table of this scale in the document is
+made anew from all finished runs; the rest of the document is kept.
 
     python benchmarks/paper.py --root ROOT --scale 1/200
 """
 
 import argparse
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
+import torch
 import yaml
 from results import put_table
+from rich.console import Console
+from rich.progress import track
 
-from ptq4vm import cli
 from ptq4vm.atomic_io import written_whole
 from ptq4vm.phases import BlockReconstructionSettings, GACSettings
 from ptq4vm.quantizers.qconfig import parse_bits
@@ -27,14 +35,19 @@ from ptq4vm.recipes import find_recipe, read_recipe, recipes_folder
 from ptq4vm.reporting.results import ResultRow, read_rows
 from ptq4vm.reporting.tables import format_number, markdown_cells
 
+CONSOLE = Console(highlight=False)
+CORES = os.cpu_count() or 1
 DOCUMENT = Path(__file__).parents[1] / "docs" / "paper.md"
 PAPER = recipes_folder().parent / "paper"
 WIDTHS = ("W8A8", "W4A8", "W4A4")
-METHODS = ("brecq", "brecq_gac", "brecq_gac_ofa", "qdrop", "qdrop_gac", "qdrop_gac_ofa")
-"""Configurations in lightning_configs/paper/, whose last row is the method."""
+OURS = "ours"
+FAMILIES = ("brecq", "qdrop", OURS)
+"""Rows that follow from one block reconstruction, on the published grids and on ours."""
+STEPS = ("", "_gac", "_gac_ofa")
+"""Configurations of a family in lightning_configs/paper/, whose last row is the method."""
 SMALL_BELOW = Fraction(1, 50)
-"""Below this scale, calibration frames are small and few frames are scored, by default."""
-SMALL = {"height": 72, "width": 128, "eval_frames": 3}
+"""Below this scale, there are few and small calibration frames and few are scored, by default."""
+SMALL = {"height": 72, "width": 128, "num_sequences": 16, "eval_frames": 3}
 PUBLISHED: dict[tuple[str, str], tuple[float, float, float]] = {
     ("float", "W32A32"): (6.08, 1.47, 1.36),
     ("qdrop_gac_ofa", "W8A8"): (6.03, 1.29, 1.46),
@@ -53,6 +66,34 @@ METRICS = {"mad": "MAD", "mse": "MSE", "grad": "Grad", "conn": "Conn", "dtssd": 
 
 def main() -> None:
     """Run the widths and write their table to docs/paper.md."""
+    args = arguments()
+    data: dict[str, Any] = read_recipe(PAPER / "base.yaml")["data"] | {"eval_frames": None}
+    data |= SMALL if args.scale < SMALL_BELOW else {}
+    data |= {} if args.size is None else dict(zip(("height", "width"), args.size, strict=True))
+    given = {name: getattr(args, name) for name in ("num_sequences", "eval_frames")}
+    data |= {name: value for name, value in given.items() if value is not None}
+    data |= {"root": str(args.root), "seed": args.seed}
+    folder = args.output / f"{str(args.scale).replace('/', '-')}-{args.seed}"
+    wanted = product(FAMILIES, args.bits)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(run, bits, family, data, args, folder) for family, bits in wanted]
+        for done in track(as_completed(runs), "runs", total=len(runs), console=CONSOLE):
+            CONSOLE.print(f"{done.result()} done")
+    table: list[ResultRow] = []
+    for bits, family in product(WIDTHS, FAMILIES):
+        metrics = run_folder(folder, bits, family) / "metrics.json"
+        if metrics.is_file():
+            rows = read_rows(metrics)
+            table += rows[1:] if table else rows
+    conditions = (
+        f"Scale {args.scale}, {data['num_sequences']} calibration sequences of {data['height']} x "
+        f"{data['width']} pixels, {data['eval_frames'] or 'all'} frames of each clip."
+    )
+    put_table(f"paper {args.scale}", f"{conditions}\n\n{paper_table(table)}", DOCUMENT)
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,43 +103,53 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=Fraction, default=Fraction(1), help="share of the published lengths, 1/100"
     )
-    parser.add_argument(
-        "--size",
-        type=size,
-        help=f"HxW of calibration frames; by default 288x512, as published, and below a scale of "
-        f"{SMALL_BELOW} {SMALL['height']}x{SMALL['width']}",
-    )
-    parser.add_argument(
-        "--eval_frames",
-        type=int,
-        help=f"frames scored of each clip; by default all, below that scale {SMALL['eval_frames']}",
+    small = "{height}x{width}, {num_sequences} and {eval_frames}".format(**SMALL)
+    parser.epilog = (
+        "The last three are 288x512, 64 and all by default, as published, but below a scale of "
+        f"{SMALL_BELOW} {small}."
     )
     parser.add_argument("--bits", nargs="+", default=WIDTHS, choices=WIDTHS, help="widths")
     parser.add_argument("--seed", type=int, default=0, help="seed of sequences and order")
     parser.add_argument("--output", type=Path, default=Path("runs/paper"), help="folder of runs")
-    args = parser.parse_args()
-    data: dict[str, Any] = dict(SMALL) if args.scale < SMALL_BELOW else {}
-    data |= {} if args.size is None else dict(zip(("height", "width"), args.size, strict=True))
-    data |= {} if args.eval_frames is None else {"eval_frames": args.eval_frames}
-    scale = str(args.scale)
-    folder = args.output / f"{scale.replace('/', '-')}-{args.seed}"
-    table: list[ResultRow] = []
-    for bits in args.bits:
-        config = configuration(bits)
-        config["data"] |= {**data, "root": str(args.root), "seed": args.seed}
-        run = folder / bits.lower()
-        file = folder / f"{bits.lower()}.yaml"
-        with written_whole(file) as part:
-            part.write_text(yaml.safe_dump(config, sort_keys=False))
-        done = cli.main(["quantize", "--config", str(file), "--scale", scale, "--output", str(run)])
-        if done:
-            raise SystemExit(done)
-        rows = read_rows(run / "metrics.json")
-        table += rows[1:] if table else rows
-    size_text = "{height} x {width}".format(**config["data"])
-    frames = config["data"].get("eval_frames", "all")
-    conditions = f"Scale {scale}, calibration frames of {size_text}, {frames} frames of each clip."
-    put_table(f"paper {scale}", f"{conditions}\n\n{paper_table(table)}", DOCUMENT)
+    jobs = 1 if torch.accelerator.is_available() else min(CORES, len(WIDTHS) * len(FAMILIES))
+    parser.add_argument(
+        "--jobs", type=int, default=jobs, help="runs side by side; one for each core without a GPU"
+    )
+    parser.add_argument("--size", type=size, help="HxW of calibration frames")
+    parser.add_argument("--num_sequences", type=int, help="calibration sequences")
+    parser.add_argument("--eval_frames", type=int, help="frames scored of each clip")
+    return parser.parse_args()
+
+
+def run_folder(folder: Path, bits: str, family: str) -> Path:
+    """Return the folder of a run."""
+    return folder / f"{bits}-{family}".lower()
+
+
+def run(
+    bits: str, family: str, data: dict[str, Any], args: argparse.Namespace, folder: Path
+) -> Path:
+    """Run a family of rows in a process of its own; return the run's folder.
+
+    Raises:
+        SystemExit: It failed; the message ends with that of the process.
+    """
+    output = run_folder(folder, bits, family)
+    file, log = output.with_suffix(".yaml"), output.with_suffix(".log")
+    with written_whole(file) as part:
+        config = {**configuration(bits, family), "data": data}
+        part.write_text(yaml.safe_dump(config, sort_keys=False))
+    command = [sys.executable, "-m", "ptq4vm.cli", "quantize", "--config", str(file)]
+    command += ["--scale", str(args.scale), "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, CORES // args.jobs))}
+    with log.open("w") as out:
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    if done.returncode:
+        *_, last = log.read_text().strip().splitlines() or [""]
+        raise SystemExit(f"{output} failed with status {done.returncode}; see {log}: {last}")
+    return output
 
 
 def size(text: str) -> tuple[int, int]:
@@ -107,30 +158,32 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def configuration(bits: str) -> dict[str, Any]:
-    """Return the paper's settings with its rows, those on our grids, and our method.
+def configuration(bits: str, family: str) -> dict[str, Any]:
+    """Return the paper's settings with the rows of a family.
 
     Args:
         bits: one width.
+        family: ``brecq`` or ``qdrop``, as published and on our grids, or ``ours``.
     """
     config = read_recipe(PAPER / "base.yaml")
     recipe = read_recipe(find_recipe(bits.lower()))
     grids = {"placement": "deploy", "activation_grid": "affine", "range_method": "mse"}
     grids |= {"depthwise_granularity": "per_channel", **recipe.get("qconfig", {})}
     rows: dict[str, Any] = {}
-    for method in METHODS:
-        *_, row = read_recipe(PAPER / f"{method}.yaml")["rows"].values()
-        start = row.get("start")
-        own: dict[str, Any] = {"start": f"{start}_grids"} if start else {"qconfig": grids}
-        rows[method] = {**row, "start": start}
-        rows[f"{method}_grids"] = {**row, **own, "title": f"{row['title']}, our grids"}
-    blocks = vars(BlockReconstructionSettings(**recipe["block_reconstruction"]))
-    for key, row in recipe["rows"].items():
-        own = {"qconfig": grids, "options": blocks}
-        if start := row.get("start"):
-            own = {"start": f"ours_{start}", "options": vars(GACSettings(**recipe["gac"]))}
-        title = row["title"].replace("BIQ", "our BIQ")
-        rows[f"ours_{key}"] = {**row, **own, "title": title}
+    if family == OURS:
+        blocks = vars(BlockReconstructionSettings(**recipe["block_reconstruction"]))
+        for key, row in recipe["rows"].items():
+            own: dict[str, Any] = {"options": vars(GACSettings(**recipe["gac"]))}
+            if not row.get("start"):
+                own = {"qconfig": grids, "options": blocks}
+            rows[key] = {**row, **own, "title": row["title"].replace("BIQ", "our BIQ")}
+    else:
+        for method in (f"{family}{step}" for step in STEPS):
+            *_, row = read_recipe(PAPER / f"{method}.yaml")["rows"].values()
+            start = row.get("start")
+            own = {"start": f"{start}_grids"} if start else {"qconfig": grids}
+            rows[method] = row
+            rows[f"{method}_grids"] = {**row, **own, "title": f"{row['title']}, our grids"}
     return {**config, "bits": [bits], "rows": rows}
 
 
