@@ -47,7 +47,7 @@ STEPS = ("", "_gac", "_gac_ofa")
 """Configurations of a family in lightning_configs/paper/, whose last row is the method."""
 SMALL_BELOW = Fraction(1, 50)
 """Below this scale, there are few and small calibration frames and few are scored, by default."""
-SMALL = {"height": 72, "width": 128, "num_sequences": 16, "eval_frames": 3}
+SMALL = {"height": 64, "width": 96, "num_sequences": 8, "eval_frames": 3}
 PUBLISHED: dict[tuple[str, str], tuple[float, float, float]] = {
     ("float", "W32A32"): (6.08, 1.47, 1.36),
     ("qdrop_gac_ofa", "W8A8"): (6.03, 1.29, 1.46),

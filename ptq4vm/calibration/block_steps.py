@@ -167,16 +167,27 @@ def _steepness(log_scale: Tensor) -> float:
 
 
 def set_learning_rates(
-    optimizer: torch.optim.Optimizer, settings: ReconstructionSettings, progress: float
+    optimizer: torch.optim.Optimizer,
+    layers: Sequence[QuantizedLayer],
+    settings: ReconstructionSettings,
+    progress: float,
 ) -> None:
-    """Decay learning rates by a cosine; ``progress`` is the share of steps done.
+    """Decay the learning rates of a block by a cosine.
 
     AdaRound's stays: its regularizer needs full steps at the end.
+
+    Args:
+        optimizer: from :func:`make_optimizer`.
+        layers: of the block.
+        settings: settings of the reconstruction.
+        progress: share of steps done.
     """
+    own = {id(one.log_scale) for layer in layers for one in layer.activation_quantizers}
     for group in optimizer.param_groups:
         if (name := group.get("name")) in ("scales", "scale"):
             group["lr"] = settings.scale_lr * cosine(progress)
-            if name == "scale":
+            # Reading a scale waits for the device; those of other blocks have no gradient.
+            if name == "scale" and id(group["params"][0]) in own:
                 group["lr"] *= _steepness(*group["params"])
         elif settings.rounding == "codes":
             group["lr"] = settings.rounding_lr * cosine(progress)

@@ -109,7 +109,7 @@ def _learn(
     optimizer = make_optimizer(layers, settings)
     for step in range(steps):
         progress = step / steps
-        set_learning_rates(optimizer, settings, progress)
+        set_learning_rates(optimizer, layers, settings, progress)
         batch = data if batch_size is None else data.draw(batch_size)
         inputs, floats = batch.inputs, batch.float_inputs
         losses = block_step(batch.loss, layers, inputs, floats, settings, progress)

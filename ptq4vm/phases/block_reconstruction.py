@@ -194,7 +194,12 @@ class BlockReconstructionModule(PTQPhase):
         # By step and process: a resumed fit must drop the same values, and no two processes should.
         seed = derive_seed(derive_seed(self.calibration.seed, self.global_step), distributed.rank())
         torch.manual_seed(seed)
-        set_learning_rates(self.trainer.optimizers[0], self.settings, self._progress(batch_idx))
+        set_learning_rates(
+            self.trainer.optimizers[0],
+            self._layers(self.block),
+            self.settings,
+            self._progress(batch_idx),
+        )
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the loss of the current block for the sequences with these numbers, (B,)."""

@@ -84,7 +84,7 @@ def test_only_codes_decay_their_learning_rate():
         settings = ReconstructionSettings(rounding=rounding, rounding_lr=0.5, scale_lr=0.1)
         prepare_layers([network.encoder], settings)
         optimizer = make_optimizer([network.encoder], settings)
-        set_learning_rates(optimizer, settings, 0.5)
+        set_learning_rates(optimizer, [network.encoder], settings, 0.5)
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         assert rates == {"rounding": pytest.approx(expected), "scales": pytest.approx(0.05)}
 
@@ -97,7 +97,7 @@ def test_the_rate_of_a_scale_moves_it_by_as_much_whatever_its_size():
         settings = ReconstructionSettings(scale_lr=lr, absolute_scales=True)
         prepare_layers([layer], settings)
         optimizer = make_optimizer([layer], settings)
-        set_learning_rates(optimizer, settings, 0.0)
+        set_learning_rates(optimizer, [layer], settings, 0.0)
         layer.input_quantizer.scale.sum().backward()
         optimizer.step()  # Adam's first step is the learning rate
         assert layer.input_quantizer.scale.item() == pytest.approx(size - lr, abs=0.01 * lr)
