@@ -46,8 +46,18 @@ FAMILIES = ("brecq", "qdrop", OURS)
 STEPS = ("", "_gac", "_gac_ofa")
 """Configurations of a family in lightning_configs/paper/, whose last row is the method."""
 SMALL_BELOW = Fraction(1, 50)
-"""Below this scale, there are few and small calibration frames and few are scored, by default."""
-SMALL = {"height": 64, "width": 96, "num_sequences": 8, "eval_frames": 3}
+"""Below this scale, calibration and evaluation are smaller than published, by default."""
+SMALL = {
+    "height": 64, "width": 96, "num_sequences": 8, "seq_length": 2, "eval_clips": 3,
+    "eval_frames": 3,
+}  # fmt: skip
+COUNTS = {
+    "num_sequences": "calibration sequences",
+    "seq_length": "frames of each sequence",
+    "eval_clips": "evaluation clips",
+    "eval_frames": "frames scored of each clip",
+}
+"""Further settings of the data that can be given."""
 PUBLISHED: dict[tuple[str, str], tuple[float, float, float]] = {
     ("float", "W32A32"): (6.08, 1.47, 1.36),
     ("qdrop_gac_ofa", "W8A8"): (6.03, 1.29, 1.46),
@@ -67,11 +77,10 @@ METRICS = {"mad": "MAD", "mse": "MSE", "grad": "Grad", "conn": "Conn", "dtssd": 
 def main() -> None:
     """Run the widths and write their table to docs/paper.md."""
     args = arguments()
-    data: dict[str, Any] = read_recipe(PAPER / "base.yaml")["data"] | {"eval_frames": None}
+    data: dict[str, Any] = read_recipe(PAPER / "base.yaml")["data"]
     data |= SMALL if args.scale < SMALL_BELOW else {}
     data |= {} if args.size is None else dict(zip(("height", "width"), args.size, strict=True))
-    given = {name: getattr(args, name) for name in ("num_sequences", "eval_frames")}
-    data |= {name: value for name, value in given.items() if value is not None}
+    data |= {name: getattr(args, name) for name in COUNTS if getattr(args, name) is not None}
     data |= {"root": str(args.root), "seed": args.seed}
     folder = args.output / f"{str(args.scale).replace('/', '-')}-{args.seed}"
     wanted = product(FAMILIES, args.bits)
@@ -86,8 +95,9 @@ def main() -> None:
             rows = read_rows(metrics)
             table += rows[1:] if table else rows
     conditions = (
-        f"Scale {args.scale}, {data['num_sequences']} calibration sequences of {data['height']} x "
-        f"{data['width']} pixels, {data['eval_frames'] or 'all'} frames of each clip."
+        f"Scale {args.scale}, {data['num_sequences']} calibration sequences of "
+        f"{data['seq_length']} frames of {data['height']} x {data['width']} pixels. Scored: "
+        f"{data.get('eval_frames', 'all')} frames of {data.get('eval_clips', 'all')} clips."
     )
     put_table(f"paper {args.scale}", f"{conditions}\n\n{paper_table(table)}", DOCUMENT)
 
@@ -103,10 +113,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scale", type=Fraction, default=Fraction(1), help="share of the published lengths, 1/100"
     )
-    small = "{height}x{width}, {num_sequences} and {eval_frames}".format(**SMALL)
+    small = "{height}x{width}, {num_sequences}, {seq_length}, {eval_clips} and {eval_frames}"
     parser.epilog = (
-        "The last three are 288x512, 64 and all by default, as published, but below a scale of "
-        f"{SMALL_BELOW} {small}."
+        "The last five are 288x512, 64, 4, all and all by default, as published, but below a scale "
+        f"of {SMALL_BELOW} {small.format(**SMALL)}."
     )
     parser.add_argument("--bits", nargs="+", default=WIDTHS, choices=WIDTHS, help="widths")
     parser.add_argument("--seed", type=int, default=0, help="seed of sequences and order")
@@ -116,8 +126,8 @@ def arguments() -> argparse.Namespace:
         "--jobs", type=int, default=jobs, help="runs side by side; one for each core without a GPU"
     )
     parser.add_argument("--size", type=size, help="HxW of calibration frames")
-    parser.add_argument("--num_sequences", type=int, help="calibration sequences")
-    parser.add_argument("--eval_frames", type=int, help="frames scored of each clip")
+    for name, text in COUNTS.items():
+        parser.add_argument(f"--{name}", type=int, help=text)
     return parser.parse_args()
 
 
