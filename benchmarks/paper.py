@@ -40,9 +40,10 @@ CORES = os.cpu_count() or 1
 DOCUMENT = Path(__file__).parents[1] / "docs" / "paper.md"
 PAPER = recipes_folder().parent / "paper"
 WIDTHS = ("W8A8", "W4A8", "W4A4")
-OURS = "ours"
-FAMILIES = ("brecq", "qdrop", OURS)
-"""Rows that follow from one block reconstruction, on the published grids and on ours."""
+FAMILIES = ("brecq", "qdrop")
+"""Rows that follow from one block reconstruction, on the published grids and on ours.
+
+Our method's rows run with the last."""
 STEPS = ("", "_gac", "_gac_ofa")
 """Configurations of a family in lightning_configs/paper/, whose last row is the method."""
 SMALL_BELOW = Fraction(1, 50)
@@ -83,7 +84,7 @@ def main() -> None:
     data |= {name: getattr(args, name) for name in COUNTS if getattr(args, name) is not None}
     data |= {"root": str(args.root), "seed": args.seed}
     folder = args.output / f"{str(args.scale).replace('/', '-')}-{args.seed}"
-    wanted = product(FAMILIES, args.bits)
+    wanted = product(FAMILIES[::-1], args.bits)  # what takes longest first
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [pool.submit(run, bits, family, data, args, folder) for family, bits in wanted]
         for done in track(as_completed(runs), "runs", total=len(runs), console=CONSOLE):
@@ -173,27 +174,28 @@ def configuration(bits: str, family: str) -> dict[str, Any]:
 
     Args:
         bits: one width.
-        family: ``brecq`` or ``qdrop``, as published and on our grids, or ``ours``.
+        family: ``brecq`` or ``qdrop``, as published and on our grids; our method's follow the
+            latter.
     """
     config = read_recipe(PAPER / "base.yaml")
     recipe = read_recipe(find_recipe(bits.lower()))
     grids = {"placement": "deploy", "activation_grid": "affine", "range_method": "mse"}
     grids |= {"depthwise_granularity": "per_channel", **recipe.get("qconfig", {})}
     rows: dict[str, Any] = {}
-    if family == OURS:
+    for method in (f"{family}{step}" for step in STEPS):
+        *_, row = read_recipe(PAPER / f"{method}.yaml")["rows"].values()
+        start = row.get("start")
+        own: dict[str, Any] = {"start": f"{start}_grids"} if start else {"qconfig": grids}
+        rows[method] = row
+        rows[f"{method}_grids"] = {**row, **own, "title": f"{row['title']}, our grids"}
+    if family == FAMILIES[-1]:
         blocks = vars(BlockReconstructionSettings(**recipe["block_reconstruction"]))
         for key, row in recipe["rows"].items():
-            own: dict[str, Any] = {"options": vars(GACSettings(**recipe["gac"]))}
-            if not row.get("start"):
-                own = {"qconfig": grids, "options": blocks}
-            rows[key] = {**row, **own, "title": row["title"].replace("BIQ", "our BIQ")}
-    else:
-        for method in (f"{family}{step}" for step in STEPS):
-            *_, row = read_recipe(PAPER / f"{method}.yaml")["rows"].values()
-            start = row.get("start")
-            own = {"start": f"{start}_grids"} if start else {"qconfig": grids}
-            rows[method] = row
-            rows[f"{method}_grids"] = {**row, **own, "title": f"{row['title']}, our grids"}
+            own = {"qconfig": grids, "options": blocks}
+            if start := row.get("start"):
+                own = {"start": f"ours_{start}", "options": vars(GACSettings(**recipe["gac"]))}
+            title = row["title"].replace("BIQ", "our BIQ")
+            rows[f"ours_{key}"] = {**row, **own, "title": title}
     return {**config, "bits": [bits], "rows": rows}
 
 
