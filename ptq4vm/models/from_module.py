@@ -59,7 +59,7 @@ def from_module(
         >>> from torch import nn
         >>> from ptq4vm.models import from_module
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
-        >>> network = from_module(net, (64, 96), outputs=lambda x: x.sigmoid(), name="tiny")
+        >>> network = from_module(net, (64, 96), outputs=lambda x: x.sigmoid(), name="two_layers")
         >>> [block.name for block in network.blocks()]
         ['net.0-net.2', 'compose']
     """
