@@ -61,7 +61,7 @@ def from_module(
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
         >>> network = from_module(net, (64, 96), outputs=lambda x: x.sigmoid(), name="two_layers")
         >>> [block.name for block in network.blocks()]
-        ['net.0-net.2', 'compose']
+        ['net', 'compose']
     """
     if not isinstance(max_layers, int) or max_layers < 1:
         raise PTQ4VMError(f"Expected max_layers of at least 1, got {max_layers!r}. Raise it.")
