@@ -11,28 +11,15 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 from ptq4vm.data import VideoMattingDataModule, Videos
-from ptq4vm.models import MattingModel, create_model, from_module
+from ptq4vm.deploy.onnx import FrameFunction
+from ptq4vm.models import create_model, from_module
 from ptq4vm.phases import BlockReconstructionSettings
 from ptq4vm.pipeline import Method, QuantizeSettings, quantize
 from ptq4vm.reporting.tables import markdown_cells
 
 ROWS = {"biq": Method("BIQ"), "ofa": Method("BIQ + GAC + OFA", start="biq")}
-
-
-class Plain(nn.Module):
-    """RVM as a network without blocks: ``(src, r1, r2, r3, r4) -> (fgr, pha, r1, r2, r3, r4)``."""
-
-    def __init__(self, body: MattingModel) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, src: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """Process one frame."""
-        output = self.body.forward_frame(src, states)
-        return (output.fgr, output.pha, *output.state)
 
 
 def main() -> None:
@@ -51,7 +38,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/blocks"))
     args = parser.parse_args()
     rvm = create_model("rvm_mobilenetv3", weights="official")
-    automatic = from_module(Plain(rvm), (144, 256), states=rvm.initial_state, name="rvm_blocks")
+    automatic = from_module(
+        FrameFunction(rvm), (144, 256), states=rvm.initial_state, name="rvm_blocks"
+    )
     settings = QuantizeSettings(
         bits=(args.bits,), rows=ROWS, target="openvino", block_steps=args.steps,
         gac_epochs=args.epochs, block_reconstruction=BlockReconstructionSettings(drop_prob=0.0),

@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from paper import DOCUMENT
-from people import distance
-from results import PER_LAYER, put_table
+from people import distance, read
+from results import PER_LAYER, put_table, write_config
 
 from ptq4vm import cli
-from ptq4vm.atomic_io import write_json, written_whole
+from ptq4vm.atomic_io import write_json
 from ptq4vm.data import VideoSource
-from ptq4vm.data.evaluation import working_size
-from ptq4vm.data.files import cover_crop_clip
 from ptq4vm.graph import load_model
 from ptq4vm.reading import read_json
 from ptq4vm.recipes import find_recipe, read_recipe
@@ -97,9 +94,7 @@ def calibrate(args: argparse.Namespace, blocks: Path, bits: str, run: Path, seed
     data |= {"seq_length": 4, "settle": 0, "eval_frames": args.eval_frames}
     config |= {"rows": rows, "gac_epochs": args.epochs, "gac_batch_size": 4}
     config["data"] |= data
-    file = run.with_suffix(".yaml")
-    with written_whole(file) as part:
-        part.write_text(yaml.safe_dump(config, sort_keys=False))
+    file = write_config(run.with_suffix(".yaml"), config)
     if done := cli.main(["quantize", "--config", str(file), "--output", str(run)]):
         raise SystemExit(done)
 
@@ -125,8 +120,7 @@ def distances(
         source = VideoSource(args.root / folder, names=names)
         found = []
         for index in range(len(source)):
-            src = source.read(index, 0, min(args.frames, source.num_frames(index))).src
-            src = cover_crop_clip(src, working_size(*src.shape[-2:]))
+            src = read(source, index, args.frames)
             alphas = (one.unroll(src[None]).pha[0] for one in (network, reference))
             found.append(distance(*alphas).mad)
         means.append(statistics.fmean(found))

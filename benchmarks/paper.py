@@ -23,12 +23,10 @@ from statistics import harmonic_mean
 from typing import Any
 
 import torch
-import yaml
-from results import put_table
+from results import put_table, write_config
 from rich.console import Console
 from rich.progress import track
 
-from ptq4vm.atomic_io import written_whole
 from ptq4vm.phases import BlockReconstructionSettings, GACSettings
 from ptq4vm.quantizers.qconfig import parse_bits
 from ptq4vm.recipes import find_recipe, read_recipe, recipes_folder
@@ -84,7 +82,7 @@ def main() -> None:
     data |= {name: getattr(args, name) for name in COUNTS if getattr(args, name) is not None}
     data |= {"root": str(args.root), "seed": args.seed}
     folder = args.output / f"{str(args.scale).replace('/', '-')}-{args.seed}"
-    wanted = product(FAMILIES[::-1], args.bits)  # what takes longest first
+    wanted = product(FAMILIES[::-1], args.bits)  # the longest runs first
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [pool.submit(run, bits, family, data, args, folder) for family, bits in wanted]
         for done in track(as_completed(runs), "runs", total=len(runs), console=CONSOLE):
@@ -146,10 +144,8 @@ def run(
         SystemExit: It failed; the message ends with that of the process.
     """
     output = run_folder(folder, bits, family)
-    file, log = output.with_suffix(".yaml"), output.with_suffix(".log")
-    with written_whole(file) as part:
-        config = {**configuration(bits, family), "data": data}
-        part.write_text(yaml.safe_dump(config, sort_keys=False))
+    config = {**configuration(bits, family), "data": data}
+    file, log = write_config(output.with_suffix(".yaml"), config), output.with_suffix(".log")
     command = [sys.executable, "-m", "ptq4vm.cli", "quantize", "--config", str(file)]
     command += ["--scale", str(args.scale), "--output", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, CORES // args.jobs))}

@@ -120,8 +120,7 @@ def compare(
     source: VideoSource, index: int, networks: dict[str, MattingModel]
 ) -> dict[str, tuple[Distance, Starts]]:
     """Matte a clip by every network; the first one is the float network."""
-    src = source.read(index, 0, source.num_frames(index)).src
-    src = cover_crop_clip(src, working_size(*src.shape[-2:]))
+    src = read(source, index)
     mattes = {name: network.unroll(src[None]).pha[0] for name, network in networks.items()}
     alpha, reference = next(iter(mattes.values())), next(iter(networks.values()))
     states, cold = states_before(reference, src), dict.fromkeys(range(0, len(src) - 1, EVERY))
@@ -133,6 +132,13 @@ def compare(
         )
         for name, network in networks.items()
     }
+
+
+def read(source: VideoSource, index: int, count: int | None = None) -> Tensor:
+    """Return the first frames of a clip, or all, (T, 3, H, W), at the size to be matted."""
+    frames = source.num_frames(index)
+    src = source.read(index, 0, frames if count is None else min(count, frames)).src
+    return cover_crop_clip(src, working_size(*src.shape[-2:]))
 
 
 def states_before(network: MattingModel, src: Tensor) -> dict[int, RecurrentState]:

@@ -89,10 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     for recipe in args.recipes:
         folder = args.output / f"{recipe}-{args.seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        config = folder / "config.yaml"
-        with written_whole(config) as part:
-            part.write_text(yaml.safe_dump(with_baselines(recipe), sort_keys=False))
+        config = write_config(folder / "config.yaml", with_baselines(recipe))
         settings = [
             "--output",
             str(folder / "run"),
@@ -141,6 +138,14 @@ def with_baselines(recipe: str) -> dict[str, Any]:
     rows["ofa"] = config["rows"].get("ofa", {"title": "BIQ + GAC + OFA", "start": "biq"})
     config["rows"] = rows
     return config
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """Write a configuration of `ptq4vm quantize`; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        part.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
 
 
 def put_table(name: str, table: str, document: Path | None = None) -> None:

@@ -63,7 +63,7 @@ def export_onnx(
     example = (src, *body.initial_state(src))
     try:
         with written_whole(Path(path)) as part:
-            _trace_to(part, _Frame(body), example, options)
+            _trace_to(part, FrameFunction(body), example, options)
             model = onnx.load(part)
             _name_sizes(model, example, options.dynamic_size)
             _simplify(model, options)
@@ -178,7 +178,7 @@ def _simplify(model: onnx.ModelProto, options: ExportOptions) -> None:
 
 
 def _trace_to(
-    path: Path, frame_network: "_Frame", example: tuple[Tensor, ...], options: ExportOptions
+    path: Path, frame_network: "FrameFunction", example: tuple[Tensor, ...], options: ExportOptions
 ) -> None:
     inputs, outputs = state_names(len(example) - 1)
     inputs, outputs = ("src", *inputs), ("fgr", "pha", *outputs)
@@ -220,13 +220,14 @@ def _name_sizes(model: onnx.ModelProto, example: tuple[Tensor, ...], open_size: 
                 dims.dim.add().dim_value = side
 
 
-class _Frame(nn.Module):
-    """Single-frame wrapper of a network with only tensors as arguments and results, for export."""
+class FrameFunction(nn.Module):
+    """Frame function of a network with only tensors as arguments and results, for tracing."""
 
     def __init__(self, network: MattingModel) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, src: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return fgr, pha and the new state of one frame."""
         output = self.network.forward_frame(src, state)
         return (output.fgr, output.pha, *output.state)

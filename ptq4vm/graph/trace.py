@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ptq4vm.models.base import MattingModel
-from ptq4vm.models.frame_graph import ACTIVATIONS
+from ptq4vm.models.frame_graph import ACTIVATIONS, LAYERS
 from ptq4vm.quantizers import QuantizedLayer
 
-_LAYERS = (nn.Conv2d, nn.Linear, QuantizedLayer)
+_LAYERS = (*LAYERS, QuantizedLayer)
 
 
 @dataclass

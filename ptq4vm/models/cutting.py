@@ -52,7 +52,7 @@ class _Cutter:
         self.root, self.max_layers = traced.root, max_layers
         nodes = list(traced.graph.nodes)
         self.src, *self.states = traced.given
-        self.repeated = repeated_nodes(traced)
+        self.repeated = _repeated_nodes(traced)
         apart = {*traced.given, *self.repeated}
         self.body = [node for node in nodes[:-1] if node not in apart]
         self.place = {node: place for place, node in enumerate(self.body)} | {self.src: _FRAMES}
@@ -261,7 +261,7 @@ class _Cutter:
         )
 
 
-def repeated_nodes(traced: FrameGraph) -> set[fx.Node]:
+def _repeated_nodes(traced: FrameGraph) -> set[fx.Node]:
     """Return what each block computes for itself: sizes, and constants without layers."""
     found: set[fx.Node] = set()
     for node in traced.graph.nodes:

@@ -77,7 +77,7 @@ def trace_frame(
             program = torch.export.export(
                 root, (src, states), dynamic_shapes=(sides, (sides,) * len(states)), strict=False
             )
-    # What the network's own code raises under the trace may be anything.
+    # The network's own code may raise anything under the trace.
     except Exception as error:
         reason = " ".join(str(error).split())[:400]
         raise PTQ4VMError(
@@ -86,7 +86,8 @@ def trace_frame(
             "or write the blocks yourself (docs/your-network.md, A class of your own)."
         ) from error
     guards = getattr(program.module(), "_guards_fn", None)
-    if any(_writes_to_part(node) for node in program.graph.nodes):
+    order = {node: place for place, node in enumerate(program.graph.nodes)}
+    if any(_writes_to_part(node, order) for node in order):
         program = program.run_decompositions({})  # which takes longer, and renames operations
     module = program.module()
     for node in module.graph.nodes:
@@ -154,19 +155,24 @@ def _pure(node: fx.Node) -> Any:
     return getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
 
 
-def _writes_to_part(node: fx.Node) -> bool:
-    """Return whether an operation writes to memory that another value shares."""
+def _writes_to_part(node: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Return whether an operation writes to memory that another value shares.
+
+    Args:
+        node: Operation.
+        order: Places of all operations.
+    """
     if not _is_in_place(node):
         return False
-    changed = node.args[0]
+    changed: Any = node.args[0]
     # Of a view, the base would change too; of a base, its views that are read later.
-    following: set[fx.Node] = set()
-    one = node.next
-    while one.op != "root":
-        following.add(one)
-        one = one.next
-    views = [user for user in changed.users if _is_view(user) and following & user.users.keys()]  # type: ignore[union-attr]
-    return _is_view(changed) or bool(views) or _pure(node) is None  # type: ignore[arg-type]
+    views = any(
+        order[later] > order[node]
+        for user in changed.users
+        if _is_view(user)
+        for later in user.users
+    )
+    return _is_view(changed) or views or _pure(node) is None
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -1,16 +1,16 @@
 """Network whose blocks are pieces of a traced graph."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from ptq4vm.errors import PTQ4VMError
 from ptq4vm.models.base import Block, MattingModel
-from ptq4vm.models.cutting import Piece, repeated_nodes
+from ptq4vm.models.cutting import Piece
 from ptq4vm.models.frame_graph import FrameGraph
 from ptq4vm.types import RecurrentState
 
@@ -57,7 +57,7 @@ class ModuleNetwork(MattingModel):
 
     def blocks(self) -> tuple[Block, ...]:
         """Return the blocks."""
-        return tuple(Block(*one[:3], partial(one.function, self), *one[4:]) for one in self._blocks)
+        return tuple(replace(one, forward=partial(one.forward, self)) for one in self._blocks)
 
     def initial_state(self, src: Tensor) -> RecurrentState:
         """Return the zero state; states that only one block can hold are one state."""
@@ -118,23 +118,11 @@ class ModuleNetwork(MattingModel):
         return None
 
 
-class _Part(NamedTuple):
-    """Fields of a block, with its function of the network and the block's inputs."""
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    function: Callable[..., tuple[Tensor, ...]]
-    modules: tuple[str, ...]
-    state: int | None
-
-
 class _Assembly:
-    """Blocks from the pieces of a graph."""
+    """Blocks from the pieces of a graph; their functions take the network first."""
 
     def __init__(self, traced: FrameGraph, pieces: tuple[Piece, ...]) -> None:
         self.traced, self.pieces = traced, pieces
-        self.repeated = repeated_nodes(traced)
         self.src, *self.states = traced.given
         self.pha, self.fgr, self.new_states = traced.results
         self.names = {node: node.name for node in traced.graph.nodes}
@@ -147,14 +135,14 @@ class _Assembly:
             name: node.meta.get("traced", "") for node, name in self.names.items()
         } | {"fgr": (self.fgr or self.src).name}
 
-    def blocks(self) -> tuple[_Part, ...]:
+    def blocks(self) -> tuple[Block, ...]:
         homes = iter(range(len(self.pieces)))
         return tuple(
             self._part(piece, title, next(homes) if piece.states else None)
             for piece, title in zip(self.pieces, _titles(self.pieces), strict=True)
         )
 
-    def _part(self, piece: Piece, title: str, home: int | None) -> _Part:
+    def _part(self, piece: Piece, title: str, home: int | None) -> Block:
         named = [n for n in piece.nodes if self.names[n] in ("pha", "fgr", "pha_unclamped")]
         outputs = list(dict.fromkeys((*piece.outputs, *named)))
         names = [self.names[node] for node in outputs]
@@ -164,7 +152,7 @@ class _Assembly:
             inputs = inputs if self.src in inputs else [self.src, *inputs]
         function = self._function(piece, inputs, outputs)
         given = tuple(self.names[node] for node in inputs)
-        return _Part(title, given, tuple(names), function, piece.layers, home)
+        return Block(title, given, tuple(names), function, piece.layers, home)
 
     def _function(
         self, piece: Piece, inputs: list[fx.Node], outputs: list[fx.Node]
